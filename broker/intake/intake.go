@@ -1,0 +1,222 @@
+// Package intake is the first station of the straight line: it takes what
+// agents publish, decides early, and appends one event for each message. It
+// answers nobody, and nothing it decides is final: release decides again, in
+// log order.
+//
+// The sender of a message is the account that the server stamped into its
+// subject (writ.out.<agent>.…), and nothing else. For each message, in this
+// order: shed what is over the agent's rate, before anything is parsed; parse
+// the subject; check headers and size; check the live capability
+// (schemas.State.Admit); ask the monitor for a verdict; append. Messages of one
+// agent are handled one at a time, so that each verdict knows the one before.
+//
+// Guarantees: no header of an agent becomes a header of an event; an action
+// that the monitor did not judge is not accepted; a message that could not be
+// appended leaves no trace and gets no answer.
+package intake
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// Filters are the events that intake folds: what bears on what an agent may do.
+var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
+	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held"}
+
+// Options of an Intake. All but Workers and Now are needed.
+type Options struct {
+	Conn     *nats.Conn // in CONTROL, as the user intake
+	Consumer string     // name of the consumer over Filters
+	Source   string     // ce-source of what it appends
+	Logger   *slog.Logger
+	Workers  int              // actions in progress at once; 256 where 0
+	Now      func() time.Time // the clock; time.Now where nil
+}
+
+// An Intake is one replica. Replicas share the work by queue group and hold
+// nothing but a fold of the log.
+type Intake struct {
+	Options
+	log    *bus.Appender
+	judge  *judge
+	lanes  *lanes
+	asked  *requests
+	folded *watermark
+
+	mu    sync.RWMutex // guards state
+	state *schemas.State
+}
+
+// New prepares an intake; Run starts it.
+func New(o Options) (*Intake, error) {
+	if o.Workers == 0 {
+		o.Workers = 256
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	log, err := bus.NewAppender(o.Conn)
+	if err != nil {
+		return nil, err
+	}
+	i := &Intake{Options: o, log: log, state: schemas.NewState(), folded: newWatermark()}
+	i.lanes = newLanes(i.limits)
+	i.asked = newRequests(o.Conn)
+	i.judge = newJudge(o.Conn)
+	return i, nil
+}
+
+// Run serves until the context ends or the log can no longer be followed.
+// ready is called when it takes messages.
+func (i *Intake) Run(ctx context.Context, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	caughtUp := make(chan struct{})
+	f := bus.Follower{Conn: i.Conn, Consumer: i.Consumer, Filters: Filters,
+		CaughtUp: func(uint64) { close(caughtUp) }}
+	g.Go(func() error { return f.Run(ctx, i.fold) })
+	for range i.Workers {
+		g.Go(func() error {
+			i.lanes.work(ctx, i.handle)
+			return nil
+		})
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		i.lanes.close()
+		return nil
+	})
+	g.Go(func() error {
+		select {
+		case <-caughtUp:
+		case <-ctx.Done():
+			return nil
+		}
+		return i.take(ctx, ready)
+	})
+	err := g.Wait()
+	if ctx.Err() != nil && err == context.Canceled {
+		return nil
+	}
+	return err
+}
+
+// take subscribes to what agents publish, until the context ends.
+func (i *Intake) take(ctx context.Context, ready func()) error {
+	sub, err := i.Conn.QueueSubscribe(schemas.OutPrefix+".*.>", "intake", func(m *nats.Msg) {
+		i.lanes.put(m, i.Now())
+	})
+	if err != nil {
+		return fmt.Errorf("intake: subscribe: %w", err)
+	}
+	// The server's own bounds keep an agent from filling this; lanes shed
+	// before it matters.
+	if err := sub.SetPendingLimits(-1, 256<<20); err != nil {
+		return fmt.Errorf("intake: subscribe: %w", err)
+	}
+	if err := bus.Handle(i.Conn, i.Logger, schemas.CtlHealth, i.health); err != nil {
+		return err
+	}
+	if err := i.Conn.Flush(); err != nil {
+		return fmt.Errorf("intake: subscribe: %w", err)
+	}
+	ready()
+	<-ctx.Done()
+	// What already arrived is finished by the workers' own context; what
+	// did not is the next replica's.
+	if err := sub.Unsubscribe(); err != nil && i.Conn.IsConnected() {
+		return fmt.Errorf("intake: unsubscribe: %w", err)
+	}
+	return nil
+}
+
+func (i *Intake) health(context.Context, struct{}) (schemas.Health, error) {
+	return schemas.Health{Service: "intake", OK: true, Seq: i.folded.at()}, nil
+}
+
+func (i *Intake) fold(entry bus.Entry) error {
+	e, err := entry.Event()
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	err = i.state.Apply(e)
+	i.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("intake: fold: %w", err)
+	}
+	if e.Kind == schemas.AgentDeclared {
+		i.lanes.forget(e.Agent) // its rate may have changed
+	}
+	i.folded.set(e.Seq)
+	return nil
+}
+
+// limits says how much of an account's traffic is let through.
+func (i *Intake) limits(agent string) limits {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[agent]
+	if a == nil {
+		return limits{Rate: schemas.DefaultRate}
+	}
+	l := limits{Rate: schemas.DefaultRate, service: a.Kind == schemas.KindService}
+	if a.Rate != nil {
+		l.Rate = *a.Rate
+	}
+	return l
+}
+
+// A watermark is a sequence that rises, and that can be waited for.
+type watermark struct {
+	mu      sync.Mutex
+	seq     uint64
+	changed chan struct{}
+}
+
+func newWatermark() *watermark { return &watermark{changed: make(chan struct{})} }
+
+func (w *watermark) at() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seq
+}
+
+func (w *watermark) set(seq uint64) {
+	w.mu.Lock()
+	w.seq = seq
+	close(w.changed)
+	w.changed = make(chan struct{})
+	w.mu.Unlock()
+}
+
+// wait returns when the watermark has reached seq, and false if it did not
+// within the time.
+func (w *watermark) wait(ctx context.Context, seq uint64, atMost time.Duration) bool {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	for {
+		w.mu.Lock()
+		reached, changed := w.seq >= seq, w.changed
+		w.mu.Unlock()
+		if reached {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}

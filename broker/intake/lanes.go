@@ -1,0 +1,200 @@
+package intake
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+const (
+	laneDepth    = 256   // messages that may wait for one agent
+	serviceDepth = 16384 // answers that may wait for one service
+	spread       = 16    // lanes of a service: answers of different requests need no order
+)
+
+type limits struct {
+	schemas.Rate
+	service bool
+}
+
+// lanes hold what arrived, one queue per account, and hand it out so that no
+// two messages of one lane are in progress at once. A flood fills its own lane
+// alone and is shed there, by the stamped account and before it is parsed.
+type lanes struct {
+	limits func(agent string) limits
+
+	mu       sync.Mutex
+	some     sync.Cond // there is something in ready, or closed is set
+	ready    []*lane
+	closed   bool
+	lanes    map[string]*lane
+	accounts map[string]*account
+}
+
+// An account is what is counted per sender.
+type account struct {
+	limits  limits
+	tokens  float64
+	last    time.Time
+	waiting int
+	stale   bool  // limits must be read anew
+	second  int64 // in which the last shed message was let through to be logged
+	shed    int   // since then
+}
+
+type lane struct {
+	account *account
+	queue   []arrival
+	busy    bool
+	after   uint64 // sequence of the newest action, for the monitor to have seen
+}
+
+// An arrival is one message with what is known before it is parsed.
+type arrival struct {
+	msg  *nats.Msg
+	shed int // over the rate, with this many more behind it; 0 where it is within
+}
+
+func newLanes(l func(string) limits) *lanes {
+	ls := &lanes{limits: l, lanes: map[string]*lane{}, accounts: map[string]*account{}}
+	ls.some.L = &ls.mu
+	return ls
+}
+
+// put queues a message, or sheds it.
+func (l *lanes) put(m *nats.Msg, now time.Time) {
+	agent := schemas.OutAgent(m.Subject)
+	if agent == "" {
+		return // the server stamps every subject; without one there is nobody to blame
+	}
+	rest := m.Subject[len(schemas.OutPrefix)+1+len(agent)+1:]
+	if strings.HasPrefix(rest, "token.") {
+		return // the issuer's
+	}
+	answer := strings.HasPrefix(rest, "_r.")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acc := l.accounts[agent]
+	if acc == nil {
+		lim := l.limits(agent)
+		acc = &account{limits: lim, tokens: float64(lim.Burst), last: now}
+		l.accounts[agent] = acc
+	}
+	if acc.stale {
+		acc.limits, acc.stale = l.limits(agent), false
+	}
+	a := arrival{msg: m}
+	if !acc.admit(answer, now) {
+		if acc.second == now.Unix() {
+			acc.shed++
+			return
+		}
+		a.shed = acc.shed + 1
+		acc.second, acc.shed = now.Unix(), 0
+	}
+	key := agent
+	if answer && acc.limits.service {
+		key = laneOf(agent, rest)
+	}
+	ln := l.lanes[key]
+	if ln == nil {
+		ln = &lane{account: acc}
+		l.lanes[key] = ln
+	}
+	ln.account = acc
+	acc.waiting++
+	ln.queue = append(ln.queue, a)
+	if !ln.busy {
+		ln.busy = true
+		l.ready = append(l.ready, ln)
+		l.some.Signal()
+	}
+}
+
+// laneOf keeps all answers to one request in one lane: the chunks of a stream
+// stay in order.
+func laneOf(agent, rest string) string {
+	if len(rest) > len("_r.") {
+		return agent + "/" + string(rune('a'+rest[len("_r.")]%spread))
+	}
+	return agent
+}
+
+// admit takes one token from the account's bucket. Answers cost nothing: how
+// many there can be is bounded by the requests that were delivered; both are
+// bounded by how much may wait.
+func (a *account) admit(answer bool, now time.Time) bool {
+	if answer {
+		if a.limits.service {
+			return a.waiting < serviceDepth
+		}
+		return a.waiting < laneDepth
+	}
+	a.tokens = min(float64(a.limits.Burst), a.tokens+a.limits.PerSecond*max(0, now.Sub(a.last).Seconds()))
+	a.last = now
+	if a.tokens < 1 || a.waiting >= laneDepth {
+		return false
+	}
+	a.tokens--
+	return true
+}
+
+// forget makes the next message read the account's limits anew.
+func (l *lanes) forget(agent string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if acc := l.accounts[agent]; acc != nil {
+		acc.stale = true
+	}
+}
+
+// next waits for a lane that has something; nil when the lanes are closed.
+func (l *lanes) next() *lane {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.ready) == 0 && !l.closed {
+		l.some.Wait()
+	}
+	if l.closed {
+		return nil
+	}
+	ln := l.ready[0]
+	l.ready[0] = nil
+	l.ready = l.ready[1:]
+	return ln
+}
+
+// close lets work return; what still waits is dropped, and answered by nobody.
+func (l *lanes) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.some.Broadcast()
+}
+
+// work handles lanes that have something, one message at a time, until the
+// lanes are closed.
+func (l *lanes) work(ctx context.Context, handle func(context.Context, *lane, arrival)) {
+	for ln := l.next(); ln != nil; ln = l.next() {
+		l.mu.Lock()
+		a := ln.queue[0]
+		ln.queue[0] = arrival{}
+		ln.queue = ln.queue[1:]
+		l.mu.Unlock()
+		handle(ctx, ln, a)
+		l.mu.Lock()
+		ln.account.waiting--
+		if len(ln.queue) > 0 {
+			l.ready = append(l.ready, ln)
+			l.some.Signal()
+		} else {
+			ln.busy, ln.queue = false, nil
+		}
+		l.mu.Unlock()
+	}
+}

@@ -1,0 +1,280 @@
+package schemas
+
+import "time"
+
+// The operators' interface: requests over NATS inside CONTROL, JSON both ways,
+// errors as refusals in headers. Only operators' users may publish there.
+const (
+	CtlApply   = "writ.ctl.issuer.apply"   // ApplyRequest → ApplyReply
+	CtlEnroll  = "writ.ctl.issuer.enroll"  // EnrollRequest → EnrollReply
+	CtlIssue   = "writ.ctl.issuer.issue"   // IssueRequest → IssueReply
+	CtlLock    = "writ.ctl.issuer.lock"    // LockRequest → Receipt
+	CtlReview  = "writ.ctl.issuer.review"  // ReviewRequest → ReviewReply
+	CtlReviews = "writ.ctl.issuer.reviews" // PageRequest → ReviewsReply
+	CtlStatus  = "writ.ctl.issuer.status"  // StatusRequest → StatusReply
+	CtlJWKS    = "writ.ctl.issuer.jwks"    // nothing → a JWK Set
+	CtlHead    = "writ.ctl.ledger.head"    // nothing → Head
+	CtlVerify  = "writ.ctl.ledger.verify"  // nothing → VerifyReply
+	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
+	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
+	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
+	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
+
+	// Assess is where intake asks the monitor: the headers and body of an
+	// event without verdict, and the two headers below → Verdict.
+	Assess = "writ.assess"
+	// HeaderSubject, on such a request, is the event's subject.
+	HeaderSubject = "Writ-Subject"
+	// HeaderAfter, on such a request, is the sequence up to which the monitor
+	// must have folded before it answers: the agent's previous action.
+	HeaderAfter = "Writ-After"
+)
+
+// ApplyRequest declares the whole fleet. Without Prune, principals that are
+// missing are an error that names them; with it they are killed and removed.
+type ApplyRequest struct {
+	TrustDomain string      `json:"trust_domain"`
+	Digest      string      `json:"digest"` // SHA-256 of the file, hex
+	Principals  []Principal `json:"principals"`
+	DryRun      bool        `json:"dry_run,omitempty"`
+	Prune       bool        `json:"prune,omitempty"`
+	Actor       string      `json:"actor"`
+}
+
+// Change is one difference between the fleet and the file.
+type Change struct {
+	ID     string `json:"id"`
+	Action string `json:"action"` // add, change or remove
+	Detail string `json:"detail,omitempty"`
+}
+
+type ApplyReply struct {
+	Changes []Change `json:"changes"`
+}
+
+type EnrollRequest struct {
+	ID    string `json:"id"`
+	Actor string `json:"actor"`
+}
+
+// EnrollReply holds the content of a .creds file: it is a secret.
+type EnrollReply struct {
+	AgentID   string `json:"agent_id"`
+	PublicKey string `json:"public_key"`
+	Creds     string `json:"creds"`
+}
+
+// IssueRequest asks for a capability. Over out.token.issue, Actor and Creds
+// are ignored: the stamped sender is the actor.
+type IssueRequest struct {
+	AgentID        string   `json:"agent_id"`
+	OperationID    string   `json:"operation_id"`
+	Scope          []string `json:"scope,omitempty"`
+	Tools          []string `json:"tools,omitempty"`
+	ForbiddenTools []string `json:"forbidden_tools,omitempty"`
+	TTLSeconds     int64    `json:"ttl_seconds,omitempty"` // the ceiling's where 0
+	MaxTokens      int64    `json:"max_tokens,omitempty"`
+	Task           string   `json:"task,omitempty"`
+	Job            string   `json:"job,omitempty"`
+	TraceID        string   `json:"trace_id,omitempty"`   // a new one where empty
+	Audience       string   `json:"audience,omitempty"`   // the trust domain where empty
+	PublicKey      string   `json:"public_key,omitempty"` // user NKey; a fresh one where empty
+	Actor          string   `json:"actor,omitempty"`
+}
+
+// IssueReply holds the capability and, where the issuer made the key, the
+// content of a .creds file with its seed, which is a secret; otherwise the
+// user JWT alone.
+type IssueReply struct {
+	Token       string    `json:"token"`
+	JTI         string    `json:"jti"`
+	AgentID     string    `json:"agent_id"`
+	OperationID string    `json:"operation_id"`
+	Scope       []string  `json:"scope"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	TraceID     string    `json:"trace_id"`
+	UserJWT     string    `json:"user_jwt"`
+	Creds       string    `json:"creds,omitempty"`
+	Seq         uint64    `json:"seq"`
+}
+
+// RefreshRequest, over out.token.refresh, renews the capability of one of the
+// sender's operations: never wider, for the same key or for a new one.
+type RefreshRequest struct {
+	OperationID string `json:"operation_id"`
+	PublicKey   string `json:"public_key,omitempty"`
+}
+
+// ReleaseRequest, over out.token.release, gives a capability up.
+type ReleaseRequest struct {
+	OperationID string `json:"operation_id"`
+}
+
+type LockRequest struct {
+	AgentID string `json:"agent_id"`
+	Lock    Lock   `json:"lock"` // active resumes
+	Reason  string `json:"reason"`
+	Actor   string `json:"actor"`
+}
+
+// A Receipt proves what a lock did. It is complete when release has worked
+// through the log up to Seq.
+type Receipt struct {
+	AgentID           string   `json:"agent_id"`
+	State             Lock     `json:"state"`
+	Seq               uint64   `json:"seq"`
+	LastAcceptedSeq   uint64   `json:"last_accepted_seq"`
+	Cancelled         []uint64 `json:"cancelled"`
+	ConnectionsClosed int      `json:"connections_closed"`
+	ElapsedMS         float64  `json:"elapsed_ms"`
+	Checkpoint        string   `json:"checkpoint"` // signed; covers Seq
+	Nodes             []string `json:"nodes"`      // servers that acknowledged
+	Partial           bool     `json:"partial"`    // a server did not
+	Effect            string   `json:"effect,omitempty"`
+}
+
+type ReviewRequest struct {
+	Seq     uint64 `json:"seq"`
+	Approve bool   `json:"approve"`
+	Reason  string `json:"reason,omitempty"`
+	Actor   string `json:"actor"`
+}
+
+type ReviewReply struct {
+	Seq     uint64 `json:"seq"`
+	AgentID string `json:"agent_id"`
+	Action  string `json:"action"`
+	State   string `json:"state"` // approved or denied
+}
+
+type PageRequest struct {
+	Limit int    `json:"limit,omitempty"` // 1 to 1,000; 100 where 0
+	After string `json:"after,omitempty"`
+}
+
+type Review struct {
+	Seq       uint64    `json:"seq"`
+	AgentID   string    `json:"agent_id"`
+	Operation string    `json:"operation_id"`
+	Action    string    `json:"action"`
+	Risk      int       `json:"risk"`
+	Factors   []Factor  `json:"factors"`
+	Time      time.Time `json:"time"`
+	Digest    string    `json:"payload_sha256"`
+}
+
+type ReviewsReply struct {
+	Reviews []Review `json:"reviews"`
+}
+
+type StatusRequest struct {
+	AgentID string `json:"agent_id,omitempty"`
+	PageRequest
+}
+
+type AgentStatus struct {
+	AgentID     string   `json:"agent_id"`
+	Kind        string   `json:"kind"`
+	State       Lock     `json:"state"`
+	Reason      string   `json:"reason,omitempty"`
+	Risk        int      `json:"risk"`
+	LastSeq     uint64   `json:"last_seq"`
+	Connections int      `json:"connections"`
+	Operations  []string `json:"operations"` // with a live capability
+}
+
+type StatusReply struct {
+	Agents []AgentStatus `json:"agents"`
+	Next   string        `json:"next,omitempty"`
+}
+
+// Head is the ledger's durable end. Size counts records; Root is the Merkle
+// tree head (RFC 6962), hex; Checkpoint is the newest signed one (C2SP
+// tlog-checkpoint), which may cover a little less.
+type Head struct {
+	Size       uint64 `json:"size"`
+	StreamSeq  uint64 `json:"stream_seq"`
+	Root       string `json:"root"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// HeadRequest asks for a head whose checkpoint covers at least Min records;
+// the ledger signs one at once if it must.
+type HeadRequest struct {
+	Min uint64 `json:"min,omitempty"`
+}
+
+type VerifyReply struct {
+	OK            bool    `json:"ok"`
+	Records       uint64  `json:"records"`
+	Root          string  `json:"root"`
+	FirstBadSeq   uint64  `json:"first_bad_seq,omitempty"`
+	Error         string  `json:"error,omitempty"`
+	RecordsPerSec float64 `json:"records_per_s"`
+}
+
+type ProveRequest struct {
+	Seq uint64 `json:"seq"`
+}
+
+// Proof of inclusion of one record, to be verified offline.
+type Proof struct {
+	Seq        uint64   `json:"seq"`
+	Index      uint64   `json:"index"`  // of the leaf
+	Leaf       string   `json:"leaf"`   // base64, 180 bytes
+	Hashes     []string `json:"hashes"` // base64, RFC 6962 audit path
+	Checkpoint string   `json:"checkpoint"`
+}
+
+// ReadRequest asks for records in order, from sequence From on, filtered.
+type ReadRequest struct {
+	From  uint64 `json:"from,omitempty"`
+	To    uint64 `json:"to,omitempty"` // 0: the end
+	Agent string `json:"agent,omitempty"`
+	Trace string `json:"trace,omitempty"`
+	Limit int    `json:"limit,omitempty"` // 1 to 1,000; 100 where 0
+	Data  bool   `json:"data,omitempty"`  // with bodies
+}
+
+// Record is one event as the ledger keeps it.
+type Record struct {
+	Seq     uint64 `json:"seq"`
+	Subject string `json:"subject"`
+	Header  Header `json:"header"`
+	Data    []byte `json:"data,omitempty"`
+}
+
+// ReadReply is a page; Next is the From of the following one, 0 at the end.
+type ReadReply struct {
+	Records []Record `json:"records"`
+	Next    uint64   `json:"next,omitempty"`
+	Head    uint64   `json:"head"` // the ledger's last durable sequence
+}
+
+type RiskRequest struct {
+	AgentID string `json:"agent_id"`
+}
+
+// RiskReply explains an agent's present risk.
+type RiskReply struct {
+	AgentID string    `json:"agent_id"`
+	Risk    int       `json:"risk"`
+	Seq     uint64    `json:"seq"` // the action that set it
+	Time    time.Time `json:"time"`
+	Action  string    `json:"action"`
+	Verdict
+	History []RiskPoint `json:"history,omitempty"` // oldest first, bounded
+}
+
+type RiskPoint struct {
+	Seq  uint64    `json:"seq"`
+	Time time.Time `json:"time"`
+	Risk int       `json:"risk"`
+}
+
+type Health struct {
+	Service string `json:"service"`
+	OK      bool   `json:"ok"`
+	Seq     uint64 `json:"seq"` // last event folded
+	Error   string `json:"error,omitempty"`
+}

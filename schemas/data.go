@@ -1,0 +1,168 @@
+package schemas
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Lock is the state of an agent: active → paused → active; active or paused →
+// suspended → active; any → killed, for good.
+type Lock string
+
+const (
+	Active    Lock = "active"
+	Paused    Lock = "paused"
+	Suspended Lock = "suspended"
+	Killed    Lock = "killed"
+)
+
+func (l Lock) check() error {
+	switch l {
+	case Active, Paused, Suspended, Killed:
+		return nil
+	}
+	return nameError("lock", string(l), "is none of active, paused, suspended, killed")
+}
+
+// Kinds of principal.
+const (
+	KindAgent   = "agent"
+	KindService = "service"
+)
+
+// A Principal is an agent or a service as the fleet file declares it: the body
+// of agent.declared.
+type Principal struct {
+	ID          string          `json:"id"`
+	Kind        string          `json:"kind"` // agent or service
+	Owner       string          `json:"owner,omitempty"`
+	Ceiling     *Ceiling        `json:"ceiling,omitempty"`
+	MayIssueFor []string        `json:"may_issue_for,omitempty"`
+	Serves      []string        `json:"serves,omitempty"` // prefixes verb:resource
+	Tools       map[string]Tool `json:"tools,omitempty"`  // a service's tools, by name
+	Streams     bool            `json:"streams,omitempty"`
+	Meter       string          `json:"meter,omitempty"` // "tokens": its answers state usage
+	Rate        *Rate           `json:"rate,omitempty"`
+	Thresholds  *Thresholds     `json:"thresholds,omitempty"`
+	MemoryBytes int64           `json:"memory_bytes,omitempty"` // quota of the agent's memory
+	// Lock and Generation are set where the issuer repeats a declaration, so
+	// that the log's oldest part can age out.
+	Lock       Lock `json:"lock,omitempty"`
+	Generation int  `json:"generation,omitempty"`
+}
+
+// A Ceiling bounds what can ever be granted to an agent.
+type Ceiling struct {
+	Scope          []string `json:"scope,omitempty"` // exact verb:resource
+	Tools          []string `json:"tools,omitempty"` // sugar for call:<tool>
+	ForbiddenTools []string `json:"forbidden_tools,omitempty"`
+	TTLSeconds     int64    `json:"ttl_seconds,omitempty"` // 1 to 86,400; 300 where unset
+	MaxTokens      int64    `json:"max_tokens,omitempty"`  // 0: no metered service may be used
+	Jobs           []string `json:"jobs,omitempty"`
+	Operations     []string `json:"operations,omitempty"` // empty: any
+}
+
+// A Tool tells the monitor what a call can do: class read, write or egress;
+// unknown counts as egress.
+type Tool struct {
+	Class       string `json:"class,omitempty"`
+	Description string `json:"description,omitempty"`
+}
+
+// Rate bounds an agent's actions, by token bucket.
+type Rate struct {
+	PerSecond float64 `json:"per_second"`
+	Burst     int     `json:"burst"`
+}
+
+// Thresholds of risk, 0 to 100, at which an agent is paused and suspended.
+type Thresholds struct {
+	Pause   int `json:"pause"`
+	Suspend int `json:"suspend"`
+}
+
+// DefaultThresholds hold where the fleet file says nothing.
+var DefaultThresholds = Thresholds{Pause: 70, Suspend: 90}
+
+// DefaultRate holds where the fleet file says nothing.
+var DefaultRate = Rate{PerSecond: 200, Burst: 400}
+
+// A Policy is the fleet as a whole: the body of policy.applied.
+type Policy struct {
+	TrustDomain string `json:"trust_domain"`
+	Digest      string `json:"digest"` // SHA-256 of the fleet file, hex
+}
+
+// A Grant is a capability as issued: the body of token.issued. The token
+// itself says the same, signed.
+type Grant struct {
+	JTI            string    `json:"jti"`
+	Agent          string    `json:"agent_id"`
+	Operation      string    `json:"operation_id"`
+	Scope          []string  `json:"scope"` // exact, tools included as call:<tool>
+	ForbiddenTools []string  `json:"forbidden_tools,omitempty"`
+	NotBefore      time.Time `json:"not_before"`
+	Expires        time.Time `json:"expires"`
+	MaxTokens      int64     `json:"max_tokens,omitempty"`
+	Task           string    `json:"task,omitempty"`
+	Job            string    `json:"job,omitempty"`
+	TraceID        string    `json:"trace_id"`
+	PublicKey      string    `json:"public_key"` // user NKey that proves possession
+	Parent         string    `json:"parent,omitempty"`
+	IssuedBy       string    `json:"issued_by"`
+	Refreshes      string    `json:"refreshes,omitempty"` // jti that this one replaces
+	Token          string    `json:"token"`               // for recipients to verify; worthless without the key
+}
+
+// A Violation is what the server itself refused: the body of agent.violation.
+type Violation struct {
+	Subject string `json:"subject"`
+	What    string `json:"what"`  // publish or subscribe
+	Count   int    `json:"count"` // how many within the second
+}
+
+// A Verdict is the monitor's judgement of one action. It is a pure function of
+// the events up to AsOf, the action and the action's time; all numbers are
+// integers, so that replay is exact to the bit.
+type Verdict struct {
+	Risk         int      `json:"risk"`          // 0 to 100: of the agent, after this action
+	ActionRisk   int      `json:"action_risk"`   // 0 to 100: of this action alone
+	PPM          int64    `json:"p_ppm"`         // conformal p-value in millionths
+	NCalibration int      `json:"n_calibration"` // benign runs behind it
+	AsOf         uint64   `json:"as_of"`         // last sequence folded
+	Baseline     uint64   `json:"baseline_version"`
+	Model        string   `json:"model_version"`
+	Decision     string   `json:"decision"` // pass, pause or suspend
+	Score        int64    `json:"score"`    // sum of the points, in 1/65536
+	Factors      []Factor `json:"factors,omitempty"`
+}
+
+// Decisions of a verdict.
+const (
+	Pass    = "pass"
+	Pause   = "pause"
+	Suspend = "suspend"
+)
+
+// A Factor is one evidence in a verdict. Bits, weights and points are fixed
+// point in units of 1/65536; the points of all factors sum to the score.
+type Factor struct {
+	ID       string `json:"id"`
+	Bits     int64  `json:"bits"`
+	Weight   int64  `json:"weight"`
+	Points   int64  `json:"points"`
+	Observed string `json:"observed,omitempty"`
+	Expected string `json:"expected,omitempty"`
+	Support  int    `json:"support,omitempty"`
+}
+
+// Marshal encodes the body of an event. Bodies are plain structs that always
+// encode.
+func Marshal(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("schemas: %T does not encode: %v", v, err))
+	}
+	return b
+}

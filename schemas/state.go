@@ -1,0 +1,322 @@
+package schemas
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ApprovalTTL is how long an approval admits the repetition of a held request.
+const ApprovalTTL = 10 * time.Minute
+
+// State is what intake, release, issuer and monitor all know of the fleet: a
+// pure fold of events. It reads no clock; time arrives in events and
+// questions. It is not safe for concurrent use.
+type State struct {
+	Seq         uint64 // last event folded
+	TrustDomain string
+	Policy      string // digest of the fleet file in force
+	Agents      map[string]*Agent
+	routes      map[string]string // prefix verb:resource → service
+}
+
+// An Agent is one agent or service in the state.
+type Agent struct {
+	Principal
+	Lock       Lock
+	LockSeq    uint64 // event that put the lock on, 0 if never locked
+	LockReason string
+	Generation int               // of the account's keys: rises with suspend and kill
+	Grants     map[string]*Live  // newest capability, by operation
+	Spent      map[string]int64  // language-model tokens used, by operation
+	LastSeq    uint64            // newest event that concerns the agent
+	Risk       int               // as the newest verdict said
+	RiskTime   time.Time         // when it did
+	Held       map[uint64]*Event // held actions that await a review, without bodies
+	approvals  map[approvalKey]approval
+}
+
+// A Live is a grant with what has become of it.
+type Live struct {
+	Grant
+	Seq   uint64
+	Ended string // why it no longer counts; "" while it does
+}
+
+type approvalKey struct {
+	operation, action string
+	digest            Digest
+}
+
+type approval struct {
+	seq     uint64 // the held action that was approved
+	expires time.Time
+}
+
+// NewState is the state before the first event.
+func NewState() *State {
+	return &State{Agents: map[string]*Agent{}, routes: map[string]string{}}
+}
+
+// Apply folds one event. Events must arrive in sequence order; kinds that do
+// not bear on the state may be left out.
+func (s *State) Apply(e *Event) error {
+	if e.Seq <= s.Seq && e.Seq != 0 {
+		return fmt.Errorf("event %d after %d: out of order", e.Seq, s.Seq)
+	}
+	s.Seq = e.Seq
+	switch e.Kind {
+	case PolicyApplied:
+		var p Policy
+		if err := Unmarshal(e.Data, &p); err != nil {
+			return fmt.Errorf("event %d: %w", e.Seq, err)
+		}
+		s.TrustDomain, s.Policy = p.TrustDomain, p.Digest
+		return nil
+	case AgentDeclared:
+		return s.declare(e)
+	}
+	a := s.Agents[e.Agent]
+	if a == nil {
+		return nil // an event about nobody we know changes nothing
+	}
+	a.LastSeq = e.Seq
+	switch e.Kind {
+	case TokenIssued:
+		var g Grant
+		if err := Unmarshal(e.Data, &g); err != nil {
+			return fmt.Errorf("event %d: %w", e.Seq, err)
+		}
+		a.Grants[g.Operation] = &Live{Grant: g, Seq: e.Seq}
+	case TokenRevoked:
+		for _, g := range a.Grants {
+			if g.JTI == e.JTI {
+				g.Ended = "revoked: " + e.Reason
+			}
+		}
+	case OperationEnded:
+		if g := a.Grants[e.Operation]; g != nil {
+			g.Ended = "ended: " + e.Reason
+		}
+	case AgentRemoved:
+		s.unroute(a)
+		delete(s.Agents, e.Agent)
+	case AgentEnrolled:
+		if a.Lock == Killed {
+			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
+		}
+	case AgentPaused:
+		a.lock(Paused, e)
+	case AgentSuspended:
+		a.lock(Suspended, e)
+	case AgentKilled:
+		a.lock(Killed, e)
+	case AgentResumed:
+		if a.Lock != Killed {
+			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, e.Reason
+			a.Risk = 0
+		}
+	case MessageAccepted:
+		if e.Ref != 0 {
+			delete(a.approvals, keyOf(e))
+		}
+		a.judge(e)
+	case MessageHeld, ResponseHeld:
+		held := *e
+		held.Data = nil
+		a.Held[e.Seq] = &held
+		a.judge(e)
+	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
+		if e.Kind == ResponseAccepted && e.Tokens > 0 {
+			if to := s.Agents[e.To]; to != nil {
+				to.Spent[e.Operation] += e.Tokens
+			}
+		}
+		a.judge(e)
+	case MessageCancelled, MessageExpired:
+		delete(a.Held, e.Ref)
+	case ReviewApproved:
+		s.approve(a, e)
+	case ReviewDenied:
+		delete(a.Held, e.Ref)
+	}
+	return nil
+}
+
+func (s *State) declare(e *Event) error {
+	var p Principal
+	if err := Unmarshal(e.Data, &p); err != nil {
+		return fmt.Errorf("event %d: %w", e.Seq, err)
+	}
+	a := s.Agents[p.ID]
+	if a == nil {
+		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
+			Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}}
+		if p.Lock != "" {
+			a.Lock, a.Generation = p.Lock, p.Generation
+		}
+		s.Agents[p.ID] = a
+	}
+	s.unroute(a)
+	a.Principal = p
+	a.LastSeq = e.Seq
+	for _, prefix := range p.Serves {
+		s.routes[prefix] = p.ID
+	}
+	return nil
+}
+
+func (s *State) unroute(a *Agent) {
+	for _, prefix := range a.Serves {
+		if s.routes[prefix] == a.ID {
+			delete(s.routes, prefix)
+		}
+	}
+}
+
+// lock puts a lock on; a weaker one never replaces a stronger one.
+func (a *Agent) lock(l Lock, e *Event) {
+	if strength(l) <= strength(a.Lock) {
+		return
+	}
+	a.Lock, a.LockSeq, a.LockReason = l, e.Seq, e.Reason
+	if l == Paused {
+		return
+	}
+	a.Generation++
+	for _, g := range a.Grants {
+		if g.Ended == "" {
+			g.Ended = string(l) + ": " + e.Reason
+		}
+	}
+	clear(a.approvals)
+}
+
+func strength(l Lock) int {
+	return slices.Index([]Lock{Active, Paused, Suspended, Killed}, l)
+}
+
+// judge takes over what a verdict says: the lock that the event puts on.
+func (a *Agent) judge(e *Event) {
+	if e.Lock != "" {
+		a.lock(e.Lock, e)
+	}
+	if len(e.Verdict) == 0 {
+		return
+	}
+	a.Risk, a.RiskTime = e.Risk, e.Time
+}
+
+func keyOf(e *Event) approvalKey {
+	return approvalKey{e.Operation, e.Action.String(), e.Digest}
+}
+
+func (s *State) approve(a *Agent, e *Event) {
+	held := a.Held[e.Ref]
+	if held == nil {
+		return
+	}
+	delete(a.Held, e.Ref)
+	if held.Kind == MessageHeld && held.Action.Request() {
+		a.approvals[keyOf(held)] = approval{seq: e.Ref, expires: e.Time.Add(ApprovalTTL)}
+	}
+	if a.Lock == Paused && a.LockSeq == e.Ref {
+		a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "the action that paused it was approved"
+		a.Risk = 0
+	}
+}
+
+// An Admission is what State.Admit found for an action.
+type Admission struct {
+	Grant    *Live
+	To       string // who receives it
+	Approval uint64 // held action whose approval admits this one, 0 where none was needed
+	Hold     bool   // the agent is paused: log and hold
+}
+
+// Admit decides whether agent may carry out an action at a given time. It is
+// the one place that decides: intake asks it early, release asks it again, in
+// log order, and release's answer counts.
+func (s *State) Admit(agent, operation string, action Action, digest Digest, at time.Time) (Admission, *Refusal) {
+	var ad Admission
+	a := s.Agents[agent]
+	if a == nil || a.Kind != KindAgent {
+		return ad, Refuse(CodeUnauthorized, "%s is no agent of this fleet; declare it in the fleet file and run writ apply", agent)
+	}
+	switch a.Lock {
+	case Killed:
+		return ad, Refuse(CodeCancelled, "%s was killed: %s", agent, a.LockReason)
+	case Suspended:
+		return ad, Refuse(CodeCancelled, "%s is suspended: %s; an operator must resume it", agent, a.LockReason)
+	}
+	g := a.Grants[operation]
+	switch {
+	case g == nil:
+		return ad, Refuse(CodeUnauthorized, "no capability was issued to %s for operation %s; ask for one (out.token.issue or writ issue)", agent, operation)
+	case g.Ended != "":
+		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is no longer valid (%s)", operation, g.Ended)
+	case !at.Before(g.Expires):
+		return ad, Refuse(CodeUnauthorized, "the capability for operation %s expired at %s; refresh it before it does", operation, g.Expires.Format(time.RFC3339))
+	case at.Before(g.NotBefore.Add(-time.Second)):
+		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is not valid before %s", operation, g.NotBefore.Format(time.RFC3339))
+	}
+	ad.Grant = g
+	if action.Verb == VerbCall && slices.Contains(g.ForbiddenTools, action.Resource) {
+		return ad, Refuse(CodeForbidden, "tool %s is forbidden to %s in operation %s; allowed: %s", action.Resource, agent, operation, strings.Join(g.Scope, " "))
+	}
+	if !slices.Contains(g.Scope, action.Scope()) {
+		return ad, Refuse(CodeForbidden, "%s is not in the scope of operation %s; allowed: %s", action.Scope(), operation, strings.Join(g.Scope, " "))
+	}
+	to := s.Route(action)
+	if to == "" {
+		return ad, Refuse(CodeNotFound, "nobody in the fleet serves %s", action)
+	}
+	ad.To = to
+	if r := s.Agents[to]; r != nil {
+		if r.Lock == Killed || r.Lock == Suspended {
+			return ad, Refuse(CodeNotFound, "%s is %s and receives nothing", to, r.Lock)
+		}
+		if r.Meter == "tokens" && a.Spent[operation] >= g.MaxTokens {
+			return ad, Refuse(CodeBudget, "operation %s has used %d of its %d tokens", operation, a.Spent[operation], g.MaxTokens)
+		}
+	}
+	if ap, ok := a.approvals[approvalKey{operation, action.String(), digest}]; ok && at.Before(ap.expires) {
+		ad.Approval = ap.seq
+		return ad, nil
+	}
+	ad.Hold = a.Lock == Paused
+	return ad, nil
+}
+
+// Route names who receives an action, "" where nobody does. Services are found
+// by the longest prefix that they declared.
+func (s *State) Route(action Action) string {
+	switch action.Verb {
+	case VerbSend, VerbAsk:
+		if a := s.Agents[action.Resource]; a != nil && a.Kind == KindAgent {
+			return a.ID
+		}
+		return ""
+	case VerbMemory:
+		return MemoryID
+	}
+	for prefix := action.String(); ; {
+		if to, ok := s.routes[prefix]; ok {
+			return to
+		}
+		cut := strings.LastIndexByte(prefix, '.')
+		if cut < 0 {
+			return ""
+		}
+		prefix = prefix[:cut]
+	}
+}
+
+// ThresholdsOf gives the thresholds that hold for an agent.
+func (s *State) ThresholdsOf(agent string) Thresholds {
+	if a := s.Agents[agent]; a != nil && a.Thresholds != nil {
+		return *a.Thresholds
+	}
+	return DefaultThresholds
+}
