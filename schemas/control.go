@@ -1,6 +1,9 @@
 package schemas
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // The operators' interface: requests over NATS inside CONTROL, JSON both ways,
 // errors as refusals in headers. Only operators' users may publish there.
@@ -12,8 +15,8 @@ const (
 	CtlReview  = "writ.ctl.issuer.review"  // ReviewRequest → ReviewReply
 	CtlReviews = "writ.ctl.issuer.reviews" // PageRequest → ReviewsReply
 	CtlStatus  = "writ.ctl.issuer.status"  // StatusRequest → StatusReply
-	CtlJWKS    = "writ.ctl.issuer.jwks"    // nothing → a JWK Set
-	CtlHead    = "writ.ctl.ledger.head"    // nothing → Head
+	CtlJWKS    = "writ.ctl.issuer.jwks"    // nothing → KeySet, a JWK Set
+	CtlHead    = "writ.ctl.ledger.head"    // HeadRequest → Head
 	CtlVerify  = "writ.ctl.ledger.verify"  // nothing → VerifyReply
 	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
 	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
@@ -38,7 +41,10 @@ type ApplyRequest struct {
 	Principals  []Principal `json:"principals"`
 	DryRun      bool        `json:"dry_run,omitempty"`
 	Prune       bool        `json:"prune,omitempty"`
-	Actor       string      `json:"actor"`
+	// Add declares principals beside those that are there, and leaves the
+	// trust domain and all others as they are.
+	Add   bool   `json:"add,omitempty"`
+	Actor string `json:"actor"`
 }
 
 // Change is one difference between the fleet and the file.
@@ -242,6 +248,23 @@ type Record struct {
 	Subject string `json:"subject"`
 	Header  Header `json:"header"`
 	Data    []byte `json:"data,omitempty"`
+}
+
+// Event decodes the record. Without its body (ReadRequest.Data), Data is nil.
+func (r Record) Event() (*Event, error) {
+	body, absent := r.Data, len(r.Data) == 0
+	if absent {
+		body = []byte(emptyBody)
+	}
+	e, err := Decode(r.Subject, r.Header, body)
+	if err != nil {
+		return nil, fmt.Errorf("record %d: %w", r.Seq, err)
+	}
+	if absent {
+		e.Data = nil
+	}
+	e.Seq = r.Seq
+	return e, nil
 }
 
 // ReadReply is a page; Next is the From of the following one, 0 at the end.

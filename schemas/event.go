@@ -3,9 +3,7 @@ package schemas
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 )
@@ -115,6 +113,32 @@ var kinds = map[Kind]shape{
 	ReviewRequested:  {fRef, controlMay},
 }
 
+// A HeaderRule is the headers that an event of one kind must and may carry
+// beside the five of CloudEvents.
+type HeaderRule struct {
+	Kind      Kind
+	Must, May []string
+}
+
+// HeaderRules is the codec's table, sorted by kind.
+func HeaderRules() []HeaderRule {
+	rules := make([]HeaderRule, 0, len(kinds))
+	for k, sh := range kinds {
+		r := HeaderRule{Kind: k}
+		for _, f := range fieldNames {
+			switch {
+			case sh.must&f.bit != 0:
+				r.Must = append(r.Must, f.name)
+			case (sh.may|fEmpty)&f.bit != 0:
+				r.May = append(r.May, f.name)
+			}
+		}
+		rules = append(rules, r)
+	}
+	slices.SortFunc(rules, func(a, b HeaderRule) int { return strings.Compare(string(a.Kind), string(b.Kind)) })
+	return rules
+}
+
 // Kinds lists every kind of event, unordered.
 func Kinds() []Kind {
 	out := make([]Kind, 0, len(kinds))
@@ -203,377 +227,4 @@ func (t Trace) check() error {
 		return nameError("span id", t.Span, "is not 16 lower-case hex digits")
 	}
 	return nil
-}
-
-// ErrEvent is matched by every error of the event codec.
-var ErrEvent = errors.New("invalid event")
-
-func eventError(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{ErrEvent}, args...)...)
-}
-
-const (
-	typePrefix = "sh.writ."
-	emptyBody  = "\x00"
-)
-
-// A Header is a NATS header block: case-sensitive keys.
-type Header map[string][]string
-
-// fieldNames is the order in which headers are written, and the only names
-// that are read.
-var fieldNames = [...]struct {
-	name string
-	bit  field
-}{
-	{"content-type", fContentType}, {"Writ-Trace", fTrace}, {"Writ-Operation", fOperation},
-	{"Writ-Action", fAction}, {"Writ-To", fTo}, {"Writ-Jti", fJTI}, {"Writ-Request", fRequest},
-	{"Writ-Reply", fReply}, {"Writ-Expires", fExpires}, {"Writ-Msg-Id", fMsgID},
-	{"Writ-Digest", fDigest}, {"Writ-Ref", fRef}, {"Writ-Code", fCode}, {"Writ-Reason", fReason},
-	{"Writ-Tokens", fTokens}, {"Writ-Lock", fLock}, {"Writ-Verdict", fVerdict},
-	{"Writ-Final", fFinal}, {"Writ-Actor", fActor}, {"Writ-Empty", fEmpty},
-	{"Writ-Input", fInput}, {"Writ-Latency", fLatency},
-	{"Writ-Risk", fRisk},
-}
-
-var fieldByName = func() map[string]field {
-	m := make(map[string]field, len(fieldNames))
-	for _, f := range fieldNames {
-		m[f.name] = f.bit
-	}
-	return m
-}()
-
-func fieldName(bit field) string {
-	for _, f := range fieldNames {
-		if f.bit == bit {
-			return f.name
-		}
-	}
-	return "?"
-}
-
-// Encode gives the event's subject, headers and body on the wire. It fails
-// where a field is malformed, missing or foreign to the kind: such an event
-// would halt every reader of the log.
-func (e *Event) Encode() (subject string, h Header, body []byte, err error) {
-	sh, ok := kinds[e.Kind]
-	if !ok {
-		return "", nil, nil, eventError("kind %q is unknown", e.Kind)
-	}
-	if e.Agent != Fleet {
-		if err := CheckID("agent", e.Agent); err != nil {
-			return "", nil, nil, eventError("%w", err)
-		}
-	}
-	h = make(Header, 16)
-	backing := make([]string, 0, 20)
-	put := func(k, v string) {
-		backing = append(backing, v)
-		h[k] = backing[len(backing)-1 : len(backing) : len(backing)]
-	}
-	put("ce-specversion", "1.0")
-	put("ce-type", typePrefix+string(e.Kind))
-	put("ce-source", e.Source)
-	put("ce-id", e.ID)
-	put("ce-time", formatTime(e.Time))
-	var set field
-	text := func(bit field, name, v string) {
-		if v != "" {
-			put(name, v)
-			set |= bit
-		}
-	}
-	text(fContentType, "content-type", e.ContentType)
-	if e.Trace != (Trace{}) {
-		text(fTrace, "Writ-Trace", e.Trace.String())
-	}
-	text(fOperation, "Writ-Operation", e.Operation)
-	if e.Action != (Action{}) {
-		text(fAction, "Writ-Action", e.Action.String())
-	}
-	text(fTo, "Writ-To", e.To)
-	text(fJTI, "Writ-Jti", e.JTI)
-	text(fRequest, "Writ-Request", e.Request)
-	text(fReply, "Writ-Reply", e.Reply)
-	if !e.Expires.IsZero() {
-		text(fExpires, "Writ-Expires", formatTime(e.Expires))
-	}
-	text(fMsgID, "Writ-Msg-Id", e.MsgID)
-	if !e.Digest.IsZero() {
-		text(fDigest, "Writ-Digest", e.Digest.String())
-	}
-	if !e.Input.IsZero() {
-		text(fInput, "Writ-Input", e.Input.String())
-	}
-	if e.Ref != 0 {
-		text(fRef, "Writ-Ref", strconv.FormatUint(e.Ref, 10))
-	}
-	if e.Code != 0 {
-		text(fCode, "Writ-Code", strconv.Itoa(e.Code))
-	}
-	text(fReason, "Writ-Reason", e.Reason)
-	if e.Tokens != 0 {
-		text(fTokens, "Writ-Tokens", strconv.FormatInt(e.Tokens, 10))
-	}
-	if e.Latency != 0 {
-		text(fLatency, "Writ-Latency", strconv.FormatInt(e.Latency.Microseconds(), 10))
-	}
-	text(fLock, "Writ-Lock", string(e.Lock))
-	if len(e.Verdict) > 0 {
-		text(fVerdict, "Writ-Verdict", string(e.Verdict))
-		text(fRisk, "Writ-Risk", strconv.Itoa(e.Risk))
-	}
-	if e.Final {
-		text(fFinal, "Writ-Final", "1")
-	}
-	text(fActor, "Writ-Actor", e.Actor)
-	body = e.Data
-	if len(body) == 0 {
-		text(fEmpty, "Writ-Empty", "1")
-		body = []byte(emptyBody)
-	}
-	if err := e.check(sh, set); err != nil {
-		return "", nil, nil, err
-	}
-	for name, v := range h {
-		if !headerValue(v[0]) {
-			return "", nil, nil, eventError("header %s holds a byte that no header may hold, or a space at an end", name)
-		}
-	}
-	return EventSubject(e.Agent, e.Kind), h, body, nil
-}
-
-// Decode reads an event as it stands in the log. Headers that the server adds
-// ("Nats-…") are passed over; every other header must be one of ours, once,
-// in canonical form, and fit the kind.
-func Decode(subject string, h Header, body []byte) (*Event, error) {
-	agent, kind, err := ParseEventSubject(subject)
-	if err != nil {
-		return nil, eventError("%w", err)
-	}
-	e := &Event{Kind: kind, Agent: agent, Data: body}
-	var set field
-	envelope := 0
-	for name, values := range h {
-		if strings.HasPrefix(name, "Nats-") {
-			continue
-		}
-		if len(values) != 1 {
-			return nil, eventError("header %s stands %d times", name, len(values))
-		}
-		v := values[0]
-		if strings.HasPrefix(name, "ce-") {
-			envelope++
-			if err := e.setEnvelope(name, v); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		bit, ok := fieldByName[name]
-		if !ok {
-			return nil, eventError("header %q is none of ours", clip(name))
-		}
-		if v == "" || !headerValue(v) {
-			return nil, eventError("header %s is empty or holds a byte that no header may hold", name)
-		}
-		if err := e.setField(bit, v); err != nil {
-			return nil, eventError("header %s: %w", name, err)
-		}
-		set |= bit
-	}
-	if envelope != 5 {
-		return nil, eventError("%d of the 5 CloudEvents headers are there", envelope)
-	}
-	if set&fEmpty != 0 {
-		if string(body) != emptyBody {
-			return nil, eventError("the body is flagged empty, and is not")
-		}
-		e.Data = nil
-	} else if len(body) == 0 {
-		return nil, eventError("the body is empty, and not flagged so")
-	}
-	if err := e.check(kinds[kind], set); err != nil {
-		return nil, err
-	}
-	return e, nil
-}
-
-func (e *Event) setEnvelope(name, v string) error {
-	switch name {
-	case "ce-specversion":
-		if v != "1.0" {
-			return eventError("ce-specversion %q is not 1.0", clip(v))
-		}
-	case "ce-type":
-		if v != typePrefix+string(e.Kind) {
-			return eventError("ce-type %q does not fit the subject", clip(v))
-		}
-	case "ce-source":
-		e.Source = v
-	case "ce-id":
-		e.ID = v
-	case "ce-time":
-		t, err := parseTime(v)
-		if err != nil {
-			return eventError("ce-time: %w", err)
-		}
-		e.Time = t
-	default:
-		return eventError("header %q is none of ours", clip(name))
-	}
-	return nil
-}
-
-func (e *Event) setField(bit field, v string) (err error) {
-	switch bit {
-	case fContentType:
-		e.ContentType = v
-	case fTrace:
-		id, span, _ := strings.Cut(v, "-")
-		e.Trace = Trace{ID: id, Span: span}
-		return e.Trace.check()
-	case fOperation:
-		e.Operation = v
-		return CheckID("operation", v)
-	case fAction:
-		e.Action, err = ParseAction(v)
-	case fTo:
-		e.To = v
-		return CheckID("recipient", v)
-	case fJTI:
-		e.JTI = v
-	case fRequest:
-		e.Request = v
-		if !lowerHex(v, 32) {
-			return nameError("request id", v, "is not 32 lower-case hex digits")
-		}
-	case fReply:
-		e.Reply = v
-	case fExpires:
-		e.Expires, err = parseTime(v)
-	case fMsgID:
-		e.MsgID = v
-	case fDigest:
-		e.Digest, err = parseDigest(v)
-	case fInput:
-		e.Input, err = parseDigest(v)
-	case fRef:
-		e.Ref, err = parseUint(v)
-	case fCode:
-		var n uint64
-		n, err = parseUint(v)
-		if err == nil && (n < 100 || n > 999) {
-			return nameError("code", v, "is not of three digits")
-		}
-		e.Code = int(n)
-	case fReason:
-		e.Reason = v
-	case fTokens:
-		var n uint64
-		n, err = parseUint(v)
-		if err == nil && (n == 0 || n > 1<<53) {
-			return nameError("token count", v, "is out of bounds")
-		}
-		e.Tokens = int64(n)
-	case fLatency:
-		var n uint64
-		n, err = parseUint(v)
-		if err == nil && (n == 0 || n > 1<<53) {
-			return nameError("latency", v, "is out of bounds")
-		}
-		e.Latency = time.Duration(n) * time.Microsecond
-	case fLock:
-		e.Lock = Lock(v)
-		return e.Lock.check()
-	case fVerdict:
-		e.Verdict = []byte(v)
-	case fRisk:
-		var n uint64
-		n, err = parseUint(v)
-		if err == nil && n > 100 {
-			return nameError("risk", v, "is over 100")
-		}
-		e.Risk = int(n)
-	case fFinal:
-		e.Final = true
-		return flag(v)
-	case fActor:
-		e.Actor = v
-	case fEmpty:
-		return flag(v)
-	}
-	return err
-}
-
-func flag(v string) error {
-	if v != "1" {
-		return nameError("flag", v, "is not 1")
-	}
-	return nil
-}
-
-func (e *Event) check(sh shape, set field) error {
-	if e.ID == "" || e.Source == "" || e.Time.IsZero() {
-		return eventError("%s has no id, source or time", e.Kind)
-	}
-	if missing := sh.must &^ set; missing != 0 {
-		return eventError("%s lacks %s", e.Kind, fieldName(missing&-missing))
-	}
-	if set&fVerdict != 0 != (set&fRisk != 0) {
-		return eventError("%s carries a verdict without a risk, or a risk without a verdict", e.Kind)
-	}
-	if foreign := set &^ (sh.must | sh.may | fEmpty); foreign != 0 {
-		return eventError("%s may not carry %s", e.Kind, fieldName(foreign&-foreign))
-	}
-	return nil
-}
-
-// headerValue reports whether a value survives a NATS header block unchanged.
-func headerValue(s string) bool {
-	if s == "" {
-		return true
-	}
-	for i := 0; i < len(s); i++ {
-		if s[i] < 0x20 || s[i] == 0x7f {
-			return false
-		}
-	}
-	return s[0] != ' ' && s[len(s)-1] != ' '
-}
-
-// HeaderText makes any text fit for a header: control bytes become spaces, the
-// ends are trimmed, and it is cut at 1,000 bytes.
-func HeaderText(s string) string {
-	if len(s) > 1000 {
-		s = strings.ToValidUTF8(s[:1000], "")
-	}
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s))
-}
-
-// formatTime is RFC 3339 in UTC with nine digits always: of fixed length, and
-// text order is time order.
-func formatTime(t time.Time) string { return t.UTC().Format(timeLayout) }
-
-const timeLayout = "2006-01-02T15:04:05.000000000Z"
-
-func parseTime(s string) (time.Time, error) {
-	t, err := time.Parse(timeLayout, s)
-	if err != nil || formatTime(t) != s {
-		return time.Time{}, nameError("time", s, "is not RFC 3339 in UTC with nine digits")
-	}
-	return t, nil
-}
-
-func parseDigest(s string) (d Digest, err error) {
-	if !lowerHex(s, 2*len(d)) {
-		return d, nameError("digest", s, "is not 64 lower-case hex digits")
-	}
-	_, err = hex.Decode(d[:], []byte(s))
-	return d, err
 }

@@ -72,7 +72,7 @@ type Ack struct {
 	Error     *AckError `json:"error,omitempty"`
 }
 
-// AckError is the error of an Ack. ErrCode is the code behind 10,000, outside
+// AckError is the error of an Ack. ErrCode is the code plus 20,000, outside
 // of what JetStream itself uses.
 type AckError struct {
 	Code        int    `json:"code"`

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -62,7 +63,7 @@ func NewState() *State {
 // Apply folds one event. Events must arrive in sequence order; kinds that do
 // not bear on the state may be left out.
 func (s *State) Apply(e *Event) error {
-	if e.Seq <= s.Seq && e.Seq != 0 {
+	if e.Seq <= s.Seq {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, s.Seq)
 	}
 	s.Seq = e.Seq
@@ -88,7 +89,16 @@ func (s *State) Apply(e *Event) error {
 		if err := Unmarshal(e.Data, &g); err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
-		a.Grants[g.Operation] = &Live{Grant: g, Seq: e.Seq}
+		if g.Agent != e.Agent || g.Operation != e.Operation || g.JTI != e.JTI {
+			return fmt.Errorf("event %d: it grants to another agent, operation or jti than its headers say", e.Seq)
+		}
+		live := &Live{Grant: g, Seq: e.Seq}
+		if a.Lock == Suspended || a.Lock == Killed {
+			// Issued in a race with the lock: what a resumed agent may do, it
+			// asks for anew.
+			live.Ended = string(a.Lock) + ": " + a.LockReason
+		}
+		a.Grants[g.Operation] = live
 	case TokenRevoked:
 		for _, g := range a.Grants {
 			if g.JTI == e.JTI {
@@ -130,7 +140,7 @@ func (s *State) Apply(e *Event) error {
 	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
 		if e.Kind == ResponseAccepted && e.Tokens > 0 {
 			if to := s.Agents[e.To]; to != nil {
-				to.Spent[e.Operation] += e.Tokens
+				to.Spent[e.Operation] += min(e.Tokens, math.MaxInt64-to.Spent[e.Operation])
 			}
 		}
 		a.judge(e)
@@ -148,6 +158,14 @@ func (s *State) declare(e *Event) error {
 	var p Principal
 	if err := Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("event %d: %w", e.Seq, err)
+	}
+	if p.ID != e.Agent || p.Kind != KindAgent && p.Kind != KindService {
+		return fmt.Errorf("event %d: it declares %q as %q under the name of %q", e.Seq, clip(p.ID), clip(p.Kind), e.Agent)
+	}
+	if p.Lock != "" {
+		if err := p.Lock.check(); err != nil {
+			return fmt.Errorf("event %d: %w", e.Seq, err)
+		}
 	}
 	a := s.Agents[p.ID]
 	if a == nil {
@@ -214,8 +232,8 @@ func keyOf(e *Event) approvalKey {
 
 func (s *State) approve(a *Agent, e *Event) {
 	held := a.Held[e.Ref]
-	if held == nil {
-		return
+	if held == nil || a.Lock == Suspended || a.Lock == Killed {
+		return // the lock cancels what was held; no approval outlives it
 	}
 	delete(a.Held, e.Ref)
 	if held.Kind == MessageHeld && held.Action.Request() {

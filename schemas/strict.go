@@ -109,15 +109,15 @@ func shapeOf(t reflect.Type) (fields map[string]reflect.Type, elem reflect.Type)
 		if known, ok := structFields.Load(t); ok {
 			return known.(map[string]reflect.Type), nil
 		}
-		fields = JSONFields(t)
+		fields = jsonFields(t)
 		structFields.Store(t, fields)
 	}
 	return fields, nil
 }
 
-// JSONFields lists the keys of a struct's JSON form with their Go types; an
+// jsonFields lists the keys of a struct's JSON form with their Go types; an
 // embedded struct's stand beside its own, which win.
-func JSONFields(t reflect.Type) map[string]reflect.Type {
+func jsonFields(t reflect.Type) map[string]reflect.Type {
 	fields := map[string]reflect.Type{}
 	for _, f := range reflect.VisibleFields(t) {
 		name, tagged := jsonName(f)

@@ -69,8 +69,11 @@ func (i *Intake) append(ctx context.Context, ln *lane, e *schemas.Event) error {
 	if e.Kind == schemas.MessageAccepted {
 		i.asked.remember(e)
 	}
-	if e.Lock != "" && !i.folded.wait(ctx, seq, appendGrace) {
-		return fmt.Errorf("the lock of event %d did not come back from the log", seq)
+	if e.Lock == "" {
+		return nil
+	}
+	if err := i.folded.Wait(ctx, seq, appendGrace); err != nil {
+		return fmt.Errorf("the lock of event %d did not come back from the log: %w", seq, err)
 	}
 	return nil
 }
@@ -184,7 +187,8 @@ func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 func (i *Intake) awaitGrant(ctx context.Context, agent string) {
 	seq, err := i.asked.newest(ctx, agent)
 	if err == nil {
-		i.folded.wait(ctx, seq, grantWait)
+		// Where it does not come in time, the refusal stands.
+		_ = i.folded.Wait(ctx, seq, grantWait)
 	}
 }
 

@@ -51,7 +51,7 @@ type Intake struct {
 	judge  *judge
 	lanes  *lanes
 	asked  *requests
-	folded *watermark
+	folded *bus.Watermark
 
 	mu    sync.RWMutex // guards state
 	state *schemas.State
@@ -69,7 +69,7 @@ func New(o Options) (*Intake, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Intake{Options: o, log: log, state: schemas.NewState(), folded: newWatermark()}
+	i := &Intake{Options: o, log: log, state: schemas.NewState(), folded: bus.NewWatermark()}
 	i.lanes = newLanes(i.limits)
 	i.asked = newRequests(o.Conn)
 	i.judge = newJudge(o.Conn)
@@ -140,7 +140,7 @@ func (i *Intake) take(ctx context.Context, ready func()) error {
 }
 
 func (i *Intake) health(context.Context, struct{}) (schemas.Health, error) {
-	return schemas.Health{Service: "intake", OK: true, Seq: i.folded.at()}, nil
+	return schemas.Health{Service: "intake", OK: true, Seq: i.folded.At()}, nil
 }
 
 func (i *Intake) fold(entry bus.Entry) error {
@@ -157,7 +157,7 @@ func (i *Intake) fold(entry bus.Entry) error {
 	if e.Kind == schemas.AgentDeclared {
 		i.lanes.forget(e.Agent) // its rate may have changed
 	}
-	i.folded.set(e.Seq)
+	i.folded.Set(e.Seq)
 	return nil
 }
 
@@ -174,49 +174,4 @@ func (i *Intake) limits(agent string) limits {
 		l.Rate = *a.Rate
 	}
 	return l
-}
-
-// A watermark is a sequence that rises, and that can be waited for.
-type watermark struct {
-	mu      sync.Mutex
-	seq     uint64
-	changed chan struct{}
-}
-
-func newWatermark() *watermark { return &watermark{changed: make(chan struct{})} }
-
-func (w *watermark) at() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.seq
-}
-
-func (w *watermark) set(seq uint64) {
-	w.mu.Lock()
-	w.seq = seq
-	close(w.changed)
-	w.changed = make(chan struct{})
-	w.mu.Unlock()
-}
-
-// wait returns when the watermark has reached seq, and false if it did not
-// within the time.
-func (w *watermark) wait(ctx context.Context, seq uint64, atMost time.Duration) bool {
-	timer := time.NewTimer(atMost)
-	defer timer.Stop()
-	for {
-		w.mu.Lock()
-		reached, changed := w.seq >= seq, w.changed
-		w.mu.Unlock()
-		if reached {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
 }

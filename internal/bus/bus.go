@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -140,4 +141,19 @@ func (a *Appender) publish(ctx context.Context, m *nats.Msg) (uint64, error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+}
+
+// Restore puts an entry back behind the end of the log, and gives the sequence
+// that it got. It fails where the entry's own is not the log's next.
+func (a *Appender) Restore(ctx context.Context, e Entry) (uint64, error) {
+	h := nats.Header{}
+	for k, v := range e.Header {
+		h[k] = v
+	}
+	h[nats.ExpectedLastSeqHdr] = []string{strconv.FormatUint(e.Seq-1, 10)}
+	seq, err := a.publish(ctx, &nats.Msg{Subject: e.Subject, Header: h, Data: e.Data})
+	if err != nil {
+		return 0, fmt.Errorf("%w: put back %d: %w", ErrAppend, e.Seq, err)
+	}
+	return seq, nil
 }

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	kongcompletion "github.com/jotaen/kong-completion"
+)
+
+// Exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1 // refused, or failed
+	exitUsage  = 2 // the command line itself is wrong
+)
+
+// globals are the flags that every command has.
+type globals struct {
+	JSON   bool   `name:"json" help:"Print one JSON document (one per line where it is a stream)."`
+	Data   string `placeholder:"DIR" env:"WRIT_HOME" type:"path" default:"${data}" help:"Data folder of the control plane."`
+	Server string `placeholder:"URL" and:"remote" help:"NATS address of a control plane elsewhere."`
+	As     string `placeholder:"FILE" and:"remote" type:"path" help:"An operator's credentials for --server."`
+}
+
+// grammar is the command line: one field per command.
+type grammar struct {
+	globals
+
+	Up   upCmd   `cmd:"" group:"Control plane" help:"Run a whole control plane in this process."`
+	Init initCmd `cmd:"" group:"Control plane" help:"Make the keys of a new control plane."`
+
+	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
+	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
+	Issue  issueCmd  `cmd:"" group:"Fleet" help:"Issue a capability, and the NATS credentials for it."`
+	Verify verifyCmd `cmd:"" group:"Fleet" help:"Verify a capability offline."`
+
+	Status  statusCmd  `cmd:"" group:"Operation" help:"Show the fleet, the ledger and the services."`
+	Pause   pauseCmd   `cmd:"" group:"Operation" help:"Hold what an agent does, for review."`
+	Resume  resumeCmd  `cmd:"" group:"Operation" help:"Let a paused or suspended agent go on."`
+	Suspend suspendCmd `cmd:"" group:"Operation" help:"Cut an agent off until it is resumed."`
+	Kill    killCmd    `cmd:"" group:"Operation" help:"Cut an agent off for good."`
+	Review  reviewCmd  `cmd:"" group:"Operation" help:"List and decide held actions."`
+	Risk    riskCmd    `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
+
+	Log    logCmd    `cmd:"" group:"Record" help:"Show what happened."`
+	Trace  traceCmd  `cmd:"" group:"Record" help:"Show one user request as a tree."`
+	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove an event."`
+
+	Doctor     doctorCmd                 `cmd:"" group:"Help" help:"Check keys, disk, clock and services, and say what to do."`
+	Version    versionCmd                `cmd:"" group:"Help" help:"Show the version."`
+	Completion kongcompletion.Completion `cmd:"" group:"Help" help:"Show how to switch on completion in your shell."`
+}
+
+// newParser builds the parser over g.
+func newParser(g *grammar, stdout, stderr io.Writer) (*kong.Kong, error) {
+	return kong.New(g,
+		kong.Name("writ"),
+		kong.Description("A zero-trust control plane for AI agents: no agent acts without a writ."),
+		kong.Vars{"data": defaultData()},
+		kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "Control plane", Title: "Control plane"}, {Key: "Fleet", Title: "Fleet"},
+			{Key: "Operation", Title: "Operation"}, {Key: "Record", Title: "Record"}, {Key: "Help", Title: "Help"},
+		}),
+	)
+}
+
+// defaultData is the user's data folder (XDG Base Directory Specification, and
+// its like on other systems).
+func defaultData() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) && runtime.GOOS != "windows" {
+		return filepath.Join(dir, "writ")
+	}
+	if runtime.GOOS == "darwin" || runtime.GOOS == "windows" {
+		if dir, err := os.UserConfigDir(); err == nil {
+			return filepath.Join(dir, "writ")
+		}
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "writ-data"
+	}
+	return filepath.Join(home, ".local", "share", "writ")
+}
+
+// App is what a command gets beside its own flags.
+type App struct {
+	globals
+	*terminal
+	stdin io.Reader
+	actor string // who does it, as the log will say
+}
+
+// run is the whole program. Interrupted once, commands end in order;
+// interrupted twice, the process ends at once.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	var g grammar
+	parser, err := newParser(&g, stdout, stderr)
+	if err != nil {
+		panic(err) // the grammar is part of the program: a test builds it
+	}
+	kongcompletion.Register(parser)
+	term := newTerminal(stdout, stderr)
+	if len(args) == 0 {
+		args = []string{"--help"}
+		parser.Stdout = stderr
+		parser.Exit = func(int) { os.Exit(exitUsage) }
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		term.json = slices.Contains(args, "--json")
+		return term.fail(usageError(err))
+	}
+	term.json = g.JSON
+	app := &App{globals: g.globals, terminal: term, stdin: stdin, actor: actor()}
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	if err := parsed.Run(app); err != nil {
+		return term.fail(err)
+	}
+	return exitDone
+}
+
+// actor names who gives the command.
+func actor() string {
+	name := os.Getenv("USER")
+	if name == "" || len(name) > 64 || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+		return "operator"
+	}
+	return name
+}
+
+// errUsage is matched by errors about the command line itself.
+var errUsage = errors.New("usage")
+
+type usage struct{ err error }
+
+func (u usage) Error() string        { return u.err.Error() }
+func (u usage) Unwrap() error        { return u.err }
+func (u usage) Is(target error) bool { return target == errUsage }
+
+// misuse is an error about the command line that the grammar can't express.
+func misuse(next, format string, args ...any) error {
+	return usage{advise(fmt.Errorf(format, args...), next)}
+}
+
+func usageError(err error) error {
+	next := "writ --help"
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil {
+		if n := parse.Context.Selected(); n != nil {
+			next = n.FullPath() + " --help"
+		}
+	}
+	return usage{advise(err, "see "+next)}
+}

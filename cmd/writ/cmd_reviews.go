@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+type reviewCmd struct {
+	List    reviewListCmd    `cmd:"" help:"List the actions that await a decision."`
+	Approve reviewApproveCmd `cmd:"" help:"Let a held action happen."`
+	Deny    reviewDenyCmd    `cmd:"" help:"Cancel a held action."`
+}
+
+// paging are the flags of every list.
+type paging struct {
+	Limit int    `default:"100" help:"How many to show, 1 to 1000 (default: ${default})."`
+	After string `placeholder:"KEY" help:"Show what comes behind this one."`
+}
+
+const maxPage = 1000
+
+func (p paging) request() (schemas.PageRequest, error) {
+	if p.Limit < 1 || p.Limit > maxPage {
+		return schemas.PageRequest{}, misuse("give --limit from 1 to 1000, and go on with --after", "--limit %d is out of bounds", p.Limit)
+	}
+	return schemas.PageRequest{Limit: p.Limit, After: p.After}, nil
+}
+
+type reviewListCmd struct{ paging }
+
+func (c *reviewListCmd) Run(ctx context.Context, app *App) error {
+	page, err := c.request()
+	if err != nil {
+		return err
+	}
+	reply, err := call[schemas.ReviewsReply](ctx, app, schemas.CtlReviews, page)
+	if err != nil {
+		return err
+	}
+	reply.Reviews = list(reply.Reviews)
+	for i := range reply.Reviews {
+		reply.Reviews[i].Factors = list(reply.Reviews[i].Factors)
+	}
+	if app.JSON {
+		return app.emit(reply)
+	}
+	if len(reply.Reviews) == 0 {
+		app.note("Nothing awaits a decision.")
+		return nil
+	}
+	var rows [][]cell
+	for _, r := range reply.Reviews {
+		rows = append(rows, []cell{text(r.Seq), text(app.clock(r.Time)), text(r.AgentID), text(r.Operation), text(r.Action), riskCell(r.Risk), text(because(r.Factors))})
+	}
+	app.table([]string{"seq", "time", "agent", "operation", "action", "risk", "because"}, rows)
+	app.note("writ review approve SEQ lets it happen; writ review deny SEQ --reason TEXT cancels it.")
+	return nil
+}
+
+// because names the heaviest factors of a verdict.
+func because(factors []schemas.Factor) string {
+	const shown = 3
+	var out []string
+	for _, f := range heaviest(factors)[:min(len(factors), shown)] {
+		if f.Points > 0 {
+			out = append(out, f.ID+" "+observed(f))
+		}
+	}
+	return strings.TrimSpace(strings.Join(out, "; "))
+}
+
+func observed(f schemas.Factor) string {
+	const wide = 48
+	text := []rune(f.Observed)
+	if len(text) > wide {
+		return string(text[:wide-1]) + "…"
+	}
+	return f.Observed
+}
+
+type reviewApproveCmd struct {
+	Seq    uint64 `arg:"" help:"Sequence of the held action."`
+	Reason string `placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *reviewApproveCmd) Run(ctx context.Context, app *App) error {
+	if c.Reason != "" {
+		if err := checkReason(c.Reason); err != nil {
+			return err
+		}
+	}
+	return decide(ctx, app, schemas.ReviewRequest{Seq: c.Seq, Approve: true, Reason: c.Reason, Actor: app.actor})
+}
+
+type reviewDenyCmd struct {
+	Seq    uint64 `arg:"" help:"Sequence of the held action."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and the agent is told."`
+}
+
+func (c *reviewDenyCmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	return decide(ctx, app, schemas.ReviewRequest{Seq: c.Seq, Reason: c.Reason, Actor: app.actor})
+}
+
+func decide(ctx context.Context, app *App, req schemas.ReviewRequest) error {
+	reply, err := call[schemas.ReviewReply](ctx, app, schemas.CtlReview, req)
+	if err != nil {
+		return advise(err, "writ review list shows what awaits a decision")
+	}
+	if app.JSON {
+		return app.emit(reply)
+	}
+	app.say("%d: %s of %s is %s.", reply.Seq, plain(reply.Action), reply.AgentID, reply.State)
+	if req.Approve && !strings.HasPrefix(reply.Action, schemas.VerbSend+":") {
+		app.note("Whoever asked was answered 423 already: the same request passes once within %s.", schemas.ApprovalTTL)
+	}
+	return nil
+}
+
+type riskCmd struct {
+	Agent string `arg:"" help:"An agent of the fleet."`
+}
+
+func (c *riskCmd) Run(ctx context.Context, app *App) error {
+	if err := schemas.CheckID("agent", c.Agent); err != nil {
+		return misuse("writ status lists the agents", "%w", err)
+	}
+	reply, err := call[schemas.RiskReply](ctx, app, schemas.CtlRisk, schemas.RiskRequest{AgentID: c.Agent})
+	if err != nil {
+		return err
+	}
+	reply.Factors, reply.History = list(reply.Factors), list(reply.History)
+	if app.JSON {
+		return app.emit(reply)
+	}
+	app.risk(reply)
+	return nil
+}
+
+func (t *terminal) risk(r schemas.RiskReply) {
+	t.say("%s is at risk %s of 100.", r.AgentID, t.paint(riskCell(r.Risk).style, strconv.Itoa(r.Risk)))
+	if len(r.History) > 0 {
+		values := make([]int, len(r.History))
+		for i, p := range r.History {
+			values[i] = p.Risk
+		}
+		t.say("%s  %s to %s", sparkline(values), t.clock(r.History[0].Time), t.clock(r.History[len(r.History)-1].Time))
+	}
+	if r.Seq == 0 {
+		t.say("It has done nothing yet.")
+		return
+	}
+	t.say("Set by %s, event %d, %s ago: decision %s.", plain(r.Action), r.Seq, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
+	if r.NCalibration > 0 {
+		t.say("%s of benign runs go as far; %d runs behind it.", percent(r.PPM), r.NCalibration)
+	} else {
+		t.say("No finished runs to compare with yet.")
+	}
+	if len(r.Factors) == 0 {
+		return
+	}
+	var rows [][]cell
+	for _, f := range heaviest(r.Factors) {
+		rows = append(rows, []cell{text(points(f.Points)), text(f.ID), text(f.Observed), text(f.Expected), text(f.Support)})
+	}
+	t.table([]string{"points", "evidence", "observed", "expected", "support"}, rows)
+	t.say("%s points in all.", points(r.Score))
+}
+
+// points writes fixed point in units of 1/65536.
+func points(n int64) string { return fmt.Sprintf("%+.2f", float64(n)/65536) }
+
+// percent writes millionths.
+func percent(ppm int64) string { return fmt.Sprintf("%.2g %%", float64(ppm)/1e4) }

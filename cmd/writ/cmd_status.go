@@ -1,0 +1,106 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
+	"github.com/writ-sh/writ/schemas"
+)
+
+type statusCmd struct {
+	Agent string `arg:"" optional:"" help:"One agent or service of the fleet."`
+	paging
+}
+
+type statusDoc struct {
+	Agents   []schemas.AgentStatus `json:"agents"`
+	Next     string                `json:"next,omitempty"`
+	Ledger   *schemas.Head         `json:"ledger"` // null where the ledger doesn't answer
+	Services []schemas.Health      `json:"services"`
+}
+
+func (c *statusCmd) Run(ctx context.Context, app *App) error {
+	page, err := c.request()
+	if err != nil {
+		return err
+	}
+	cl, err := app.dial()
+	if err != nil {
+		return err
+	}
+	defer cl.close()
+	reply, err := ask[schemas.StatusReply](ctx, cl, schemas.CtlStatus, schemas.StatusRequest{AgentID: c.Agent, PageRequest: page})
+	if err != nil {
+		return err
+	}
+	doc := statusDoc{Agents: list(reply.Agents), Next: reply.Next}
+	for i := range doc.Agents {
+		doc.Agents[i].Operations = list(doc.Agents[i].Operations)
+	}
+	head, ledgerErr := ask[schemas.Head](ctx, cl, schemas.CtlHead, schemas.HeadRequest{})
+	if ledgerErr == nil {
+		doc.Ledger = &head
+	}
+	if doc.Services, err = cl.health(ctx); err != nil {
+		return err
+	}
+	doc.Services = withMissing(doc.Services)
+	slices.SortFunc(doc.Services, func(a, b schemas.Health) int { return cmp.Compare(a.Service, b.Service) })
+	if app.JSON {
+		return app.emit(doc)
+	}
+	app.status(doc)
+	if ledgerErr != nil {
+		app.note("The ledger does not answer: %s", plain(ledgerErr.Error()))
+	}
+	return nil
+}
+
+func (t *terminal) status(doc statusDoc) {
+	var rows [][]cell
+	for _, a := range doc.Agents {
+		rows = append(rows, []cell{text(a.AgentID), text(a.Kind), lockCell(a.State), riskCell(a.Risk), text(a.Connections),
+			text(a.LastSeq), text(strings.Join(a.Operations, " ")), text(a.Reason)})
+	}
+	if len(rows) > 0 {
+		t.table([]string{"id", "kind", "state", "risk", "conns", "last seq", "operations", "reason"}, rows)
+	} else {
+		t.note("The fleet is empty; declare one with writ apply -f fleet.yaml.")
+	}
+	if doc.Next != "" {
+		t.note("There are more: --after %s", doc.Next)
+	}
+	if doc.Ledger != nil {
+		t.facts([2]string{"ledger", strconv.FormatUint(doc.Ledger.Size, 10) + " records, root " + doc.Ledger.Root})
+	}
+	var services []string
+	for _, s := range doc.Services {
+		one := s.Service + " " + t.paint(green, "ok") + " at " + strconv.FormatUint(s.Seq, 10)
+		if !s.OK {
+			one = s.Service + " " + t.paint(red, "failed") + ": " + plain(s.Error)
+		}
+		services = append(services, one)
+	}
+	t.say("%s", t.paint(dim, "services")+"  "+strings.Join(services, ", "))
+}
+
+// withMissing adds the services that did not answer.
+func withMissing(answered []schemas.Health) []schemas.Health {
+	for _, name := range plane.Services {
+		if !slices.ContainsFunc(answered, func(h schemas.Health) bool { return h.Service == name }) {
+			answered = append(answered, schemas.Health{Service: name, Error: "it does not answer"})
+		}
+	}
+	return answered
+}
+
+// heaviest sorts factors, those that raise the score most first.
+func heaviest(factors []schemas.Factor) []schemas.Factor {
+	out := slices.Clone(factors)
+	slices.SortStableFunc(out, func(a, b schemas.Factor) int { return cmp.Compare(b.Points, a.Points) })
+	return out
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
+	"github.com/writ-sh/writ/internal/embed"
+)
+
+type upCmd struct {
+	Listen   string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
+	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where public keys, health and metrics are served; port 0 picks one (default: ${default})."`
+	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
+	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
+}
+
+// stopWithin bounds an orderly end.
+const stopWithin = 10 * time.Second
+
+func (c *upCmd) Run(ctx context.Context, app *App) error {
+	if app.Server != "" {
+		return misuse("leave --server and --as out", "writ up runs a control plane of its own")
+	}
+	if c.Fleet != "" {
+		if _, err := readFleet(c.Fleet); err != nil {
+			return err
+		}
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return misuse("see writ up --help", "--log-level: %w", err)
+	}
+	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Actor: app.actor, Logger: log})
+	if err != nil {
+		return c.notStarted(ctx, app, err)
+	}
+	shown := app.listening(p, app.Data)
+	failed := p.Wait(ctx)
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer cancel()
+	app.note("Stopping; interrupt again to end at once.")
+	stopped := p.Stop(stopCtx)
+	if failed != nil {
+		failed = advise(fmt.Errorf("a service failed, and everything was stopped: %w", failed),
+			"writ doctor --data "+app.Data+" looks for the cause; writ up goes on where it stopped")
+	}
+	return errors.Join(shown, failed, stopped)
+}
+
+func (t *terminal) listening(p *plane.Plane, data string) error {
+	if t.json {
+		return t.emit(struct {
+			NATS string `json:"nats_url"`
+			HTTP string `json:"http_url"`
+			PID  int    `json:"pid"`
+			Data string `json:"data"`
+		}{p.URL(), p.HTTP(), os.Getpid(), data})
+	}
+	t.facts([2]string{"agents", p.URL()}, [2]string{"http", p.HTTP()}, [2]string{"data", data})
+	return nil
+}
+
+func (c *upCmd) notStarted(ctx context.Context, app *App, err error) error {
+	if ctx.Err() != nil {
+		return advise(errors.New("interrupted before the control plane was up"), "run writ up again; nothing was lost")
+	}
+	err = fmt.Errorf("the control plane did not start: %w", err)
+	if errors.Is(err, embed.ErrHeld) {
+		return advise(err, "writ status --data "+app.Data+" shows the one that runs")
+	}
+	return advise(err, "writ doctor --data "+app.Data+" looks for the cause")
+}

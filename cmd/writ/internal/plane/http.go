@@ -1,0 +1,215 @@
+package plane
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// split reads HOST:PORT; "" is loopback and any free port. Without TLS only
+// loopback may be listened on.
+func split(address string) (host string, port int, err error) {
+	if address == "" {
+		return "127.0.0.1", 0, nil
+	}
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %q is not HOST:PORT: %w", address, err)
+	}
+	port, err = strconv.Atoi(text)
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, fmt.Errorf("address %q: the port is not a number from 0 to 65535", address)
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", 0, fmt.Errorf("address %q is not on loopback: connections are not encrypted, so put an encrypting proxy in front and listen on 127.0.0.1", address)
+	}
+	return host, port, nil
+}
+
+// startHTTP serves what needs no credentials: public keys, health, metrics.
+func (p *Plane) startHTTP(ctx context.Context) error {
+	host, port, err := split(p.o.HTTP)
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return fmt.Errorf("listen for HTTP: %w", err)
+	}
+	p.http = "http://" + l.Addr().String()
+	operator, err := p.connect(keys.RoleOperator)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s := &http.Server{Handler: handler(operator), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
+		ended := make(chan error, 1)
+		go func() { ended <- s.Serve(l) }()
+		ready()
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+		}
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return s.Shutdown(stop)
+	})
+}
+
+func handler(operator *nats.Conn) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, r *http.Request) {
+		set, err := bus.Call[json.RawMessage](r.Context(), operator, schemas.CtlJWKS, nil)
+		if err != nil {
+			http.Error(w, "the issuer does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		w.Header().Set("Cache-Control", "max-age=300")
+		_, _ = w.Write(set) // the client went away
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		health := Health(r.Context(), operator)
+		if len(health) < len(Services) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(schemas.Marshal(health))
+	})
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{operator})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// Services are those that must answer for the control plane to be ready.
+var Services = []string{"intake", "issuer", "ledger", "monitor", "release"}
+
+// Health asks every service; those that are down are missing.
+func Health(ctx context.Context, nc *nats.Conn) []schemas.Health {
+	inbox := nc.NewRespInbox()
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := nc.PublishRequest(schemas.CtlHealth, inbox, nil); err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var all []schemas.Health
+	for len(all) < len(Services) {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			break
+		}
+		var h schemas.Health
+		if json.Unmarshal(m.Data, &h) == nil && h.OK {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// metrics reads the services when it is asked.
+type metrics struct{ operator *nats.Conn }
+
+var (
+	serviceUp  = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
+	serviceSeq = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
+	ledgerSize = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
+	agentState = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
+	agentRisk  = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
+)
+
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, ledgerSize, agentState, agentRisk} {
+		ch <- d
+	}
+}
+
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	up := map[string]float64{}
+	for _, h := range Health(ctx, m.operator) {
+		up[h.Service] = 1
+		ch <- prometheus.MustNewConstMetric(serviceSeq, prometheus.GaugeValue, float64(h.Seq), h.Service)
+	}
+	for _, s := range Services {
+		ch <- prometheus.MustNewConstMetric(serviceUp, prometheus.GaugeValue, up[s], s)
+	}
+	if head, err := bus.Call[schemas.Head](ctx, m.operator, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
+		ch <- prometheus.MustNewConstMetric(ledgerSize, prometheus.CounterValue, float64(head.Size))
+	}
+	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
+	for {
+		page, err := bus.Call[schemas.StatusReply](ctx, m.operator, schemas.CtlStatus,
+			schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
+		if err != nil {
+			return
+		}
+		for _, a := range page.Agents {
+			states[a.State]++
+			risk = max(risk, a.Risk)
+		}
+		if after = page.Next; after == "" {
+			break
+		}
+	}
+	for s, n := range states {
+		ch <- prometheus.MustNewConstMetric(agentState, prometheus.GaugeValue, float64(n), string(s))
+	}
+	ch <- prometheus.MustNewConstMetric(agentRisk, prometheus.GaugeValue, float64(risk))
+}
+
+// announce writes where the control plane is, in one step, when it is ready.
+func (p *Plane) announce(context.Context) error {
+	data := schemas.Marshal(map[string]any{"nats_url": p.URL(), "http_url": p.http, "pid": os.Getpid()})
+	tmp := p.runtimePath() + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	if err := os.Rename(tmp, p.runtimePath()); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	return nil
+}
+
+// streamSeq is the last sequence of the log at the server.
+func streamSeq(ctx context.Context, nc *nats.Conn) (last uint64, created time.Time, err error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return 0, created, fmt.Errorf("the log: %w", err)
+	}
+	s, err := js.Stream(ctx, schemas.Stream)
+	if err != nil {
+		return 0, created, fmt.Errorf("the log: %w", err)
+	}
+	return s.CachedInfo().State.LastSeq, s.CachedInfo().Created, nil
+}

@@ -1,0 +1,171 @@
+// Package plane runs the whole control plane in one process: an embedded NATS
+// server and every service, each with its own user, its own connection and its
+// least rights, so that all in one is no weaker a model than apart.
+//
+// The straight line, in the order in which it is started (and, reversed, in
+// which it is stopped):
+//
+//	server · ledger → release · monitor · issuer · memory · intake
+//
+// Intake is last: nothing is taken in before all that stands behind it works.
+package plane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/keys"
+)
+
+// Options say what to run. The zero value of each field but Data is good.
+type Options struct {
+	Data        string // the data folder; initialised where it is empty
+	TrustDomain string // of a new data folder
+	Listen      string // HOST:PORT of the NATS server; 127.0.0.1 and a free port
+	HTTP        string // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	Fleet       string // a fleet file to apply
+	Actor       string // in whose name it is applied
+	Logger      *slog.Logger
+}
+
+// DefaultTrustDomain is that of a data folder that names none.
+const DefaultTrustDomain = "writ.local"
+
+// A Plane is a running control plane.
+type Plane struct {
+	o      Options
+	server *embed.Server
+	stages *stages
+	http   string
+
+	mu    sync.Mutex
+	conns []*nats.Conn
+	close []func() error // databases, last opened first closed
+}
+
+// Start starts everything and returns when agents can connect. What was
+// started is stopped again where something fails.
+func Start(ctx context.Context, o Options) (_ *Plane, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := &Plane{o: o, stages: newStages(o.Logger)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := p.prepare(); err != nil {
+		return nil, err
+	}
+	host, port, err := split(o.Listen)
+	if err != nil {
+		return nil, err
+	}
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, Logger: o.Logger}); err != nil {
+		return nil, err
+	}
+	if err := p.server.Provision(ctx); err != nil {
+		return nil, err
+	}
+	for _, start := range []func(context.Context) error{
+		p.startLedger, p.startMonitor, p.startIssuer, p.startMemory, p.startIntake, p.startHTTP, p.applyFleet, p.announce,
+	} {
+		if err := start(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// prepare makes the keys of an empty data folder.
+func (p *Plane) prepare() error {
+	if p.o.Data == "" {
+		return errors.New("no data folder is named")
+	}
+	domain, err := p.trustDomain()
+	if err != nil {
+		return err
+	}
+	err = keys.Init(p.o.Data, domain)
+	if errors.Is(err, keys.ErrExists) {
+		return nil
+	}
+	return err
+}
+
+// connect opens a service's connection; it is closed when the plane stops.
+func (p *Plane) connect(role keys.Role) (*nats.Conn, error) {
+	creds, err := keys.Creds(p.o.Data, role)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := bus.Connect(bus.Options{Role: string(role), Server: p.server, Creds: creds, Logger: p.o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	p.conns = append(p.conns, nc)
+	p.mu.Unlock()
+	return nc, nil
+}
+
+// URL is where agents connect.
+func (p *Plane) URL() string { return p.server.URL() }
+
+// HTTP is the base address of the HTTP server.
+func (p *Plane) HTTP() string { return p.http }
+
+// Operator opens a connection as an operator. The caller closes it.
+func (p *Plane) Operator() (*nats.Conn, error) {
+	creds, err := keys.Creds(p.o.Data, keys.RoleOperator)
+	if err != nil {
+		return nil, err
+	}
+	return bus.Connect(bus.Options{Role: string(keys.RoleOperator), Server: p.server, Creds: creds, Logger: p.o.Logger})
+}
+
+// Wait returns when a service fails, with its error, or when the context ends.
+func (p *Plane) Wait(ctx context.Context) error {
+	select {
+	case err := <-p.stages.failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// Stop stops everything, the newest first, and loses nothing: what was
+// accepted and not yet released is in the log, and goes out at the next start.
+func (p *Plane) Stop(context.Context) error {
+	errs := []error{p.stages.stop()}
+	if p.o.Data != "" {
+		if err := os.Remove(p.runtimePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("stop: %w", err))
+		}
+	}
+	p.mu.Lock()
+	for _, nc := range p.conns {
+		nc.Close()
+	}
+	for i := len(p.close) - 1; i >= 0; i-- {
+		errs = append(errs, p.close[i]())
+	}
+	p.conns, p.close = nil, nil
+	p.mu.Unlock()
+	if p.server != nil {
+		p.server.Stop()
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Plane) runtimePath() string { return filepath.Join(p.o.Data, "runtime.json") }

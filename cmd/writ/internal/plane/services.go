@@ -1,0 +1,287 @@
+package plane
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/broker/intake"
+	"github.com/writ-sh/writ/broker/memory"
+	"github.com/writ-sh/writ/broker/release"
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer"
+	"github.com/writ-sh/writ/issuer/fleet"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// source names an appender in the log: its role, and which of its instances.
+func source(role keys.Role) string { return "writ/" + string(role) + "/1" }
+
+// entryBuffer lets the ledger's batches grow while it syncs.
+const entryBuffer = 4096
+
+// startLedger starts the ledger and, behind it in the same process, release:
+// what the one has on disk, the other lets out.
+func (p *Plane) startLedger(ctx context.Context) error {
+	conn, err := p.connect(keys.RoleLedger)
+	if err != nil {
+		return err
+	}
+	last, created, err := streamSeq(ctx, conn)
+	if err != nil {
+		return err
+	}
+	o, err := LedgerOptions(p.o.Data)
+	if err != nil {
+		return err
+	}
+	o.StreamID = proof.StreamID(keys.CONTROL, schemas.Stream, created.UnixNano())
+	o.Logger = p.o.Logger
+	led, err := ledger.Open(o)
+	if err != nil {
+		return err
+	}
+	p.close = append(p.close, led.Close)
+	if err := p.repair(ctx, led, last); err != nil {
+		return err
+	}
+	rel, err := p.newRelease(led)
+	if err != nil {
+		return err
+	}
+	if err := rel.Replay(func(yield func(*schemas.Event) error) error { return led.Replay(1, yield) }); err != nil {
+		return err
+	}
+	if err := p.stages.start(ctx, "release", func(ctx context.Context, ready func()) error {
+		ready()
+		return rel.Run(ctx)
+	}); err != nil {
+		return err
+	}
+	return p.stages.start(ctx, "ledger", func(ctx context.Context, ready func()) error {
+		if err := led.Serve(conn); err != nil {
+			return err
+		}
+		return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From(),
+			CaughtUp: func(uint64) { ready() }})
+	})
+}
+
+// follow is the straight line's middle: what stands in EVENTS goes through the
+// ledger to release.
+func follow(ctx context.Context, led *ledger.Ledger, sink ledger.Sink, f bus.Follower) error {
+	entries := make(chan bus.Entry, entryBuffer)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(entries)
+		return f.Run(ctx, func(e bus.Entry) error {
+			select {
+			case entries <- e:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	// The ledger ends when the entries do: what it took is on disk then, and
+	// signed.
+	g.Go(func() error { return led.Run(context.WithoutCancel(ctx), entries, sink) })
+	return g.Wait()
+}
+
+// repair gives EVENTS back the tail that a loss of power took from it.
+func (p *Plane) repair(ctx context.Context, led *ledger.Ledger, last uint64) error {
+	if led.Head().StreamSeq <= last {
+		return nil
+	}
+	conn, err := p.connect(keys.RoleRepair)
+	if err != nil {
+		return err
+	}
+	log, err := bus.NewAppender(conn)
+	if err != nil {
+		return err
+	}
+	n, err := led.RepairTail(ctx, last, log.Restore)
+	if err != nil {
+		return err
+	}
+	p.o.Logger.Warn("the log lacked events that the ledger has; they were put back", "events", n, "behind", last)
+	return nil
+}
+
+func (p *Plane) newRelease(bodies release.Bodies) (*release.Release, error) {
+	control, err := p.connect(keys.RoleRelease)
+	if err != nil {
+		return nil, err
+	}
+	deliver, err := p.connect(keys.RoleDeliver)
+	if err != nil {
+		return nil, err
+	}
+	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.o.Logger, Bodies: bodies})
+}
+
+// LedgerOptions are those of the ledger of a data folder, without the stream.
+func LedgerOptions(data string) (ledger.Options, error) {
+	k, err := keys.OpenLedger(data)
+	if err != nil {
+		return ledger.Options{}, err
+	}
+	verifier, err := note.NewVerifier(k.Verifier)
+	if err != nil {
+		return ledger.Options{}, fmt.Errorf("keys/ledger.pub: %w", err)
+	}
+	return ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
+		Signer: k.Signer, Verifier: verifier, Secret: k.Secret}, nil
+}
+
+func (p *Plane) startMonitor(ctx context.Context) error {
+	conn, err := p.connect(keys.RoleMonitor)
+	if err != nil {
+		return err
+	}
+	s, err := monitor.NewService(monitor.ServiceOptions{Conn: conn, Consumer: string(keys.RoleMonitor),
+		Source: source(keys.RoleMonitor), Logger: p.o.Logger})
+	if err != nil {
+		return err
+	}
+	return p.stages.start(ctx, "monitor", s.Run)
+}
+
+func (p *Plane) startIssuer(ctx context.Context) error {
+	secrets, err := keys.OpenSecrets(p.o.Data)
+	if err != nil {
+		return err
+	}
+	control, err := p.connect(keys.RoleIssuer)
+	if err != nil {
+		return err
+	}
+	system, err := p.connect(keys.RoleSystem)
+	if err != nil {
+		return err
+	}
+	i, err := issuer.New(issuer.Options{Control: control, System: system, Consumer: string(keys.RoleIssuer),
+		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.o.Logger})
+	if err != nil {
+		return err
+	}
+	if err := p.stages.start(ctx, "issuer", i.Run); err != nil {
+		return err
+	}
+	return p.stages.start(ctx, "violations", func(ctx context.Context, ready func()) error {
+		ready()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case v := <-p.server.Violations():
+				if err := i.ReportViolation(ctx, v.Account, schemas.Violation{Subject: v.Subject, What: v.What, Count: v.Count}); err != nil {
+					p.o.Logger.Error("a violation was not logged", "account", v.Account, "error", err)
+				}
+			}
+		}
+	})
+}
+
+func (p *Plane) startIntake(ctx context.Context) error {
+	conn, err := p.connect(keys.RoleIntake)
+	if err != nil {
+		return err
+	}
+	i, err := intake.New(intake.Options{Conn: conn, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.o.Logger})
+	if err != nil {
+		return err
+	}
+	return p.stages.start(ctx, "intake", i.Run)
+}
+
+// startMemory connects the memory service twice: to its bucket, and as the
+// governed service that it is.
+func (p *Plane) startMemory(ctx context.Context) error {
+	control, err := p.connect(keys.RoleMemory)
+	if err != nil {
+		return err
+	}
+	operator, err := p.Operator()
+	if err != nil {
+		return err
+	}
+	defer operator.Close()
+	// The account is declared with the first fleet.
+	if _, err := bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{Add: true, Actor: "writ"}); err != nil {
+		return fmt.Errorf("declare the memory service: %w", err)
+	}
+	e, err := bus.Call[schemas.EnrollReply](ctx, operator, schemas.CtlEnroll, schemas.EnrollRequest{ID: schemas.MemoryID, Actor: "writ"})
+	if err != nil {
+		return fmt.Errorf("enroll the memory service: %w", err)
+	}
+	agent, err := bus.Connect(bus.Options{Role: "memory", Server: p.server, Creds: []byte(e.Creds), Logger: p.o.Logger})
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.conns = append(p.conns, agent)
+	p.mu.Unlock()
+	return p.stages.start(ctx, "memory", func(ctx context.Context, ready func()) error {
+		return memory.Run(ctx, memory.Options{Control: control, Agent: agent, Logger: p.o.Logger}, ready)
+	})
+}
+
+// trustDomain is that of the fleet file where there is one: a new data folder
+// takes it over.
+func (p *Plane) trustDomain() (string, error) {
+	if p.o.Fleet != "" {
+		f, err := p.readFleet()
+		if err != nil {
+			return "", err
+		}
+		return f.TrustDomain, nil
+	}
+	if p.o.TrustDomain != "" {
+		return p.o.TrustDomain, nil
+	}
+	return DefaultTrustDomain, nil
+}
+
+func (p *Plane) readFleet() (*fleet.File, error) {
+	b, err := os.ReadFile(p.o.Fleet)
+	if err != nil {
+		return nil, fmt.Errorf("fleet file: %w", err)
+	}
+	return fleet.Parse(p.o.Fleet, b)
+}
+
+func (p *Plane) applyFleet(ctx context.Context) error {
+	if p.o.Fleet == "" {
+		return nil
+	}
+	f, err := p.readFleet()
+	if err != nil {
+		return err
+	}
+	operator, err := p.Operator()
+	if err != nil {
+		return err
+	}
+	defer operator.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	_, err = bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{
+		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Actor: p.o.Actor})
+	if err != nil {
+		return fmt.Errorf("apply %s: %w", p.o.Fleet, err)
+	}
+	return nil
+}

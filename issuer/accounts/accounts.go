@@ -1,0 +1,284 @@
+// Package accounts turns principals and grants into NATS accounts and users:
+// the JWTs by which the server itself enforces who may publish what.
+//
+// One account per agent and per service, named by its id. It imports the
+// service writ.out.<id>.> as out.> and the stream writ.in.<id>.> as in.>, and
+// nothing else; the server stamps the account into the subject, so that the
+// sender of what CONTROL sees is never in doubt. Users are signed by one of
+// three scoped keys, whose templates bound them whatever they claim:
+//
+//	role       may publish                                      may subscribe
+//	identity   out.token.*                                      _INBOX.>
+//	operation  out.{{op}}.{{scope}}, out._r.*, out.token.*      in.>, _INBOX.>
+//	           minus out.*.call.{{deny}}
+//	service    out._r.*, out.token.*                            in.>, _INBOX.>
+//
+// Guarantees:
+//
+//   - An operation's user may publish exactly what its capability grants.
+//   - A user's rights end with its capability, an account's after an hour.
+//   - A killed account has no imports, no signing keys, no connections, and
+//     revokes every user until a century on, so that neither a user from the
+//     future nor a forged one gets in. It does not expire: an older account
+//     JWT, replayed, does.
+//
+// The package reads no clock: times are arguments.
+package accounts
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// TTL is how long an account JWT is valid; it is renewed at half-life.
+const TTL = time.Hour
+
+// century is how far ahead a killed account revokes its users.
+const century = 100 * 365 * 24 * time.Hour
+
+// MaxUserJWT bounds a user JWT, in bytes: the server reads protocol lines up
+// to 8 KiB, and the connecting line holds the signature and names beside it.
+const MaxUserJWT = 7000
+
+// Limits of an account, each of which held under attack.
+const (
+	maxConnections   = 16
+	maxSubscriptions = 64
+	maxPayload       = schemas.MaxPayload + schemas.MaxHeader
+)
+
+// nothing is a subject that nobody serves. It stands in the operation's
+// template, so that a user without scopes has a list of rights, and not an
+// empty one, which the server might read as everything.
+const nothing = "_none"
+
+// An Account is what a principal's account is made from.
+type Account struct {
+	ID         string
+	Lock       schemas.Lock
+	Generation int // of the operation and service keys
+	// RevokeBefore voids users issued before it (to the second); zero voids
+	// none. It is set where a killed agent is enrolled anew.
+	RevokeBefore time.Time
+}
+
+// A Maker signs accounts and users. It is safe for concurrent use.
+type Maker struct {
+	secrets *keys.Secrets
+}
+
+// NewMaker signs with the issuer's secrets.
+func NewMaker(s *keys.Secrets) *Maker { return &Maker{secrets: s} }
+
+// PublicKey is the account of a principal: the same for ever.
+func (m *Maker) PublicKey(id string) (string, error) {
+	pair, err := m.secrets.Account(id, 0, keys.AccountKey)
+	if err != nil {
+		return "", err
+	}
+	return pair.PublicKey()
+}
+
+// Account signs an account JWT issued at iat. Issuing times of one account
+// must rise from push to push, or a server that was away would keep the older
+// one; they may run ahead of the clock by some seconds.
+func (m *Maker) Account(a Account, iat time.Time) (string, error) {
+	public, err := m.PublicKey(a.ID)
+	if err != nil {
+		return "", err
+	}
+	c := jwt.NewAccountClaims(public)
+	c.Name = a.ID
+	deny(&c.DefaultPermissions)
+	c.Limits = jwt.OperatorLimits{
+		NatsLimits:    jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload},
+		AccountLimits: jwt.AccountLimits{DisallowBearer: true},
+	}
+	if a.Lock == schemas.Killed {
+		c.RevokeAt(jwt.All, iat.Add(century))
+		return encode(c, iat, m.secrets.Operator)
+	}
+	c.Expires = iat.Add(TTL).Unix()
+	c.Limits.Conn = maxConnections
+	if !a.RevokeBefore.IsZero() {
+		c.RevokeAt(jwt.All, a.RevokeBefore.Add(-time.Second))
+	}
+	m.imports(c, a.ID)
+	c.Limits.Imports = int64(len(c.Imports))
+	for _, role := range rolesOf(a.Lock) {
+		if err := m.scope(c, a, role); err != nil {
+			return "", err
+		}
+	}
+	return encode(c, iat, m.secrets.Operator)
+}
+
+// rolesOf lists the keys that sign users under a lock: a suspended agent keeps
+// its identity, with which it is told why it gets no capability.
+func rolesOf(l schemas.Lock) []keys.KeyRole {
+	if l == schemas.Suspended {
+		return []keys.KeyRole{keys.IdentityKey}
+	}
+	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey}
+}
+
+func (m *Maker) imports(c *jwt.AccountClaims, id string) {
+	trust := m.secrets.Trust
+	c.Imports.Add(&jwt.Import{
+		Name: "out", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
+		Subject: jwt.Subject(schemas.OutPrefix + "." + id + ".>"), LocalSubject: "out.>",
+	}, &jwt.Import{
+		Name: "in", Type: jwt.Stream, Account: trust.Accounts[keys.DELIVER],
+		Subject: jwt.Subject(schemas.InPrefix + "." + id + ".>"), LocalSubject: "in.>",
+	})
+}
+
+// scope adds a signing key that can sign nothing but its template.
+func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error {
+	pair, err := m.secrets.Account(a.ID, a.Generation, role)
+	if err != nil {
+		return err
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		return err
+	}
+	s := jwt.NewUserScope()
+	s.Key, s.Role = public, string(role)
+	s.Template.Permissions = template(role)
+	s.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload}
+	// A connection within the server's own process is one that holds its
+	// memory already. Leaf nodes and WebSocket stay out.
+	s.Template.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess)
+	c.SigningKeys.AddScopedSigner(s)
+	return nil
+}
+
+func template(role keys.KeyRole) jwt.Permissions {
+	var p jwt.Permissions
+	p.Sub.Allow.Add("_INBOX.>")
+	switch role {
+	case keys.IdentityKey:
+		p.Pub.Allow.Add("out.token.*")
+	case keys.OperationKey:
+		p.Pub.Allow.Add("out.{{tag(op)}}.{{tag(scope)}}", "out._r.*", "out.token.*", nothing)
+		p.Pub.Deny.Add("out.*.call.{{tag(deny)}}")
+		p.Sub.Allow.Add("in.>")
+	case keys.ServiceKey:
+		p.Pub.Allow.Add("out._r.*", "out.token.*")
+		p.Sub.Allow.Add("in.>")
+	}
+	return p
+}
+
+func deny(p *jwt.Permissions) {
+	p.Pub.Deny.Add(">")
+	p.Sub.Deny.Add(">")
+}
+
+// Operation signs the user that may do what a grant says, until it expires.
+func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (string, error) {
+	c := jwt.NewUserClaims(g.PublicKey)
+	c.Name = g.Agent + "/" + g.Operation
+	c.Expires = g.Expires.Unix()
+	tags, err := Tags(g)
+	if err != nil {
+		return "", err
+	}
+	c.Tags.Add(tags...)
+	token, err := m.user(c, g.Agent, generation, keys.OperationKey, iat)
+	if err != nil {
+		return "", err
+	}
+	if len(token) > MaxUserJWT {
+		return "", schemas.Refuse(schemas.CodeTooLarge, "%d scopes and %d forbidden tools make credentials of %d bytes, which no server would read; ask for fewer scopes in one operation, or use two operations", len(g.Scope), len(g.ForbiddenTools), len(token))
+	}
+	return token, nil
+}
+
+// Identity signs the user with which an agent asks for capabilities.
+func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, error) {
+	c := jwt.NewUserClaims(public)
+	c.Name, c.Expires = agent, expires.Unix()
+	return m.user(c, agent, 0, keys.IdentityKey, iat)
+}
+
+// Service signs the user with which a service receives and answers.
+func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
+	c := jwt.NewUserClaims(public)
+	c.Name, c.Expires = service, expires.Unix()
+	return m.user(c, service, generation, keys.ServiceKey, iat)
+}
+
+func (m *Maker) user(c *jwt.UserClaims, id string, generation int, role keys.KeyRole, iat time.Time) (string, error) {
+	if c == nil || !nkeys.IsValidPublicUserKey(c.Subject) {
+		return "", schemas.Refuse(schemas.CodeMalformed, "public_key is not a user NKey; it starts with U and is made by nk -gen user, or leave it out")
+	}
+	account, err := m.PublicKey(id)
+	if err != nil {
+		return "", err
+	}
+	c.SetScoped(true)
+	c.IssuerAccount = account
+	pair, err := m.secrets.Account(id, generation, role)
+	if err != nil {
+		return "", err
+	}
+	return encode(c, iat, pair)
+}
+
+// Tags say in the server's terms what a grant says: op, one scope per scope,
+// one deny per forbidden tool. The template needs a deny, also where nothing
+// is forbidden.
+func Tags(g schemas.Grant) ([]string, error) {
+	if err := schemas.CheckID("operation", g.Operation); err != nil {
+		return nil, err
+	}
+	tags := []string{"op:" + g.Operation}
+	for _, scope := range g.Scope {
+		if err := schemas.CheckScope(scope); err != nil {
+			return nil, err
+		}
+		tags = append(tags, "scope:"+Subject(scope))
+	}
+	for _, tool := range g.ForbiddenTools {
+		if err := schemas.CheckID("forbidden tool", tool); err != nil {
+			return nil, err
+		}
+		tags = append(tags, "deny:"+tool)
+	}
+	if len(g.ForbiddenTools) == 0 {
+		tags = append(tags, "deny:"+nothing)
+	}
+	return tags, nil
+}
+
+// Subject is what a scope lets an agent publish, behind out.<operation>. A
+// memory scope covers the keys of the agent's own namespace.
+func Subject(scope string) string {
+	verb, resource, _ := strings.Cut(scope, ":")
+	if verb == schemas.VerbMemory && resource != "list" {
+		return verb + "." + resource + ".>"
+	}
+	return verb + "." + resource
+}
+
+// Creds is the content of a .creds file: it is a secret.
+func Creds(token string, user nkeys.KeyPair) (string, error) {
+	seed, err := user.Seed()
+	if err != nil {
+		return "", fmt.Errorf("write credentials: %w", err)
+	}
+	b, err := jwt.FormatUserConfig(token, seed)
+	if err != nil {
+		return "", fmt.Errorf("write credentials: %w", err)
+	}
+	return string(b), nil
+}

@@ -1,0 +1,259 @@
+package issuer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/issuer/fleet"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// appendsOpen bounds events of one command on their way to the log.
+const appendsOpen = 64
+
+// memoryService is built in: every fleet has it.
+var memoryService = schemas.Principal{ID: schemas.MemoryID, Kind: schemas.KindService}
+
+// A plan is what declaring a fleet comes to.
+type plan struct {
+	changes []schemas.Change
+	declare []schemas.Principal // new or changed
+	remove  []string
+	revoke  []revocation
+	policy  bool // the policy event is due
+}
+
+// A revocation ends a grant that exceeds its agent's new ceiling.
+type revocation struct {
+	grant schemas.Grant
+	why   string
+}
+
+// decideApply compares a declaration with the fleet.
+func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest) (plan, error) {
+	if err := checkActor(req.Actor); err != nil {
+		return plan{}, err
+	}
+	if req.TrustDomain != trustDomain {
+		return plan{}, schemas.Refuse(schemas.CodeConflict, "the file declares trust domain %s, and this control plane was initialised for %s; correct the file, or use another data folder", clip(req.TrustDomain), trustDomain)
+	}
+	if err := checkPrincipals(req); err != nil {
+		return plan{}, err
+	}
+	var current []schemas.Principal
+	for _, a := range s.Agents {
+		current = append(current, a.Principal)
+	}
+	p := plan{changes: fleet.Diff(current, req.Principals)}
+	wanted := map[string]schemas.Principal{}
+	for _, w := range req.Principals {
+		wanted[w.ID] = w
+	}
+	for _, c := range p.changes {
+		if c.Action == fleet.Remove {
+			p.remove = append(p.remove, c.ID)
+			continue
+		}
+		p.declare = append(p.declare, wanted[c.ID])
+		if a := s.Agents[c.ID]; a != nil {
+			p.revoke = append(p.revoke, exceeding(a, wanted[c.ID])...)
+		}
+	}
+	if s.Agents[schemas.MemoryID] == nil {
+		p.declare = append(p.declare, memoryService)
+	}
+	p.policy = s.Policy != req.Digest || s.TrustDomain != trustDomain || len(p.changes) > 0
+	if len(p.remove) > 0 && !req.Prune && !req.DryRun {
+		return p, schemas.Refuse(schemas.CodeConflict, "the file no longer declares %s; with --prune they are killed and removed", strings.Join(p.remove, ", "))
+	}
+	return p, nil
+}
+
+// exceeding lists an agent's live grants that its new declaration no longer
+// admits.
+func exceeding(a *schemas.Agent, next schemas.Principal) []revocation {
+	var out []revocation
+	for _, g := range a.Grants {
+		if g.Ended != "" {
+			continue
+		}
+		if what := exceeds(g.Grant, next.Ceiling); what != "" {
+			out = append(out, revocation{g.Grant, "the ceiling no longer admits " + what})
+		}
+	}
+	slices.SortFunc(out, func(a, b revocation) int { return strings.Compare(a.grant.Operation, b.grant.Operation) })
+	return out
+}
+
+// checkPrincipals holds a declaration against the grammar: the file was
+// checked by whoever read it, and that was not us.
+func checkPrincipals(req schemas.ApplyRequest) error {
+	seen := map[string]bool{}
+	for _, p := range req.Principals {
+		if err := checkPrincipal(p); err != nil {
+			return schemas.Refuse(schemas.CodeMalformed, "%.80s: %v", p.ID, err)
+		}
+		if seen[p.ID] {
+			return schemas.Refuse(schemas.CodeMalformed, "%s is declared twice", p.ID)
+		}
+		seen[p.ID] = true
+	}
+	return nil
+}
+
+func checkPrincipal(p schemas.Principal) error {
+	if err := schemas.CheckID("id", p.ID); err != nil {
+		return err
+	}
+	switch {
+	case p.ID == schemas.MemoryID:
+		return fmt.Errorf("the id is reserved for the built-in service")
+	case p.Kind != schemas.KindAgent && p.Kind != schemas.KindService:
+		return fmt.Errorf("kind %.40q is neither agent nor service", p.Kind)
+	case p.Lock != "" || p.Generation != 0:
+		return fmt.Errorf("a declaration can't set a lock; use writ pause, suspend or kill")
+	}
+	for _, id := range p.MayIssueFor {
+		if err := schemas.CheckID("may_issue_for", id); err != nil {
+			return err
+		}
+	}
+	for _, prefix := range p.Serves {
+		if _, err := schemas.ParseAction(prefix); err != nil {
+			return fmt.Errorf("serves: %w", err)
+		}
+	}
+	if t := p.Thresholds; t != nil && (t.Pause < 0 || t.Pause > t.Suspend || t.Suspend > 100) {
+		return fmt.Errorf("thresholds: 0 ≤ pause ≤ suspend ≤ 100 must hold")
+	}
+	if c := p.Ceiling; c != nil {
+		return checkCeiling(c)
+	}
+	return nil
+}
+
+func checkCeiling(c *schemas.Ceiling) error {
+	for _, scope := range c.Scope {
+		if err := schemas.CheckScope(scope); err != nil {
+			return err
+		}
+	}
+	for what, ids := range map[string][]string{"tool": c.Tools, "forbidden tool": c.ForbiddenTools, "job": c.Jobs, "operation": c.Operations} {
+		for _, id := range ids {
+			if err := schemas.CheckID(what, id); err != nil {
+				return err
+			}
+		}
+	}
+	if c.TTLSeconds < 0 || c.TTLSeconds > 86400 {
+		return fmt.Errorf("ttl of %d s: 1 to 86400 are possible", c.TTLSeconds)
+	}
+	if c.MaxTokens < 0 {
+		return fmt.Errorf("max_tokens %d is negative", c.MaxTokens)
+	}
+	return nil
+}
+
+// apply declares the fleet, and returns when every account stands on every
+// server.
+func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.ApplyReply, error) {
+	i.applying.Lock()
+	defer i.applying.Unlock()
+	i.mu.RLock()
+	p, err := decideApply(i.state, i.Secrets.Trust.TrustDomain, req)
+	i.mu.RUnlock()
+	reply := schemas.ApplyReply{Changes: p.changes}
+	if err != nil || req.DryRun {
+		return reply, err
+	}
+	if err := each(p.declare, func(d schemas.Principal) error { return i.declare(ctx, d, req.Actor) }); err != nil {
+		return reply, err
+	}
+	for _, r := range p.revoke {
+		revoked := endOf(r.grant, r.why)
+		revoked.ID, revoked.Kind, revoked.Actor = "issuer-revoked-"+r.grant.JTI, schemas.TokenRevoked, req.Actor
+		if err := i.end(ctx, r.grant, revoked, endOf(r.grant, "revoked: "+r.why)); err != nil {
+			return reply, err
+		}
+	}
+	for _, id := range p.remove {
+		if err := i.remove(ctx, id, req.Actor); err != nil {
+			return reply, err
+		}
+	}
+	if p.policy {
+		policy := schemas.Policy{TrustDomain: req.TrustDomain, Digest: req.Digest}
+		if _, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, Actor: req.Actor, ContentType: jsonType, Data: schemas.Marshal(policy)}); err != nil {
+			return reply, err
+		}
+	}
+	ids := make([]string, len(p.declare))
+	for n, d := range p.declare {
+		ids[n] = d.ID
+	}
+	return reply, i.pushes.several(ctx, ids)
+}
+
+// declare logs the declaration of a principal. It carries the lock and the
+// generation of its keys: whoever starts to read the log here must know them.
+// A new principal's generation is the time, so that keys of one that was
+// removed before, under the same name, never count again.
+func (i *Issuer) declare(ctx context.Context, p schemas.Principal, actor string) error {
+	defer i.locks.pass(p.ID)()
+	p.Lock, p.Generation = schemas.Active, int(i.Now().Unix())
+	i.mu.RLock()
+	if a := i.state.Agents[p.ID]; a != nil {
+		p.Lock, p.Generation = a.Lock, a.Generation
+	}
+	i.mu.RUnlock()
+	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentDeclared, Agent: p.ID, Actor: actor, ContentType: jsonType, Data: schemas.Marshal(p)})
+	return err
+}
+
+// end logs the end of a grant, unless another has taken its place meanwhile.
+func (i *Issuer) end(ctx context.Context, g schemas.Grant, events ...*schemas.Event) error {
+	defer i.gates.pass(g.Agent)()
+	newest := view(i, func(s *schemas.State) bool {
+		a := s.Agents[g.Agent]
+		return a != nil && a.Grants[g.Operation] != nil && a.Grants[g.Operation].JTI == g.JTI
+	})
+	if !newest {
+		return nil
+	}
+	for _, e := range events {
+		if _, err := i.append(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each does something for all elements, several at once.
+func each[T any](list []T, do func(T) error) error {
+	var g errgroup.Group
+	g.SetLimit(appendsOpen)
+	for _, x := range list {
+		g.Go(func() error { return do(x) })
+	}
+	return g.Wait()
+}
+
+// remove kills a principal and takes it out of the fleet.
+func (i *Issuer) remove(ctx context.Context, id, actor string) error {
+	defer i.locks.pass(id)()
+	killed := view(i, func(s *schemas.State) bool { return s.Agents[id] == nil || s.Agents[id].Lock == schemas.Killed })
+	if !killed {
+		if _, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentKilled, Agent: id, Reason: "removed from the fleet", Actor: actor}); err != nil {
+			return err
+		}
+	}
+	if _, err := i.pushes.one(ctx, id); err != nil {
+		return err
+	}
+	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentRemoved, Agent: id, Actor: actor})
+	return err
+}

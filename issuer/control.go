@@ -1,0 +1,203 @@
+package issuer
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/schemas"
+)
+
+const (
+	pageDefault = 100
+	pageMost    = 1000
+	asksOpen    = 64 // questions to the servers at once, for one status
+)
+
+// serveControl answers operators.
+func (i *Issuer) serveControl() error {
+	for _, serve := range []func() error{
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlApply, i.apply) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlEnroll, i.enroll) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlIssue, i.issueForOperator) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlLock, i.lock) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReview, i.review) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReviews, i.reviews) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlStatus, i.status) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlJWKS, i.publishKeys) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
+	} {
+		if err := serve(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (i *Issuer) health(context.Context, struct{}) (schemas.Health, error) {
+	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.at()}, nil
+}
+
+func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) { return i.jwks, nil }
+
+func (i *Issuer) issueForOperator(ctx context.Context, req schemas.IssueRequest) (schemas.IssueReply, error) {
+	return i.issue(ctx, asker{name: req.Actor}, req)
+}
+
+// review ends the review of a held action.
+func (i *Issuer) review(ctx context.Context, req schemas.ReviewRequest) (schemas.ReviewReply, error) {
+	agent := view(i, func(s *schemas.State) string {
+		if held := heldAction(s, req.Seq); held != nil {
+			return held.Agent
+		}
+		return ""
+	})
+	defer i.locks.pass(agent)()
+	i.mu.RLock()
+	e, err := decideReview(i.state, req)
+	i.mu.RUnlock()
+	if err != nil {
+		return schemas.ReviewReply{}, err
+	}
+	if _, err := i.append(ctx, e); err != nil {
+		return schemas.ReviewReply{}, err
+	}
+	state := "approved"
+	if !req.Approve {
+		state = "denied"
+	}
+	return schemas.ReviewReply{Seq: req.Seq, AgentID: e.Agent, Action: e.Action.String(), State: state}, nil
+}
+
+// reviews lists what is held, oldest first.
+func (i *Issuer) reviews(_ context.Context, req schemas.PageRequest) (schemas.ReviewsReply, error) {
+	limit, err := pageLimit(req.Limit)
+	if err != nil {
+		return schemas.ReviewsReply{}, err
+	}
+	var after uint64
+	if req.After != "" {
+		if after, err = strconv.ParseUint(req.After, 10, 64); err != nil {
+			return schemas.ReviewsReply{}, schemas.Refuse(schemas.CodeMalformed, "after %q is no sequence", clip(req.After))
+		}
+	}
+	held := view(i, func(s *schemas.State) []*schemas.Event { return heldActions(s, after) })
+	if len(held) > limit {
+		held = held[:limit]
+	}
+	reply := schemas.ReviewsReply{Reviews: []schemas.Review{}}
+	for _, e := range held {
+		r := schemas.Review{Seq: e.Seq, AgentID: e.Agent, Operation: e.Operation, Action: e.Action.String(),
+			Risk: e.Risk, Factors: []schemas.Factor{}, Time: e.Time, Digest: e.Digest.String()}
+		var v schemas.Verdict
+		if len(e.Verdict) > 0 {
+			if err := schemas.Unmarshal(e.Verdict, &v); err != nil {
+				return reply, err
+			}
+			r.Factors = append(r.Factors, v.Factors...)
+		}
+		reply.Reviews = append(reply.Reviews, r)
+	}
+	return reply, nil
+}
+
+// heldActions lists what is held behind a sequence, in order. The events are
+// never changed once they are in the state.
+func heldActions(s *schemas.State, after uint64) []*schemas.Event {
+	var out []*schemas.Event
+	for _, a := range s.Agents {
+		for seq, e := range a.Held {
+			if seq > after {
+				out = append(out, e)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *schemas.Event) int {
+		if a.Seq < b.Seq {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+func pageLimit(n int) (int, error) {
+	switch {
+	case n == 0:
+		return pageDefault, nil
+	case n < 1 || n > pageMost:
+		return 0, schemas.Refuse(schemas.CodeMalformed, "limit %d: 1 to %d are possible", n, pageMost)
+	}
+	return n, nil
+}
+
+// status tells of the fleet, by id.
+func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas.StatusReply, error) {
+	limit, err := pageLimit(req.Limit)
+	if err != nil {
+		return schemas.StatusReply{}, err
+	}
+	reply := schemas.StatusReply{Agents: view(i, func(s *schemas.State) []schemas.AgentStatus {
+		return i.statuses(s, req.AgentID, req.After)
+	})}
+	if req.AgentID != "" && len(reply.Agents) == 0 {
+		return reply, schemas.Refuse(schemas.CodeNotFound, "%s is neither an agent nor a service of this fleet; see writ status", clip(req.AgentID))
+	}
+	if len(reply.Agents) > limit {
+		reply.Agents = reply.Agents[:limit]
+		reply.Next = reply.Agents[limit-1].AgentID
+	}
+	return reply, i.countConnections(ctx, reply.Agents)
+}
+
+func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentStatus {
+	now := i.Now()
+	out := []schemas.AgentStatus{}
+	for id, a := range s.Agents {
+		if only != "" && id != only || id <= after {
+			continue
+		}
+		st := schemas.AgentStatus{AgentID: id, Kind: a.Kind, State: a.Lock, Risk: a.Risk, LastSeq: a.LastSeq, Operations: []string{}}
+		if a.Lock != schemas.Active {
+			st.Reason = a.LockReason
+		}
+		for op, g := range a.Grants {
+			if g.Ended == "" && now.Before(g.Expires) {
+				st.Operations = append(st.Operations, op)
+			}
+		}
+		slices.Sort(st.Operations)
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b schemas.AgentStatus) int { return strings.Compare(a.AgentID, b.AgentID) })
+	return out
+}
+
+func (i *Issuer) countConnections(ctx context.Context, list []schemas.AgentStatus) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(asksOpen)
+	var mu sync.Mutex
+	for n := range list {
+		g.Go(func() error {
+			public, err := i.maker.PublicKey(list[n].AgentID)
+			if err != nil {
+				return err
+			}
+			conns, err := i.wire.connections(ctx, public)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			list[n].Connections = len(conns)
+			return nil
+		})
+	}
+	return g.Wait()
+}

@@ -1,0 +1,349 @@
+package issuer
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// Bounds of what can be asked for.
+const (
+	defaultTTL = 300      // seconds, where neither request nor ceiling says
+	maxTask    = 16 << 10 // bytes of a task's text
+	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
+	maxReason  = 500      // bytes of an operator's reason
+	maxActor   = 200      // bytes of an operator's name
+)
+
+// An asker is who asks for a capability: an agent, known by the account that
+// the server stamped, or an operator, known by the right to ask.
+type asker struct {
+	agent string // "" for an operator
+	name  string // what stands in issued_by
+}
+
+// A fresh is what a decision must not make up by itself.
+type fresh struct {
+	now   time.Time
+	jti   string
+	trace string // used where the request names none
+}
+
+// decideIssue says which capability a request gets: all of it, or none.
+func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh) (schemas.Grant, error) {
+	a, err := agentThatMayAct(s, req.AgentID)
+	if err != nil {
+		return schemas.Grant{}, err
+	}
+	if err := mayIssueFor(s, who, a); err != nil {
+		return schemas.Grant{}, err
+	}
+	ceiling := a.Ceiling
+	if ceiling == nil {
+		ceiling = &schemas.Ceiling{}
+	}
+	if err := checkNames(s, req, ceiling); err != nil {
+		return schemas.Grant{}, err
+	}
+	scope, forbidden, err := decideScope(req, a.ID, ceiling)
+	if err != nil {
+		return schemas.Grant{}, err
+	}
+	ttl, err := decideTTL(req.TTLSeconds, a.ID, ceiling)
+	if err != nil {
+		return schemas.Grant{}, err
+	}
+	if req.MaxTokens < 0 || req.MaxTokens > ceiling.MaxTokens {
+		return schemas.Grant{}, beyond(a.ID, "max_tokens %d", "at most %d", req.MaxTokens, ceiling.MaxTokens)
+	}
+	trace := req.TraceID
+	if trace == "" {
+		trace = f.trace
+	}
+	from := f.now.UTC().Truncate(time.Second)
+	return schemas.Grant{
+		JTI: f.jti, Agent: a.ID, Operation: req.OperationID,
+		Scope: scope, ForbiddenTools: forbidden,
+		NotBefore: from, Expires: from.Add(time.Duration(ttl) * time.Second),
+		MaxTokens: req.MaxTokens, Task: req.Task, Job: req.Job, TraceID: trace,
+		PublicKey: req.PublicKey, IssuedBy: who.name,
+	}, nil
+}
+
+// agentThatMayAct finds an agent that may hold a capability.
+func agentThatMayAct(s *schemas.State, id string) (*schemas.Agent, error) {
+	if err := schemas.CheckID("agent_id", id); err != nil {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	a := s.Agents[id]
+	if a == nil || a.Kind != schemas.KindAgent {
+		return nil, schemas.Refuse(schemas.CodeNotFound, "%s is no agent of this fleet; declare it in the fleet file and run writ apply", id)
+	}
+	return a, lockRefusal(a)
+}
+
+// lockRefusal says why an agent under a lock gets nothing.
+func lockRefusal(a *schemas.Agent) error {
+	switch a.Lock {
+	case schemas.Killed:
+		return schemas.Refuse(schemas.CodeCancelled, "%s was killed: %s; an operator may enrol it anew", a.ID, a.LockReason)
+	case schemas.Suspended:
+		return schemas.Refuse(schemas.CodeCancelled, "%s is suspended: %s; an operator must resume it", a.ID, a.LockReason)
+	case schemas.Paused:
+		return schemas.Refuse(schemas.CodeHeld, "%s is paused: %s; it gets no capability until its review is approved or it is resumed", a.ID, a.LockReason)
+	}
+	return nil
+}
+
+func mayIssueFor(s *schemas.State, who asker, a *schemas.Agent) error {
+	if who.agent == "" {
+		return checkActor(who.name)
+	}
+	by := s.Agents[who.agent]
+	if by == nil {
+		return schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent of this fleet", who.agent)
+	}
+	if who.agent == a.ID {
+		return nil
+	}
+	if err := lockRefusal(by); err != nil {
+		return err
+	}
+	if !slices.Contains(by.MayIssueFor, a.ID) {
+		may := "nobody but itself"
+		if len(by.MayIssueFor) > 0 {
+			may = strings.Join(by.MayIssueFor, " ")
+		}
+		return schemas.Refuse(schemas.CodeForbidden, "%s may not issue for %s (may_issue_for: %s)", by.ID, a.ID, may)
+	}
+	return nil
+}
+
+func checkActor(name string) error {
+	if name == "" || len(name) > maxActor || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+		return schemas.Refuse(schemas.CodeMalformed, "actor %.40q: it must be 1 to %d printable characters without spaces", name, maxActor)
+	}
+	return nil
+}
+
+// checkNames holds what a request names against the grammar and the ceiling.
+func checkNames(s *schemas.State, req schemas.IssueRequest, ceiling *schemas.Ceiling) error {
+	if err := schemas.CheckID("operation_id", req.OperationID); err != nil {
+		return schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	if len(ceiling.Operations) > 0 && !slices.Contains(ceiling.Operations, req.OperationID) {
+		return beyond(req.AgentID, "operation %s", "%s", req.OperationID, strings.Join(ceiling.Operations, " "))
+	}
+	if req.Job != "" && !slices.Contains(ceiling.Jobs, req.Job) {
+		return beyond(req.AgentID, "job %s", "%s", clip(req.Job), orNone(ceiling.Jobs))
+	}
+	if req.TraceID != "" {
+		if err := schemas.CheckTrace(req.TraceID); err != nil {
+			return schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		}
+	}
+	if len(req.Task) > maxTask {
+		return schemas.Refuse(schemas.CodeTooLarge, "the task has %d bytes, %d are possible", len(req.Task), maxTask)
+	}
+	if req.Audience != "" && req.Audience != s.TrustDomain {
+		if to := s.Agents[req.Audience]; to == nil || to.Kind != schemas.KindService {
+			return schemas.Refuse(schemas.CodeNotFound, "audience %s is no service of this fleet; leave it out for the whole trust domain", clip(req.Audience))
+		}
+	}
+	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
+		return schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey; leave it out to have one made", clip(req.PublicKey))
+	}
+	return nil
+}
+
+// decideScope turns what is asked into exact scopes. What contradicts itself
+// or exceeds the ceiling is refused as a whole: a clamped capability would
+// fail later, far from the cause.
+func decideScope(req schemas.IssueRequest, id string, ceiling *schemas.Ceiling) (scope, forbidden []string, err error) {
+	if n := len(req.Scope) + len(req.Tools) + len(req.ForbiddenTools); n > maxScopes {
+		return nil, nil, schemas.Refuse(schemas.CodeTooLarge, "%d scopes, tools and forbidden tools were asked for, %d fit one capability; use two operations", n, maxScopes)
+	}
+	for _, tool := range req.ForbiddenTools {
+		if err := schemas.CheckID("forbidden tool", tool); err != nil {
+			return nil, nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		}
+	}
+	scope = slices.Clone(req.Scope)
+	for _, tool := range req.Tools {
+		scope = append(scope, schemas.VerbCall+":"+tool)
+	}
+	forbidden = sorted(slices.Concat(ceiling.ForbiddenTools, req.ForbiddenTools))
+	for _, one := range scope {
+		if err := schemas.CheckScope(one); err != nil {
+			return nil, nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		}
+		if tool, call := strings.CutPrefix(one, schemas.VerbCall+":"); call && slices.Contains(forbidden, tool) {
+			return nil, nil, schemas.Refuse(schemas.CodeForbidden, "tool %s is forbidden to %s; a denial always wins", tool, id)
+		}
+		if !covers(ceiling, one) {
+			return nil, nil, beyond(id, "%s", "%s", clip(one), orNone(ceilingScopes(ceiling)))
+		}
+	}
+	return sorted(scope), forbidden, nil
+}
+
+func covers(c *schemas.Ceiling, scope string) bool {
+	return slices.Contains(ceilingScopes(c), scope)
+}
+
+// ceilingScopes are all scopes that a ceiling admits, tools as calls.
+func ceilingScopes(c *schemas.Ceiling) []string {
+	out := slices.Clone(c.Scope)
+	for _, tool := range c.Tools {
+		out = append(out, schemas.VerbCall+":"+tool)
+	}
+	return slices.DeleteFunc(sorted(out), func(s string) bool {
+		tool, call := strings.CutPrefix(s, schemas.VerbCall+":")
+		return call && slices.Contains(c.ForbiddenTools, tool)
+	})
+}
+
+func decideTTL(asked int64, id string, c *schemas.Ceiling) (int64, error) {
+	most := ceilingTTL(c)
+	switch {
+	case asked == 0:
+		return most, nil
+	case asked < 0 || asked > most:
+		return 0, beyond(id, "ttl %d s", "1 to %d s", asked, most)
+	}
+	return asked, nil
+}
+
+func ceilingTTL(c *schemas.Ceiling) int64 {
+	if c.TTLSeconds == 0 {
+		return defaultTTL
+	}
+	return c.TTLSeconds
+}
+
+// beyond refuses what exceeds a ceiling, and says what would be allowed.
+func beyond(id, what, allowed string, args ...any) error {
+	n := strings.Count(what, "%")
+	return schemas.Refuse(schemas.CodeForbidden, "%s is beyond the ceiling of %s; allowed: %s",
+		fmt.Sprintf(what, args[:n]...), id, fmt.Sprintf(allowed, args[n:]...))
+}
+
+// decideRefresh renews the capability of an operation: never wider than it
+// was, never wider than the ceiling is now.
+func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f fresh) (schemas.Grant, error) {
+	a, err := agentThatMayAct(s, agent)
+	if err != nil {
+		return schemas.Grant{}, err
+	}
+	if err := schemas.CheckID("operation_id", req.OperationID); err != nil {
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	old := a.Grants[req.OperationID]
+	switch {
+	case old == nil:
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "no capability was issued to %s for operation %s; ask for one (out.token.issue)", agent, req.OperationID)
+	case old.Ended != "":
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s is no longer valid (%s); ask for a new one", req.OperationID, old.Ended)
+	case !f.now.Before(old.Expires):
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s expired at %s; ask for a new one", req.OperationID, old.Expires.Format(time.RFC3339))
+	}
+	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey", clip(req.PublicKey))
+	}
+	ceiling := a.Ceiling
+	if ceiling == nil {
+		ceiling = &schemas.Ceiling{}
+	}
+	if len(ceiling.Operations) > 0 && !slices.Contains(ceiling.Operations, req.OperationID) {
+		return schemas.Grant{}, beyond(agent, "operation %s", "%s", req.OperationID, strings.Join(ceiling.Operations, " "))
+	}
+	return renew(old, ceiling, req.PublicKey, f), nil
+}
+
+// renew is the grant that replaces an old one under the present ceiling.
+func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fresh) schemas.Grant {
+	g := old.Grant
+	g.JTI, g.Refreshes, g.Token = f.jti, old.JTI, ""
+	g.ForbiddenTools = sorted(slices.Concat(old.ForbiddenTools, ceiling.ForbiddenTools))
+	g.Scope = slices.DeleteFunc(slices.Clone(old.Scope), func(s string) bool { return !covers(ceiling, s) })
+	g.MaxTokens = min(old.MaxTokens, ceiling.MaxTokens)
+	ttl := min(old.Expires.Sub(old.NotBefore), time.Duration(ceilingTTL(ceiling))*time.Second)
+	g.NotBefore = f.now.UTC().Truncate(time.Second)
+	g.Expires = g.NotBefore.Add(ttl)
+	if publicKey != "" {
+		g.PublicKey = publicKey
+	}
+	return g
+}
+
+// exceeds says what of a live grant a ceiling no longer admits, "" where all
+// of it is within.
+func exceeds(g schemas.Grant, c *schemas.Ceiling) string {
+	if c == nil {
+		c = &schemas.Ceiling{}
+	}
+	for _, scope := range g.Scope {
+		if !covers(c, scope) {
+			return scope
+		}
+	}
+	for _, tool := range c.ForbiddenTools {
+		if !slices.Contains(g.ForbiddenTools, tool) {
+			return "calling " + tool
+		}
+	}
+	switch {
+	case g.MaxTokens > c.MaxTokens:
+		return fmt.Sprintf("max_tokens %d", g.MaxTokens)
+	case g.Expires.Sub(g.NotBefore) > time.Duration(ceilingTTL(c))*time.Second:
+		return "its lifetime"
+	case len(c.Operations) > 0 && !slices.Contains(c.Operations, g.Operation):
+		return "operation " + g.Operation
+	case g.Job != "" && !slices.Contains(c.Jobs, g.Job):
+		return "job " + g.Job
+	}
+	return ""
+}
+
+// audienceOf reads whom a token of our own was issued for.
+func audienceOf(token string) string {
+	var claims struct {
+		Audience string `json:"aud"`
+	}
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil || json.Unmarshal(payload, &claims) != nil {
+		return ""
+	}
+	return claims.Audience
+}
+
+func sorted(list []string) []string {
+	out := slices.Clone(list)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func orNone(list []string) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	return strings.Join(list, " ")
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}

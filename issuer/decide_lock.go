@@ -1,0 +1,125 @@
+package issuer
+
+import (
+	"strings"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A lockDecision is what a lock request comes to.
+type lockDecision struct {
+	kind   schemas.Kind // the event to append; "" where the lock is on already
+	lock   schemas.Lock // what holds afterwards
+	before schemas.Lock
+	seq    uint64 // of the event that put it on, where it is on already
+}
+
+var lockKinds = map[schemas.Lock]schemas.Kind{
+	schemas.Active:    schemas.AgentResumed,
+	schemas.Paused:    schemas.AgentPaused,
+	schemas.Suspended: schemas.AgentSuspended,
+	schemas.Killed:    schemas.AgentKilled,
+}
+
+var lockOrder = map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 1, schemas.Suspended: 2, schemas.Killed: 3}
+
+// decideLock holds a lock request against the states an agent may go through:
+// active → paused → active; active or paused → suspended → active; any →
+// killed, for good. Asking for the lock that is on changes nothing and is no
+// error.
+func decideLock(s *schemas.State, req schemas.LockRequest) (lockDecision, error) {
+	if err := schemas.CheckID("agent_id", req.AgentID); err != nil {
+		return lockDecision{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	if err := checkActor(req.Actor); err != nil {
+		return lockDecision{}, err
+	}
+	if err := checkReason(req.Reason); err != nil {
+		return lockDecision{}, err
+	}
+	kind, ok := lockKinds[req.Lock]
+	if !ok {
+		return lockDecision{}, schemas.Refuse(schemas.CodeMalformed, "lock %.40q is none of active, paused, suspended, killed", string(req.Lock))
+	}
+	a := s.Agents[req.AgentID]
+	if a == nil {
+		return lockDecision{}, schemas.Refuse(schemas.CodeNotFound, "%s is neither an agent nor a service of this fleet; see writ status", req.AgentID)
+	}
+	d := lockDecision{kind: kind, lock: req.Lock, before: a.Lock}
+	switch {
+	case a.Lock == req.Lock:
+		d.kind, d.seq = "", a.LockSeq
+	case a.Lock == schemas.Killed:
+		return d, schemas.Refuse(schemas.CodeConflict, "%s was killed, for good: %s; enrol it anew with writ enroll %s", a.ID, a.LockReason, a.ID)
+	case req.Lock != schemas.Active && lockOrder[req.Lock] < lockOrder[a.Lock]:
+		return d, schemas.Refuse(schemas.CodeConflict, "%s is %s already, which is stronger; resume it first", a.ID, a.Lock)
+	}
+	return d, nil
+}
+
+func checkReason(reason string) error {
+	if schemas.HeaderText(reason) == "" {
+		return schemas.Refuse(schemas.CodeMalformed, "no reason was given; say why, it stands in the log")
+	}
+	if len(reason) > maxReason {
+		return schemas.Refuse(schemas.CodeMalformed, "the reason has %d bytes, %d are possible", len(reason), maxReason)
+	}
+	return nil
+}
+
+// decideReview finds the held action of a review and says which event ends it.
+func decideReview(s *schemas.State, req schemas.ReviewRequest) (*schemas.Event, error) {
+	if err := checkActor(req.Actor); err != nil {
+		return nil, err
+	}
+	kind := schemas.ReviewApproved
+	if !req.Approve {
+		kind = schemas.ReviewDenied
+		if err := checkReason(req.Reason); err != nil {
+			return nil, err
+		}
+	}
+	held := heldAction(s, req.Seq)
+	if held == nil {
+		return nil, schemas.Refuse(schemas.CodeNotFound, "no action is held under %d: it was decided, cancelled or has expired; see writ review list", req.Seq)
+	}
+	return &schemas.Event{
+		Kind: kind, Agent: held.Agent, Ref: held.Seq, Operation: held.Operation, Action: held.Action, Digest: held.Digest,
+		Trace: held.Trace, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor,
+	}, nil
+}
+
+func heldAction(s *schemas.State, seq uint64) *schemas.Event {
+	for _, a := range s.Agents {
+		if held := a.Held[seq]; held != nil {
+			return held
+		}
+	}
+	return nil
+}
+
+// decideEnroll says whether a principal may be enrolled. Enrolling a killed
+// one brings it back; the event names the kill that it undoes.
+func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, error) {
+	if err := checkActor(req.Actor); err != nil {
+		return nil, err
+	}
+	if err := schemas.CheckID("id", req.ID); err != nil {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	a := s.Agents[req.ID]
+	if a == nil {
+		return nil, schemas.Refuse(schemas.CodeNotFound, "%s is neither an agent nor a service of this fleet; declare it in the fleet file and run writ apply", req.ID)
+	}
+	e := &schemas.Event{Kind: schemas.AgentEnrolled, Agent: a.ID, Actor: req.Actor}
+	switch a.Lock {
+	case schemas.Suspended:
+		return nil, schemas.Refuse(schemas.CodeConflict, "%s is suspended: %s; resume it first", a.ID, a.LockReason)
+	case schemas.Killed:
+		e.Ref = a.LockSeq
+	}
+	return e, nil
+}
+
+// ended says whether the log has been told that an operation is over.
+func ended(g *schemas.Live) bool { return strings.HasPrefix(g.Ended, "ended: ") }

@@ -1,0 +1,271 @@
+package fleet
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+)
+
+// pos is a place in the file, from 1.
+type pos struct{ line, column int }
+
+// fault is an error that knows its place.
+type fault struct {
+	at   pos
+	text string
+}
+
+func (f *fault) Error() string { return f.text }
+
+// posOf is where a node begins: for a mapping its first key, where the library
+// names the colon.
+func posOf(n ast.Node) pos {
+	if m, ok := n.(ast.MapNode); ok {
+		if r := m.MapRange(); r.Next() {
+			n = r.Key()
+		}
+	}
+	if t := n.GetToken(); t != nil && t.Position != nil {
+		return pos{t.Position.Line, t.Position.Column}
+	}
+	return pos{1, 1}
+}
+
+type document struct {
+	TrustDomain text      `yaml:"trust_domain"`
+	Agents      []agent   `yaml:"agents"`
+	Services    []service `yaml:"services"`
+}
+
+type agent struct {
+	at          pos
+	ID          text        `yaml:"id"`
+	Owner       text        `yaml:"owner"`
+	MayIssueFor []text      `yaml:"may_issue_for"`
+	Ceiling     *ceiling    `yaml:"ceiling"`
+	Rate        *rate       `yaml:"rate"`
+	Thresholds  *thresholds `yaml:"thresholds"`
+	MemoryBytes whole       `yaml:"memory_bytes"`
+}
+
+type ceiling struct {
+	Scope          []text  `yaml:"scope"`
+	Tools          []text  `yaml:"tools"`
+	ForbiddenTools []text  `yaml:"forbidden_tools"`
+	TTL            seconds `yaml:"ttl"`
+	MaxTokens      whole   `yaml:"max_tokens"`
+	Jobs           []text  `yaml:"jobs"`
+	Operations     []text  `yaml:"operations"`
+}
+
+type service struct {
+	at      pos
+	ID      text   `yaml:"id"`
+	Owner   text   `yaml:"owner"`
+	Serves  []text `yaml:"serves"`
+	Tools   tools  `yaml:"tools"`
+	Streams flag   `yaml:"streams"`
+	Meter   text   `yaml:"meter"`
+}
+
+type rate struct {
+	at        pos
+	PerSecond decimal `yaml:"per_second"`
+	Burst     whole   `yaml:"burst"`
+}
+
+type thresholds struct {
+	at      pos
+	Pause   whole `yaml:"pause"`
+	Suspend whole `yaml:"suspend"`
+}
+
+type tool struct {
+	name        text
+	Class       text `yaml:"class"`
+	Description text `yaml:"description"`
+}
+
+type tools []tool
+
+// UnmarshalYAML keeps where the declaration begins, for what is missing in it.
+func (a *agent) UnmarshalYAML(n ast.Node) error {
+	type plain agent
+	a.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(a), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the declaration begins.
+func (s *service) UnmarshalYAML(n ast.Node) error {
+	type plain service
+	s.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(s), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the rate begins.
+func (r *rate) UnmarshalYAML(n ast.Node) error {
+	type plain rate
+	r.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(r), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the thresholds begin.
+func (t *thresholds) UnmarshalYAML(n ast.Node) error {
+	type plain thresholds
+	t.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(t), yaml.Strict())
+}
+
+// UnmarshalYAML keeps the names' places, which a Go map would lose.
+func (ts *tools) UnmarshalYAML(n ast.Node) error {
+	m, ok := n.(ast.MapNode)
+	if !ok {
+		return mismatch(n, "a mapping of tool names to {class, description}")
+	}
+	for r := m.MapRange(); r.Next(); {
+		var t tool
+		if err := t.name.UnmarshalYAML(r.Key()); err != nil {
+			return err
+		}
+		if err := yaml.NodeToValue(r.Value(), &t, yaml.Strict()); err != nil {
+			return err
+		}
+		*ts = append(*ts, t)
+	}
+	return nil
+}
+
+// text is a YAML string. YAML reads 007, no and 1e3 as something else; they
+// need quotes, rather than a guess at what was meant.
+type text struct {
+	value string
+	at    pos
+	set   bool
+}
+
+// UnmarshalYAML takes strings alone.
+func (t *text) UnmarshalYAML(n ast.Node) error {
+	t.at, t.set = posOf(n), true
+	switch s := n.(type) {
+	case *ast.StringNode:
+		t.value = s.Value
+		return nil
+	case *ast.LiteralNode:
+		t.value = s.Value.Value
+		return nil
+	case *ast.MappingNode:
+		var ok bool
+		if t.value, ok = colonScalar(s); ok {
+			return nil
+		}
+	}
+	return mismatch(n, "a text; put it in quotes")
+}
+
+// colonScalar undoes a mistake of the YAML library, which takes read:data
+// inside of {…} for a mapping, where YAML has a colon that no space follows
+// belong to the text (YAML 1.2.2, section 7.3.3).
+func colonScalar(m *ast.MappingNode) (string, bool) {
+	r := m.MapRange()
+	if m.Start != nil && m.Start.Type == token.MappingStartType || !r.Next() {
+		return "", false
+	}
+	key, value := r.Key().GetToken(), r.Value().GetToken()
+	_, scalar := r.Value().(ast.ScalarNode)
+	if r.Next() || !scalar || key.Type != token.StringType ||
+		value.Type == token.SingleQuoteType || value.Type == token.DoubleQuoteType ||
+		value.Position.Line != key.Position.Line ||
+		value.Position.Column != key.Position.Column+len(key.Value)+1 {
+		return "", false
+	}
+	return key.Value + ":" + value.Value, true
+}
+
+// whole is an integer of 0 or more.
+type whole struct {
+	value int64
+	at    pos
+	set   bool
+}
+
+// UnmarshalYAML takes integers alone.
+func (w *whole) UnmarshalYAML(n ast.Node) error {
+	w.at, w.set = posOf(n), true
+	if i, ok := n.(*ast.IntegerNode); ok {
+		if v, ok := i.Value.(uint64); ok && v <= math.MaxInt64 {
+			w.value = int64(v)
+			return nil
+		}
+	}
+	return mismatch(n, "a whole number of 0 or more")
+}
+
+// decimal is a number, with or without a fraction.
+type decimal struct {
+	value float64
+	at    pos
+}
+
+// UnmarshalYAML takes numbers alone.
+func (d *decimal) UnmarshalYAML(n ast.Node) error {
+	d.at = posOf(n)
+	switch v := n.(type) {
+	case *ast.FloatNode:
+		d.value = v.Value
+		return nil
+	case *ast.IntegerNode:
+		if u, ok := v.Value.(uint64); ok {
+			d.value = float64(u)
+			return nil
+		}
+	}
+	return mismatch(n, "a number above 0")
+}
+
+// flag is true or false.
+type flag struct{ value bool }
+
+// UnmarshalYAML takes true and false alone.
+func (f *flag) UnmarshalYAML(n ast.Node) error {
+	b, ok := n.(*ast.BoolNode)
+	if !ok {
+		return mismatch(n, "true or false")
+	}
+	f.value = b.Value
+	return nil
+}
+
+// seconds is a duration with its unit, "5m" or "300s".
+type seconds struct {
+	value int64
+	at    pos
+	set   bool
+}
+
+// UnmarshalYAML takes durations in whole seconds, with a unit.
+func (s *seconds) UnmarshalYAML(n ast.Node) error {
+	s.at, s.set = posOf(n), true
+	str, ok := n.(*ast.StringNode)
+	if !ok {
+		return mismatch(n, `a duration with its unit, like 5m or 300s`)
+	}
+	d, err := time.ParseDuration(str.Value)
+	if err != nil || d%time.Second != 0 {
+		return mismatch(n, `a duration in whole seconds with its unit, like 5m or 300s`)
+	}
+	s.value = int64(d / time.Second)
+	return nil
+}
+
+func mismatch(n ast.Node, want string) error {
+	got := strings.TrimSpace(n.String())
+	if len(got) > 40 {
+		got = got[:40] + "…"
+	}
+	return &fault{posOf(n), fmt.Sprintf("%q is not %s", got, want)}
+}

@@ -1,0 +1,253 @@
+package issuer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
+)
+
+// How long credentials live that are bound to no operation. Both are renewed
+// by use (out.token.refresh without an operation), and neither outlives the
+// log's memory of who was killed and enrolled anew.
+const (
+	identityTTL = 24 * time.Hour
+	serviceTTL  = 7 * 24 * time.Hour
+)
+
+// issue grants a capability or refuses it.
+func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest) (schemas.IssueReply, error) {
+	defer i.gates.pass(req.AgentID)()
+	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideIssue(s, who, req, f) })
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	return i.grant(ctx, g, req.Audience, who.name)
+}
+
+// refresh renews the capability of one of the sender's operations.
+func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+	if req.OperationID == "" {
+		return i.renewIdentity(agent, req.PublicKey)
+	}
+	defer i.gates.pass(agent)()
+	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	audience := view(i, func(s *schemas.State) string {
+		if a := s.Agents[agent]; a != nil && a.Grants[req.OperationID] != nil {
+			return audienceOf(a.Grants[req.OperationID].Token)
+		}
+		return ""
+	})
+	return i.grant(ctx, g, audience, agent)
+}
+
+// decided takes a decision on the present state.
+func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, error) {
+	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace()}
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return decide(i.state, f)
+}
+
+// grant signs both faces of a capability, logs it, and hands it out if it then
+// still holds: a lock that was logged before it wins.
+func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string) (schemas.IssueReply, error) {
+	var user nkeys.KeyPair
+	var err error
+	if g.PublicKey == "" {
+		if user, err = nkeys.CreateUser(); err != nil {
+			return schemas.IssueReply{}, fmt.Errorf("make a user key: %w", err)
+		}
+		if g.PublicKey, err = user.PublicKey(); err != nil {
+			return schemas.IssueReply{}, fmt.Errorf("make a user key: %w", err)
+		}
+	}
+	generation, iat := i.standing(g.Agent)
+	userJWT, err := i.maker.Operation(g, generation, iat)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if g.Token, err = i.signer.Sign(capability.FromGrant(g, i.Secrets.Trust.TrustDomain, audience, g.NotBefore)); err != nil {
+		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	seq, err := i.append(ctx, &schemas.Event{
+		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by,
+		Trace: schemas.Trace{ID: g.TraceID, Span: newSpan()}, ContentType: jsonType, Data: schemas.Marshal(g),
+	})
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if err := i.stillHolds(ctx, g, generation); err != nil {
+		return schemas.IssueReply{}, err
+	}
+	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: g.Scope,
+		ExpiresAt: g.Expires, TraceID: g.TraceID, UserJWT: userJWT, Seq: seq}
+	if user != nil {
+		if reply.Creds, err = accounts.Creds(userJWT, user); err != nil {
+			return schemas.IssueReply{}, err
+		}
+	}
+	return reply, nil
+}
+
+// standing is what a principal's users are signed with: the generation of its
+// keys, and an issuing time behind whatever revoked its users last.
+func (i *Issuer) standing(id string) (generation int, iat time.Time) {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	iat = i.Now()
+	if a := i.state.Agents[id]; a != nil {
+		generation = a.Generation
+	}
+	if next := i.born[id].Add(time.Second); iat.Before(next) {
+		iat = next
+	}
+	return generation, iat
+}
+
+// stillHolds looks at the state once the grant is in the log. A grant that a
+// lock overtook is ended, or it would count again after a resume.
+func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, generation int) error {
+	var why error
+	i.mu.RLock()
+	a := i.state.Agents[g.Agent]
+	switch {
+	case a == nil:
+		why = schemas.Refuse(schemas.CodeNotFound, "%s was removed from the fleet", g.Agent)
+	case a.Lock != schemas.Active:
+		why = lockRefusal(a)
+	case a.Generation != generation:
+		why = schemas.Refuse(schemas.CodeCancelled, "the keys of %s were replaced meanwhile; ask again", g.Agent)
+	}
+	i.mu.RUnlock()
+	if why == nil {
+		return nil
+	}
+	if _, err := i.append(ctx, endOf(g, "a lock came before it")); err != nil {
+		i.Logger.Error("grant not ended", "agent_id", g.Agent, "jti", g.JTI, "error", err)
+	}
+	return why
+}
+
+// endOf is the event that ends an operation. Its id is the capability's, so
+// that two replicas end it once.
+func endOf(g schemas.Grant, reason string) *schemas.Event {
+	return &schemas.Event{
+		ID: "issuer-ended-" + g.JTI, Kind: schemas.OperationEnded, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI,
+		Reason: schemas.HeaderText(reason), Trace: schemas.Trace{ID: g.TraceID, Span: newSpan()},
+	}
+}
+
+// release ends an operation because its agent gave it up.
+func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseRequest) (schemas.Ack, error) {
+	defer i.gates.pass(agent)()
+	var live *schemas.Live
+	i.mu.RLock()
+	if a := i.state.Agents[agent]; a != nil {
+		live = a.Grants[req.OperationID]
+	}
+	var g schemas.Grant
+	over := live == nil || live.Ended != ""
+	if !over {
+		g = live.Grant
+	}
+	i.mu.RUnlock()
+	if over {
+		return schemas.Ack{}, schemas.Refuse(schemas.CodeNotFound, "%s holds no capability for operation %s", agent, clip(req.OperationID))
+	}
+	seq, err := i.append(ctx, endOf(g, "given up"))
+	if err != nil {
+		return schemas.Ack{}, err
+	}
+	return schemas.Ack{Stream: schemas.Stream, Seq: seq}, nil
+}
+
+// renewIdentity renews the credential with which a principal asks and is
+// asked. It is for a key that the principal names, and it is no event: it
+// changes nobody's rights.
+func (i *Issuer) renewIdentity(id, public string) (schemas.IssueReply, error) {
+	refusal := view(i, func(s *schemas.State) error {
+		a := s.Agents[id]
+		if a == nil {
+			return schemas.Refuse(schemas.CodeUnauthorized, "%s is not in this fleet", id)
+		}
+		return lockRefusal(a)
+	})
+	if refusal != nil {
+		return schemas.IssueReply{}, refusal
+	}
+	if public == "" {
+		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "public_key is missing: say for which of your keys the credential is to be renewed")
+	}
+	token, expires, err := i.identity(id, public)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	return schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}, nil
+}
+
+// identity signs an agent's identity, or a service's user.
+func (i *Issuer) identity(id, public string) (token string, expires time.Time, err error) {
+	kind := view(i, func(s *schemas.State) string {
+		if a := s.Agents[id]; a != nil {
+			return a.Kind
+		}
+		return ""
+	})
+	generation, iat := i.standing(id)
+	if kind == schemas.KindService {
+		expires = iat.Add(serviceTTL)
+		token, err = i.maker.Service(id, public, generation, iat, expires)
+		return token, expires, err
+	}
+	expires = iat.Add(identityTTL)
+	token, err = i.maker.Identity(id, public, iat, expires)
+	return token, expires, err
+}
+
+// enroll makes an identity for a principal, and brings a killed one back.
+func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas.EnrollReply, error) {
+	if err := i.logEnrolment(ctx, req); err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	if _, err := i.pushes.one(ctx, req.ID); err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
+	}
+	public, err := user.PublicKey()
+	if err != nil {
+		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
+	}
+	token, _, err := i.identity(req.ID, public)
+	if err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	creds, err := accounts.Creds(token, user)
+	if err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	return schemas.EnrollReply{AgentID: req.ID, PublicKey: public, Creds: creds}, nil
+}
+
+func (i *Issuer) logEnrolment(ctx context.Context, req schemas.EnrollRequest) error {
+	defer i.locks.pass(req.ID)()
+	i.mu.RLock()
+	e, err := decideEnroll(i.state, req)
+	i.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	_, err = i.append(ctx, e)
+	return err
+}

@@ -1,0 +1,289 @@
+// Package issuer alone holds signing keys: it declares the fleet, enrols
+// agents, issues and renews capabilities, puts locks on and carries them out
+// on the wire.
+//
+// All that it does is an event first. It keeps nothing of its own: its state
+// is a fold of the log, and every account is derived from one secret, the
+// agent's id and how often its keys were replaced. What it answers is decided
+// by pure functions of that state (decide…); the rest of the package carries
+// decisions out.
+//
+// Guarantees:
+//
+//   - A capability is granted whole or refused; never clamped, never wider
+//     than the ceiling, and never to an agent under a lock: a lock that comes
+//     in between wins.
+//   - Who asks is the account that the server stamped, or somebody with the
+//     right to publish writ.ctl.>; no name in a request counts.
+//   - A kill or suspension stands in the log before it is pushed; it is pushed
+//     to all servers and all connections are closed at the same time, and it is
+//     pushed a second later again, for a server that was away. Issuing times of
+//     an account's JWTs strictly rise.
+//   - A lock that a verdict put on in the log is carried out in the same way.
+//   - No secret appears in an event, a log line or an error.
+package issuer
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
+)
+
+// Filters are the events that the issuer folds: what bears on what an agent
+// may do, and what became of its actions.
+var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
+	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held",
+	"ev.*.message.accepted", "ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark"}
+
+// Options of an Issuer. All but Now are needed.
+type Options struct {
+	Control   *nats.Conn // in CONTROL, as the user issuer
+	System    *nats.Conn // in SYS
+	Consumer  string     // name of the consumer over Filters
+	Source    string     // ce-source of what it appends
+	Secrets   *keys.Secrets
+	Retention time.Duration // of the log
+	Logger    *slog.Logger
+	Now       func() time.Time // the clock; time.Now where nil
+}
+
+// An Issuer is one replica.
+type Issuer struct {
+	Options
+	log    *bus.Appender
+	maker  *accounts.Maker
+	signer *capability.Signer
+	jwks   []byte
+	wire   *wire
+	pushes *pushes
+	folded *watermark
+	gates  *gates // one command at a time issues for a principal
+	locks  *gates // one command at a time locks a principal, or declares it
+
+	applying sync.Mutex // one declaration of the fleet at a time
+
+	mu     sync.RWMutex // guards the fields below
+	state  *schemas.State
+	tracks *tracks
+	byKey  map[string]string    // principal, by account
+	told   map[string]time.Time // newest declaration, by principal
+	born   map[string]time.Time // since when its credentials count, by principal
+}
+
+// New prepares an issuer; Run starts it.
+func New(o Options) (*Issuer, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	log, err := bus.NewAppender(o.Control)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := capability.NewSigner(o.Secrets.Trust.TrustDomain, o.Secrets.Capability)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := o.Secrets.Capability.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("issuer: the capability key is not Ed25519")
+	}
+	jwks, err := capability.MarshalJWKS(public)
+	if err != nil {
+		return nil, err
+	}
+	i := &Issuer{Options: o, log: log, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
+		wire: &wire{nc: o.System}, folded: newWatermark(), gates: newGates(), locks: newGates(),
+		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
+	i.pushes = newPushes(i)
+	return i, nil
+}
+
+// JWKS is the set of keys that verify capabilities.
+func (i *Issuer) JWKS() []byte { return slices.Clone(i.jwks) }
+
+// Run serves until the context ends or the log can no longer be followed.
+// ready is called when every account stands on every server and requests are
+// taken.
+func (i *Issuer) Run(ctx context.Context, ready func()) error {
+	if err := i.wire.count(ctx); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	g, work := errgroup.WithContext(ctx)
+	caughtUp := make(chan struct{})
+	f := bus.Follower{Conn: i.Control, Consumer: i.Consumer, Filters: Filters,
+		CaughtUp: func(uint64) { close(caughtUp) }}
+	g.Go(func() error { return f.Run(work, i.fold) })
+	g.Go(func() error { return i.pushes.run(work) })
+	g.Go(func() error {
+		select {
+		case <-caughtUp:
+		case <-work.Done():
+			return nil
+		}
+		return i.open(work, g, ready)
+	})
+	err := g.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// open pushes all accounts, locked ones first, and takes requests.
+func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) error {
+	if err := i.pushes.all(ctx); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	tokens, err := i.serveTokens(ctx, g)
+	if err != nil {
+		return err
+	}
+	if err := i.serveControl(); err != nil {
+		return err
+	}
+	if err := i.Control.Flush(); err != nil {
+		return fmt.Errorf("issuer: subscribe: %w", err)
+	}
+	ready()
+	err = i.sweepLoop(ctx)
+	if uerr := tokens.Unsubscribe(); uerr != nil && i.Control.IsConnected() {
+		return errors.Join(err, fmt.Errorf("issuer: unsubscribe: %w", uerr))
+	}
+	return err
+}
+
+// fold takes one event of the log into the state, and carries out the locks
+// that it puts on.
+func (i *Issuer) fold(entry bus.Entry) error {
+	e, err := entry.Event()
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	before := i.stance(e.Agent)
+	if err := i.state.Apply(e); err != nil {
+		i.mu.Unlock()
+		return fmt.Errorf("issuer: fold: %w", err)
+	}
+	after := i.stance(e.Agent)
+	i.tracks.fold(e, after.lock != before.lock)
+	err = i.index(e)
+	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
+		i.born[e.Agent] = e.Time
+	}
+	i.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if before != after {
+		i.pushes.want(e.Agent)
+	}
+	i.folded.set(e.Seq)
+	return nil
+}
+
+// A stance is what of a principal stands in its account.
+type stance struct {
+	known      bool
+	lock       schemas.Lock
+	generation int
+}
+
+func (i *Issuer) stance(id string) stance {
+	a := i.state.Agents[id]
+	if a == nil {
+		return stance{}
+	}
+	return stance{true, a.Lock, a.Generation}
+}
+
+// index keeps what the state does not say: when a declaration was last made,
+// and whose account is whose. i.mu is held.
+func (i *Issuer) index(e *schemas.Event) error {
+	switch e.Kind {
+	case schemas.AgentDeclared:
+		public, err := i.maker.PublicKey(e.Agent)
+		if err != nil {
+			return fmt.Errorf("issuer: %w", err)
+		}
+		i.byKey[public] = e.Agent
+		i.told[e.Agent] = e.Time
+	case schemas.PolicyApplied:
+		i.told[schemas.Fleet] = e.Time
+	case schemas.AgentRemoved:
+		delete(i.told, e.Agent)
+	}
+	return nil
+}
+
+// append stamps and appends one event, and waits until the own state has it:
+// what is decided next knows of it.
+func (i *Issuer) append(ctx context.Context, e *schemas.Event) (uint64, error) {
+	i.stamp(e)
+	seq, err := i.log.Append(ctx, e)
+	if err != nil {
+		return 0, err
+	}
+	e.Seq = seq
+	return seq, i.folded.wait(ctx, seq)
+}
+
+func (i *Issuer) stamp(e *schemas.Event) {
+	if e.ID == "" {
+		e.ID = "issuer-" + rand.Text()
+	}
+	e.Source, e.Time = i.Source, i.Now().UTC()
+}
+
+// view reads the state.
+func view[T any](i *Issuer, read func(*schemas.State) T) T {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return read(i.state)
+}
+
+// newTrace is a random W3C trace id; newSpan a span id.
+func newTrace() string { return randomHex(16) }
+func newSpan() string  { return randomHex(8) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	b[0] |= 1 // all zero is no id
+	return hex.EncodeToString(b)
+}
+
+// newJTI is unique for ever: 128 random bits and more.
+func newJTI() string { return strings.ToLower(rand.Text()) }
+
+// ReportViolation logs what a server refused a principal's client. The account
+// is a public key; one that belongs to nobody in the fleet is passed over.
+func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.Violation) error {
+	i.mu.RLock()
+	id := i.byKey[account]
+	i.mu.RUnlock()
+	if id == "" {
+		return nil
+	}
+	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentViolation, Agent: id, ContentType: jsonType, Data: schemas.Marshal(v)})
+	return err
+}
+
+const jsonType = "application/json"

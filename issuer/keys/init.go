@@ -1,0 +1,266 @@
+package keys
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// ResponseThreshold is how long CONTROL's server awaits an answer to a request
+// of an agent before it forgets who asked.
+const ResponseThreshold = time.Hour
+
+const offlineReadme = `The keys in this folder sign nothing after writ init. Move the folder to a
+place that is not connected to this machine, and keep it: with the operator's
+root key a new operator signing key can be named, should the present one be
+lost or stolen. Writ runs without it.
+`
+
+// Init makes the folder keys/ of a data folder: whole or not at all. It fails
+// with ErrExists where there is one.
+func Init(data, trustDomain string) error {
+	if err := CheckTrustDomain(trustDomain); err != nil {
+		return err
+	}
+	target := filepath.Join(data, Dir)
+	if _, err := os.Lstat(target); err == nil {
+		return fmt.Errorf("%w in %s; choose another data folder, or move them away yourself", ErrExists, target)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make keys: %w", err)
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return fmt.Errorf("make keys: %w", err)
+	}
+	draft, err := os.MkdirTemp(data, "keys-draft-")
+	if err != nil {
+		return fmt.Errorf("make keys: %w", err)
+	}
+	defer os.RemoveAll(draft)
+	if err := fill(draft, trustDomain); err != nil {
+		return fmt.Errorf("make keys: %w", err)
+	}
+	if err := os.Rename(draft, target); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%w in %s", ErrExists, target)
+		}
+		return fmt.Errorf("make keys: %w", err)
+	}
+	return syncDir(data)
+}
+
+// CheckTrustDomain reports whether s is a SPIFFE trust domain: lower-case
+// letters, digits, dots, dashes and underscores, at most 255 bytes.
+func CheckTrustDomain(s string) error {
+	if s == "" || len(s) > 255 {
+		return fmt.Errorf("trust domain %.40q: it must have 1 to 255 bytes, such as acme.example", s)
+	}
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789.-_") != "" || strings.IndexFunc(s, func(r rune) bool {
+		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_", r)
+	}) >= 0 {
+		return fmt.Errorf("trust domain %.40q: only a-z, 0-9, dot, dash and underscore may stand in it, such as acme.example", s)
+	}
+	return nil
+}
+
+// A draft is a folder in the making; its first error stands for all.
+type draft struct {
+	dir string
+	err error
+}
+
+func (d *draft) write(name string, content []byte) {
+	if d.err != nil {
+		return
+	}
+	path := filepath.Join(d.dir, name)
+	if d.err = os.MkdirAll(filepath.Dir(path), 0o700); d.err != nil {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		d.err = err
+		return
+	}
+	_, err = f.Write(append(content, '\n'))
+	d.err = errors.Join(err, f.Sync(), f.Close())
+}
+
+func (d *draft) pair(prefix nkeys.PrefixByte, name string) (nkeys.KeyPair, string) {
+	if d.err != nil {
+		return nil, ""
+	}
+	pair, err := nkeys.CreatePair(prefix)
+	if err != nil {
+		d.err = err
+		return nil, ""
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		d.err = err
+		return nil, ""
+	}
+	if name != "" {
+		seed, err := pair.Seed()
+		if err != nil {
+			d.err = err
+			return nil, ""
+		}
+		d.write(name, seed)
+	}
+	return pair, public
+}
+
+func (d *draft) secret(name string) {
+	b := make([]byte, 32)
+	rand.Read(b)
+	d.write(name, []byte(hex.EncodeToString(b)))
+}
+
+func fill(dir, trustDomain string) error {
+	d := &draft{dir: dir}
+	if d.err = os.Chmod(dir, 0o700); d.err != nil {
+		return d.err
+	}
+	root, _ := d.pair(nkeys.PrefixByteOperator, "offline/operator.seed")
+	d.write("offline/README", []byte(strings.TrimSpace(offlineReadme)))
+	opSigner, opSignerPublic := d.pair(nkeys.PrefixByteOperator, "operator-signing.seed")
+	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}}
+	signers := map[string]nkeys.KeyPair{}
+	for _, name := range []string{SYS, CONTROL, DELIVER} {
+		_, trust.Accounts[name] = d.pair(nkeys.PrefixByteAccount, "offline/"+name+".seed")
+		signer, signerPublic := d.pair(nkeys.PrefixByteAccount, "accounts/"+name+".seed")
+		if d.err != nil {
+			return d.err
+		}
+		signers[name] = signer
+		token, err := staticAccount(name, trust.Accounts[name], signerPublic).Encode(opSigner)
+		if err != nil {
+			return err
+		}
+		d.write("accounts/"+name+".jwt", []byte(token))
+	}
+	operator := jwt.NewOperatorClaims(mustPublic(root))
+	operator.Name = trustDomain
+	operator.SigningKeys.Add(opSignerPublic)
+	operator.SystemAccount = trust.Accounts[SYS]
+	operator.StrictSigningKeyUsage = true
+	token, err := operator.Encode(root)
+	if err != nil {
+		return err
+	}
+	d.write("operator.jwt", []byte(token))
+	for role, r := range roles {
+		d.user(role, r, trust.Accounts[r.account], signers[r.account])
+	}
+	d.secret("master.secret")
+	d.secret("capability.seed")
+	d.secret("ledger.secret")
+	skey, vkey, err := note.GenerateKey(rand.Reader, trustDomain)
+	if err != nil {
+		return err
+	}
+	d.write("ledger.note", []byte(skey))
+	d.write("ledger.pub", []byte(vkey))
+	public, err := json.MarshalIndent(trust, "", "  ")
+	if err != nil {
+		return err
+	}
+	d.write("trust.json", public)
+	if d.err != nil {
+		return d.err
+	}
+	return syncDir(dir)
+}
+
+// staticAccount is an account that Init makes once and nobody updates:
+// updating CONTROL's would drop the replies in flight.
+func staticAccount(name, public, signer string) *jwt.AccountClaims {
+	c := jwt.NewAccountClaims(public)
+	c.Name = name
+	c.SigningKeys.Add(signer)
+	c.Limits.LeafNodeConn = 0
+	c.Limits.DisallowBearer = true
+	c.Limits.Imports = 0
+	denyAll(&c.DefaultPermissions)
+	switch name {
+	case CONTROL:
+		c.Limits.JetStreamLimits = jwt.JetStreamLimits{MemoryStorage: 64 << 20, DiskStorage: jwt.NoLimit, Streams: 16, Consumer: 256, MaxAckPending: jwt.NoLimit}
+		c.Exports.Add(&jwt.Export{
+			Name: "out", Subject: jwt.Subject(schemas.OutPrefix + ".*.>"), Type: jwt.Service,
+			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: ResponseThreshold,
+		})
+	case DELIVER:
+		c.Exports.Add(&jwt.Export{Name: "in", Subject: jwt.Subject(schemas.InPrefix + ".*.>"), Type: jwt.Stream})
+	}
+	return c
+}
+
+func denyAll(p *jwt.Permissions) {
+	p.Pub.Deny.Add(">")
+	p.Sub.Deny.Add(">")
+}
+
+// user makes one service's NATS user. It has no expiry: it lies beside the key
+// that could sign it anew.
+func (d *draft) user(role Role, r rights, account string, signer nkeys.KeyPair) {
+	pair, public := d.pair(nkeys.PrefixByteUser, "")
+	if d.err != nil {
+		return
+	}
+	c := jwt.NewUserClaims(public)
+	c.Name = string(role)
+	c.IssuerAccount = account
+	c.Permissions = r.permissions(role)
+	c.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess)
+	token, err := c.Encode(signer)
+	if err != nil {
+		d.err = err
+		return
+	}
+	seed, err := pair.Seed()
+	if err != nil {
+		d.err = err
+		return
+	}
+	creds, err := jwt.FormatUserConfig(token, seed)
+	if err != nil {
+		d.err = err
+		return
+	}
+	rel, err := filepath.Rel(Dir, CredsPath("", role))
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.write(rel, creds)
+}
+
+func mustPublic(pair nkeys.KeyPair) string {
+	public, err := pair.PublicKey()
+	if err != nil {
+		panic(err) // a pair that was just made has a public key
+	}
+	return public
+}
+
+// syncDir makes a folder's entries durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,278 @@
+// Package keys is the root of trust on disk: the folder keys/ of a data
+// folder, how it is made, and how a service gets the part that it may see.
+//
+// Guarantees:
+//
+//   - Init makes a whole folder or none, and never overwrites one.
+//   - Folders are 0700 and files 0600. Whatever is readable by anybody else is
+//     an error, before anything of it is used.
+//   - The operator's root key and the accounts' identity keys sign nothing
+//     after Init (signing keys do, and the server insists on them); they lie
+//     in keys/offline, to be moved away.
+//   - Every key of every agent's account is derived from one 32-byte master
+//     secret (HKDF-SHA-256, RFC 5869), so that nothing about an agent has to be
+//     stored, and a generation that was replaced is never derived again.
+//   - No error holds key material.
+//
+// The folder:
+//
+//	trust.json               trust domain, public keys of the three accounts
+//	operator.jwt             names the operator's signing key and SYS
+//	operator-signing.seed    signs account JWTs: issuer only
+//	accounts/NAME.jwt        SYS, CONTROL, DELIVER
+//	accounts/NAME.seed       signs the users of that account: issuer only
+//	master.secret            agents' account keys: issuer only
+//	capability.seed          Ed25519, signs capabilities: issuer only
+//	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
+//	ledger.secret            root of the ledger's per-agent keys: ledger only
+//	creds/ROLE.creds         one NATS user per service
+//	operator.creds           the operator's NATS user
+//	offline/                 to be moved away
+package keys
+
+import (
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nkeys"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Dir is the folder's name inside a data folder.
+const Dir = "keys"
+
+// Names of the static accounts.
+const (
+	SYS     = "SYS"
+	CONTROL = "CONTROL"
+	DELIVER = "DELIVER"
+)
+
+// ErrExists is matched where Init finds a folder that is there already.
+var ErrExists = errors.New("keys exist already")
+
+// ErrPermissions is matched where others than the owner may read a key.
+var ErrPermissions = errors.New("keys are readable by others")
+
+// Trust is what everybody may know: enough to run a server and to verify.
+type Trust struct {
+	TrustDomain string            `json:"trust_domain"`
+	Accounts    map[string]string `json:"accounts"` // public keys of SYS, CONTROL, DELIVER
+	Operator    string            `json:"-"`        // JWT
+	JWTs        map[string]string `json:"-"`        // account JWT, by public key
+}
+
+// Open checks the whole folder's permissions and reads its public part.
+func Open(data string) (*Trust, error) {
+	dir := filepath.Join(data, Dir)
+	if err := CheckPermissions(dir); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "trust.json"))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("no keys in %s; run writ init first: %w", data, err)
+		}
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	t := &Trust{JWTs: map[string]string{}}
+	if err := json.Unmarshal(b, t); err != nil {
+		return nil, fmt.Errorf("keys/trust.json is damaged: %w", err)
+	}
+	if t.Operator, err = readText(dir, "operator.jwt"); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{SYS, CONTROL, DELIVER} {
+		public := t.Accounts[name]
+		if !nkeys.IsValidPublicAccountKey(public) {
+			return nil, fmt.Errorf("keys/trust.json names no account %s; restore it from a backup", name)
+		}
+		if t.JWTs[public], err = readText(dir, filepath.Join("accounts", name+".jwt")); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// CheckPermissions walks a folder of keys and fails at the first entry that
+// others may read or write.
+func CheckPermissions(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("no keys at %s; run writ init first: %w", path, err)
+			}
+			return fmt.Errorf("check keys: %w", err)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return fmt.Errorf("check keys: %w", err)
+		}
+		if mode := info.Mode(); mode&fs.ModeSymlink == 0 && mode.Perm()&0o077 != 0 {
+			want := "600"
+			if d.IsDir() {
+				want = "700"
+			}
+			return fmt.Errorf("%w: %s has mode %o; run chmod %s on it, and replace the keys if others had access", ErrPermissions, path, mode.Perm(), want)
+		}
+		return nil
+	})
+}
+
+// CredsPath is where a role's NATS credentials lie.
+func CredsPath(data string, role Role) string {
+	if role == RoleOperator {
+		return filepath.Join(data, Dir, "operator.creds")
+	}
+	return filepath.Join(data, Dir, "creds", string(role)+".creds")
+}
+
+// Creds reads a role's NATS credentials, which are a secret.
+func Creds(data string, role Role) ([]byte, error) {
+	return readSecret(CredsPath(data, role))
+}
+
+// Secrets are the issuer's. They must not leave its process.
+type Secrets struct {
+	Trust      *Trust
+	Operator   nkeys.KeyPair      // operator signing key
+	Capability ed25519.PrivateKey // signs capabilities
+	master     []byte
+}
+
+// OpenSecrets reads what the issuer alone needs.
+func OpenSecrets(data string) (*Secrets, error) {
+	trust, err := Open(data)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(data, Dir)
+	s := &Secrets{Trust: trust}
+	seed, err := readSecret(filepath.Join(dir, "operator-signing.seed"))
+	if err != nil {
+		return nil, err
+	}
+	if s.Operator, err = nkeys.FromSeed(seed); err != nil {
+		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
+	}
+	if s.master, err = readHex(filepath.Join(dir, "master.secret")); err != nil {
+		return nil, err
+	}
+	capability, err := readHex(filepath.Join(dir, "capability.seed"))
+	if err != nil {
+		return nil, err
+	}
+	s.Capability = ed25519.NewKeyFromSeed(capability)
+	return s, nil
+}
+
+// KeyRole tells the keys of one agent's account apart.
+type KeyRole string
+
+const (
+	AccountKey   KeyRole = "account"   // the account's identity; the same for ever, signs nothing
+	IdentityKey  KeyRole = "identity"  // signs users that may ask for capabilities
+	OperationKey KeyRole = "operation" // signs users bound to one operation
+	ServiceKey   KeyRole = "service"   // signs users of a service
+)
+
+// Account derives one key of a principal's account. The account's own key and
+// the identity key are the same in all generations; operation and service keys
+// are replaced with each.
+func (s *Secrets) Account(id string, generation int, role KeyRole) (nkeys.KeyPair, error) {
+	if role == AccountKey || role == IdentityKey {
+		generation = 0
+	}
+	info := "writ account key v1/" + id + "/" + strconv.Itoa(generation) + "/" + string(role)
+	raw, err := hkdf.Key(sha256.New, s.master, nil, info, ed25519.SeedSize)
+	if err != nil {
+		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
+	}
+	pair, err := nkeys.FromRawSeed(nkeys.PrefixByteAccount, raw)
+	if err != nil {
+		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
+	}
+	return pair, nil
+}
+
+// Ledger is what the ledger alone needs.
+type Ledger struct {
+	Origin   string // of checkpoints: the trust domain
+	Signer   note.Signer
+	Verifier string   // public: verifies checkpoints
+	Secret   [32]byte // root of the per-agent keys
+}
+
+// OpenLedger reads the ledger's keys.
+func OpenLedger(data string) (*Ledger, error) {
+	trust, err := Open(data)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(data, Dir)
+	skey, err := readSecret(filepath.Join(dir, "ledger.note"))
+	if err != nil {
+		return nil, err
+	}
+	l := &Ledger{Origin: trust.TrustDomain}
+	if l.Signer, err = note.NewSigner(string(skey)); err != nil {
+		return nil, errors.New("keys/ledger.note is damaged; restore it from a backup")
+	}
+	if l.Verifier, err = readText(dir, "ledger.pub"); err != nil {
+		return nil, err
+	}
+	secret, err := readHex(filepath.Join(dir, "ledger.secret"))
+	if err != nil {
+		return nil, err
+	}
+	copy(l.Secret[:], secret)
+	return l, nil
+}
+
+// readSecret reads a file that nobody else may read. The trailing newline is
+// not part of it.
+func readSecret(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%w: %s has mode %o; run chmod 600 on it", ErrPermissions, path, info.Mode().Perm())
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	return []byte(strings.TrimRight(string(b), "\n")), nil
+}
+
+func readText(dir, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return "", fmt.Errorf("read keys: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// readHex reads 32 bytes written as hex. The error never quotes them.
+func readHex(path string) ([]byte, error) {
+	text, err := readSecret(path)
+	if err != nil {
+		return nil, err
+	}
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != 32 {
+		return nil, fmt.Errorf("%s is damaged: not 64 hex digits; restore it from a backup", filepath.Base(path))
+	}
+	return b, nil
+}

@@ -1,0 +1,127 @@
+package keys
+
+import (
+	"slices"
+
+	"github.com/nats-io/jwt/v2"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A Role is one NATS user of the control plane. No service has two jobs under
+// one user, also where all run in one process.
+type Role string
+
+const (
+	RoleInit     Role = "init"    // makes streams, consumers and buckets; used at start alone
+	RoleRepair   Role = "repair"  // republishes a lost tail of the log; used then alone
+	RoleIntake   Role = "intake"  // takes what agents publish
+	RoleLedger   Role = "ledger"  // follows the log
+	RoleRelease  Role = "release" // answers agents, in CONTROL
+	RoleDeliver  Role = "deliver" // delivers to agents: the one user of DELIVER
+	RoleMonitor  Role = "monitor"
+	RoleIssuer   Role = "issuer"   // in CONTROL
+	RoleSystem   Role = "system"   // the issuer's, in SYS
+	RoleMemory   Role = "memory"   // the memory service's bucket
+	RoleOperator Role = "operator" // people
+)
+
+// InboxPrefix is where a role awaits its answers; nobody else may listen
+// there.
+func InboxPrefix(role Role) string { return "_INBOX_" + string(role) }
+
+// MemoryBucket is the key-value bucket of agents' memories.
+const MemoryBucket = "MEMORY"
+
+// rights are one user's: what it may publish and subscribe, beside its own
+// inbox.
+type rights struct {
+	account string
+	pub     []string
+	sub     []string
+}
+
+// inboxOf gives the right to answer somebody.
+func inboxOf(roles ...Role) []string {
+	out := make([]string, len(roles))
+	for i, r := range roles {
+		out[i] = InboxPrefix(r) + ".>"
+	}
+	return out
+}
+
+// kinds gives the right to append kinds of event, for whatever agent.
+func kinds(ks ...schemas.Kind) []string {
+	out := make([]string, len(ks))
+	for i, k := range ks {
+		out[i] = schemas.EventSubject("*", k)
+	}
+	return out
+}
+
+// follow gives the right to read the log, through direct gets and through one
+// consumer that Init made.
+func follow(consumer string) []string {
+	const s = schemas.Stream
+	return []string{
+		"$JS.API.STREAM.INFO." + s,
+		"$JS.API.DIRECT.GET." + s, "$JS.API.DIRECT.GET." + s + ".>",
+		"$JS.API.CONSUMER.INFO." + s + "." + consumer,
+		"$JS.API.CONSUMER.MSG.NEXT." + s + "." + consumer,
+		"$JS.ACK." + s + "." + consumer + ".>",
+	}
+}
+
+// roles is the whole of who may do what among the services.
+var roles = map[Role]rights{
+	RoleInit: {CONTROL, []string{"$JS.API.>"}, nil},
+	RoleRepair: {CONTROL, []string{
+		schemas.EventPrefix + ".>", "$JS.API.STREAM.INFO." + schemas.Stream,
+		"$JS.API.DIRECT.GET." + schemas.Stream,
+	}, nil},
+	RoleIntake: {CONTROL, slices.Concat(
+		kinds(schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied,
+			schemas.ResponseAccepted, schemas.ResponseHeld, schemas.ResponseDenied),
+		[]string{schemas.Assess},
+		follow("intake"), inboxOf(RoleOperator)),
+		[]string{schemas.OutPrefix + ".*.> intake", schemas.CtlHealth}},
+	RoleLedger: {CONTROL, slices.Concat(follow("ledger"), inboxOf(RoleOperator, RoleIssuer)),
+		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
+	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
+		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator)),
+		[]string{schemas.CtlHealth}},
+	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
+	RoleMonitor: {CONTROL, slices.Concat(
+		kinds(schemas.RiskChanged, schemas.ReviewRequested),
+		follow("monitor"), inboxOf(RoleIntake, RoleOperator)),
+		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
+	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>", schemas.CtlHead},
+		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
+			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
+			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied,
+			schemas.PolicyApplied, schemas.OperationEnded),
+		follow("issuer"), inboxOf(RoleOperator)),
+		[]string{schemas.OutPrefix + ".*.token.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
+	RoleSystem: {SYS, []string{
+		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.*.KICK",
+		"$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.ACCOUNT.*.CONNZ",
+	}, []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
+	RoleMemory: {CONTROL, []string{
+		"$KV." + MemoryBucket + ".>",
+		"$JS.API.STREAM.INFO.KV_" + MemoryBucket,
+		"$JS.API.DIRECT.GET.KV_" + MemoryBucket, "$JS.API.DIRECT.GET.KV_" + MemoryBucket + ".>",
+		"$JS.API.CONSUMER.CREATE.KV_" + MemoryBucket + ".>", "$JS.API.CONSUMER.DELETE.KV_" + MemoryBucket + ".>",
+		"$JS.FC.KV_" + MemoryBucket + ".>",
+	}, nil},
+	RoleOperator: {CONTROL, []string{"writ.ctl.>"}, nil},
+}
+
+// permissions are a role's as the server enforces them. Every list has an
+// entry, so that none is empty: an empty list would mean everything.
+func (r rights) permissions(role Role) jwt.Permissions {
+	var p jwt.Permissions
+	p.Pub.Allow.Add(r.pub...)
+	p.Sub.Allow.Add(InboxPrefix(role) + ".>")
+	p.Sub.Allow.Add(r.sub...)
+	return p
+}

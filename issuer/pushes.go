@@ -1,0 +1,270 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/schemas"
+)
+
+const (
+	pushesOpen  = 256                     // account pushes awaited at once
+	pushPause   = 250 * time.Millisecond  // between looks at what is due
+	pushAgain   = 1100 * time.Millisecond // behind a lock, and behind a failure
+	startTries  = 3
+	renewBefore = accounts.TTL / 2
+)
+
+// pushes keeps the accounts on the servers in step with the state.
+//
+// The JWTs of one account leave in the order of their issuing times: signing
+// and sending are one step, under a mutex, and what is sent is what holds at
+// that moment. So an older state can't overtake a lock on its way.
+type pushes struct {
+	i    *Issuer
+	wake chan struct{}
+
+	mu     sync.Mutex // guards the fields below
+	asked  map[string]bool
+	sent   map[string]*sent
+	forced map[string]schemas.Lock // locks that are to hold before the log shows them
+	ready  bool                    // all has been pushed once
+}
+
+// sent is what the servers were told last.
+type sent struct {
+	account accounts.Account
+	iat     int64     // of the newest JWT
+	due     time.Time // when the next must follow; zero: never
+	repeat  time.Time // when the repetition behind a lock is owed; zero: not
+}
+
+func newPushes(i *Issuer) *pushes {
+	return &pushes{i: i, wake: make(chan struct{}, 1), asked: map[string]bool{}, sent: map[string]*sent{}, forced: map[string]schemas.Lock{}}
+}
+
+// want asks for a push of a principal's account, soon.
+func (p *pushes) want(id string) {
+	p.mu.Lock()
+	if p.ready {
+		p.asked[id] = true
+	}
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// force makes a lock hold on the servers although the log does not show it
+// yet; unforce ends that, and says whether there was one.
+func (p *pushes) force(id string, l schemas.Lock) {
+	p.mu.Lock()
+	p.forced[id] = l
+	p.mu.Unlock()
+}
+
+func (p *pushes) unforce(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, forced := p.forced[id]
+	delete(p.forced, id)
+	return forced
+}
+
+// run pushes what is asked for and what is due, until the context ends.
+func (p *pushes) run(ctx context.Context) error {
+	tick := time.NewTicker(pushPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.wake:
+		case <-tick.C:
+		}
+		if ids := p.due(); len(ids) > 0 {
+			_ = p.several(ctx, ids) // logged there, and due again
+		}
+	}
+}
+
+func (p *pushes) due() []string {
+	now := p.i.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var ids []string
+	for id, s := range p.sent {
+		if !s.due.IsZero() && !now.Before(s.due) {
+			ids = append(ids, id)
+			delete(p.asked, id)
+		}
+	}
+	for id := range p.asked {
+		if s := p.sent[id]; s == nil || s.account != p.account(id) {
+			ids = append(ids, id)
+		}
+	}
+	clear(p.asked)
+	return ids
+}
+
+// account is what a principal's account is made from now, with the lock that
+// is to hold already. p.mu is held.
+func (p *pushes) account(id string) accounts.Account {
+	a := p.i.account(id)
+	if forced, ok := p.forced[id]; ok && lockOrder[forced] > lockOrder[a.Lock] {
+		a.Lock = forced
+	}
+	if cutsOff(a.Lock) {
+		a.Generation = 0 // such an account has none of the keys
+	}
+	return a
+}
+
+// several pushes accounts and logs what fails; that is tried again.
+func (p *pushes) several(ctx context.Context, ids []string) error {
+	var g errgroup.Group
+	g.SetLimit(pushesOpen)
+	for _, id := range ids {
+		g.Go(func() error {
+			_, err := p.one(ctx, id)
+			if err != nil && ctx.Err() == nil {
+				p.i.Logger.Warn("account not pushed; trying again", "agent_id", id, "error", err)
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// all pushes every account: locks first, so that no one that is locked out
+// gets in while the others are pushed.
+func (p *pushes) all(ctx context.Context) error {
+	p.mu.Lock()
+	p.ready = true
+	p.mu.Unlock()
+	for try := 1; ; try++ {
+		locked, free := p.known()
+		err := errors.Join(p.several(ctx, locked), p.several(ctx, free))
+		if err == nil || try == startTries || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (p *pushes) known() (locked, free []string) {
+	p.i.mu.RLock()
+	defer p.i.mu.RUnlock()
+	for id, a := range p.i.state.Agents {
+		if cutsOff(a.Lock) {
+			locked = append(locked, id)
+		} else {
+			free = append(free, id)
+		}
+	}
+	return locked, free
+}
+
+// wired is what a push did on the servers.
+type wired struct {
+	nodes  []string            // that took the account
+	closed map[connection]bool // where it is locked out
+}
+
+// one pushes an account as it must be now and awaits all servers. Connections
+// of an account that is locked out are closed at the same time.
+func (p *pushes) one(ctx context.Context, id string) (wired, error) {
+	var w wired
+	q, lock, err := p.send(id)
+	if err != nil {
+		p.failed(id)
+		return w, err
+	}
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		w.nodes, err = p.i.wire.pushed(ctx, q)
+		return err
+	})
+	if cutsOff(lock) {
+		g.Go(func() (err error) {
+			w.closed, err = p.clear(ctx, id)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		p.failed(id)
+		return w, fmt.Errorf("account of %s: %w", id, err)
+	}
+	return w, nil
+}
+
+// clear closes an account's connections.
+func (p *pushes) clear(ctx context.Context, id string) (map[connection]bool, error) {
+	public, err := p.i.maker.PublicKey(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.i.wire.clear(ctx, public)
+}
+
+// send signs the account as it must be now, and sends it.
+func (p *pushes) send(id string) (*question, schemas.Lock, error) {
+	now := p.i.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.account(id)
+	s := p.sent[id]
+	if s == nil {
+		s = &sent{}
+		p.sent[id] = s
+	}
+	s.iat = max(now.Unix(), s.iat+1)
+	token, err := p.i.maker.Account(a, time.Unix(s.iat, 0))
+	if err != nil {
+		return nil, a.Lock, err
+	}
+	switch {
+	case !cutsOff(a.Lock):
+		s.repeat = time.Time{}
+	case s.account.Lock != a.Lock:
+		s.repeat = now.Add(pushAgain)
+	case !now.Before(s.repeat):
+		s.repeat = time.Time{}
+	}
+	s.account, s.due = a, now.Add(renewBefore)
+	switch {
+	case !s.repeat.IsZero():
+		s.due = s.repeat
+	case a.Lock == schemas.Killed:
+		s.due = time.Time{} // it holds for good
+	}
+	q, err := p.i.wire.push(token)
+	return q, a.Lock, err
+}
+
+func (p *pushes) failed(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.sent[id]; s != nil {
+		s.due = p.i.Now().Add(pushAgain)
+	}
+}
+
+// account is what a principal's account is made from now. One that is not in
+// the fleet (any more) gets a killed account.
+func (i *Issuer) account(id string) accounts.Account {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[id]
+	if a == nil {
+		return accounts.Account{ID: id, Lock: schemas.Killed}
+	}
+	return accounts.Account{ID: id, Lock: a.Lock, Generation: a.Generation, RevokeBefore: i.born[id]}
+}

@@ -1,0 +1,130 @@
+package issuer
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+const (
+	sweepPause   = time.Second
+	countPause   = 30 * time.Second // between questions how many servers there are
+	declarePause = time.Minute
+	// endGrace is how long after a capability's expiry its operation ends:
+	// what was accepted before the expiry is in the log by then.
+	endGrace = 2 * time.Second
+	// restateMost bounds declarations repeated at once.
+	restateMost = 500
+)
+
+// sweepLoop does what time brings about, until the context ends.
+func (i *Issuer) sweepLoop(ctx context.Context) error {
+	tick := time.NewTicker(sweepPause)
+	defer tick.Stop()
+	var counted, stated time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		now := i.Now()
+		i.endOperations(ctx, now)
+		if now.Sub(counted) >= countPause {
+			counted = now
+			if err := i.wire.count(ctx); err != nil && ctx.Err() == nil {
+				i.Logger.Warn("servers not counted", "error", err)
+			}
+		}
+		if now.Sub(stated) >= declarePause {
+			stated = now
+			i.restate(ctx, now)
+		}
+	}
+}
+
+// endOperations logs the end of operations whose last capability has expired,
+// was revoked, or fell to a lock.
+func (i *Issuer) endOperations(ctx context.Context, now time.Time) {
+	over := view(i, func(s *schemas.State) []revocation { return overdue(s, now) })
+	err := each(over, func(r revocation) error { return i.end(ctx, r.grant, endOf(r.grant, r.why)) })
+	if err != nil && ctx.Err() == nil {
+		i.Logger.Warn("ends of operations not logged; trying again", "count", len(over), "error", err)
+	}
+}
+
+// overdue lists the grants whose end the log has not been told.
+func overdue(s *schemas.State, now time.Time) []revocation {
+	var out []revocation
+	for _, a := range s.Agents {
+		for _, g := range a.Grants {
+			switch {
+			case ended(g):
+			case g.Ended != "":
+				out = append(out, revocation{g.Grant, g.Ended})
+			case !now.Before(g.Expires.Add(endGrace)):
+				out = append(out, revocation{g.Grant, "expired"})
+			}
+		}
+	}
+	return out
+}
+
+// restate repeats declarations that are older than half of the log's
+// retention, with the lock and the keys' generation as they are: before the
+// old ones age out.
+func (i *Issuer) restate(ctx context.Context, now time.Time) {
+	if i.Retention == 0 {
+		return
+	}
+	i.applying.Lock()
+	defer i.applying.Unlock()
+	for _, id := range i.stale(now) {
+		if err := i.restateOne(ctx, id); err != nil && ctx.Err() == nil {
+			i.Logger.Warn("declaration not repeated; trying again", "agent_id", id, "error", err)
+		}
+	}
+}
+
+func (i *Issuer) restateOne(ctx context.Context, id string) error {
+	if id == schemas.Fleet {
+		policy := view(i, func(s *schemas.State) schemas.Policy {
+			return schemas.Policy{TrustDomain: s.TrustDomain, Digest: s.Policy}
+		})
+		_, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, ContentType: jsonType, Data: schemas.Marshal(policy)})
+		return err
+	}
+	p := view(i, func(s *schemas.State) *schemas.Principal {
+		if a := s.Agents[id]; a != nil {
+			copied := a.Principal
+			return &copied
+		}
+		return nil
+	})
+	if p == nil {
+		return nil
+	}
+	return i.declare(ctx, *p, "")
+}
+
+// stale lists whose declaration is due to be repeated, oldest first.
+func (i *Issuer) stale(now time.Time) []string {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	var ids []string
+	for id, at := range i.told {
+		if now.Sub(at) >= i.Retention/2 {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b string) int {
+		if c := i.told[a].Compare(i.told[b]); c != 0 {
+			return c
+		}
+		return strings.Compare(a, b)
+	})
+	return ids[:min(len(ids), restateMost)]
+}

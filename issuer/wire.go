@@ -1,0 +1,210 @@
+package issuer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+)
+
+// A wire is what the issuer can do to the servers themselves, through the
+// system account: give them account JWTs, see who is connected, cut off.
+// Every method waits for all servers that are known. It is safe for concurrent
+// use.
+type wire struct {
+	nc *nats.Conn
+
+	mu    sync.Mutex // guards nodes
+	nodes int        // servers, as they told last
+}
+
+const (
+	gatherTimeout = 2 * time.Second
+	connzLimit    = 1024
+)
+
+// A serverReply is the envelope of every answer of a server.
+type serverReply struct {
+	Server *struct {
+		Name string `json:"name"`
+		ID   string `json:"id"`
+	} `json:"server"`
+	Data  json.RawMessage `json:"data"`
+	Error *struct {
+		Code        int    `json:"code"`
+		Description string `json:"description"`
+	} `json:"error"`
+	Stats struct {
+		ActiveServers int `json:"active_servers"`
+	} `json:"statsz"`
+}
+
+// A question is one that was put to the servers and whose answers are awaited.
+type question struct {
+	subject string
+	sub     *nats.Subscription
+}
+
+// ask puts a question. Questions reach the servers in the order in which they
+// were put.
+func (w *wire) ask(subject string, data []byte) (*question, error) {
+	inbox := w.nc.NewInbox()
+	sub, err := w.nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, fmt.Errorf("ask the servers on %s: %w", subject, err)
+	}
+	if err := w.nc.PublishRequest(subject, inbox, data); err != nil {
+		return nil, errors.Join(fmt.Errorf("ask the servers on %s: %w", subject, err), sub.Unsubscribe())
+	}
+	return &question{subject, sub}, nil
+}
+
+// answers returns when want servers have answered, or the time is over: then
+// with what came, and an error.
+func (q *question) answers(ctx context.Context, want int) ([]serverReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, gatherTimeout)
+	defer cancel()
+	defer func() { _ = q.sub.Unsubscribe() }() // fails with the connection, which ends it too
+	var replies []serverReply
+	for len(replies) < want {
+		m, err := q.sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return replies, fmt.Errorf("ask the servers on %s: %d of %d answered: %w", q.subject, len(replies), want, err)
+		}
+		var r serverReply
+		if err := json.Unmarshal(m.Data, &r); err != nil || r.Server == nil {
+			return replies, fmt.Errorf("ask the servers on %s: an answer can't be read: %.80q", q.subject, m.Data)
+		}
+		replies = append(replies, r)
+	}
+	return replies, nil
+}
+
+func (w *wire) gather(ctx context.Context, subject string, data []byte, want int) ([]serverReply, error) {
+	q, err := w.ask(subject, data)
+	if err != nil {
+		return nil, err
+	}
+	return q.answers(ctx, want)
+}
+
+// count learns how many servers there are.
+func (w *wire) count(ctx context.Context) error {
+	replies, err := w.gather(ctx, "$SYS.REQ.SERVER.PING", nil, 1)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.nodes = max(1, replies[0].Stats.ActiveServers)
+	w.mu.Unlock()
+	return nil
+}
+
+func (w *wire) want() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(1, w.nodes)
+}
+
+// push gives all servers an account JWT; pushed awaits what they say.
+func (w *wire) push(token string) (*question, error) {
+	return w.ask("$SYS.REQ.CLAIMS.UPDATE", []byte(token))
+}
+
+// pushed returns the names of the servers that took an account. The error says
+// which did not.
+func (w *wire) pushed(ctx context.Context, q *question) ([]string, error) {
+	replies, err := q.answers(ctx, w.want())
+	var took []string
+	for _, r := range replies {
+		if r.Error != nil {
+			err = errors.Join(err, fmt.Errorf("server %s refused the account: %s", r.Server.Name, r.Error.Description))
+			continue
+		}
+		took = append(took, r.Server.Name)
+	}
+	slices.Sort(took)
+	return took, err
+}
+
+// A connection is one client connection of an account.
+type connection struct {
+	server string // id
+	cid    uint64
+}
+
+// askConnections asks all servers for an account's client connections;
+// heardConnections awaits what they say.
+func (w *wire) askConnections(account string) (*question, error) {
+	return w.ask("$SYS.REQ.ACCOUNT."+account+".CONNZ", fmt.Appendf(nil, `{"limit":%d}`, connzLimit))
+}
+
+func (w *wire) heardConnections(ctx context.Context, q *question) ([]connection, error) {
+	replies, err := q.answers(ctx, w.want())
+	var out []connection
+	for _, r := range replies {
+		var page struct {
+			Connections []struct {
+				CID uint64 `json:"cid"`
+			} `json:"connections"`
+		}
+		if uerr := json.Unmarshal(r.Data, &page); uerr != nil {
+			err = errors.Join(err, fmt.Errorf("connections on %s: %w", r.Server.Name, uerr))
+		}
+		for _, c := range page.Connections {
+			out = append(out, connection{r.Server.ID, c.CID})
+		}
+	}
+	return out, err
+}
+
+// connections lists an account's client connections on all servers.
+func (w *wire) connections(ctx context.Context, account string) ([]connection, error) {
+	q, err := w.askConnections(account)
+	if err != nil {
+		return nil, err
+	}
+	return w.heardConnections(ctx, q)
+}
+
+// kick closes connections. It is a request: a server ignores a kick that asks
+// for no answer. One that is closed already is no error.
+func (w *wire) kick(ctx context.Context, list []connection) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(32)
+	for _, c := range list {
+		g.Go(func() error {
+			_, err := w.gather(ctx, "$SYS.REQ.SERVER."+c.server+".KICK", fmt.Appendf(nil, `{"cid":%d}`, c.cid), 1)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// clear closes an account's connections until there are none. It returns all
+// that it found.
+func (w *wire) clear(ctx context.Context, account string) (map[connection]bool, error) {
+	found := map[connection]bool{}
+	for range 5 {
+		list, err := w.connections(ctx, account)
+		if err != nil {
+			return found, err
+		}
+		if len(list) == 0 {
+			return found, nil
+		}
+		for _, c := range list {
+			found[c] = true
+		}
+		if err := w.kick(ctx, list); err != nil {
+			return found, err
+		}
+	}
+	return found, fmt.Errorf("connections of %s come back", account)
+}

@@ -1,0 +1,338 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"errors"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A segment is verified by itself; the tree below its root is its own.
+type segment struct {
+	v          *verification
+	first, end uint64
+	sizes      []uint64 // of the checkpoints that end in it
+
+	begun     bool         // its first record was read
+	opening   proof.Record // that record
+	last      proof.Hash
+	lastSeq   uint64
+	tree      tree // of the segment's own records
+	snapshots []snapshot
+	missing   map[[16]byte]missing // keys that are gone
+	// redactions are the pseudonyms whose erasure is recorded, with the
+	// index of the record.
+	redactions map[[16]byte]uint64
+	agents     map[string]*subject
+	bad        error
+}
+
+// A snapshot is the segment's frontier where a checkpoint ends.
+type snapshot struct {
+	size     uint64 // of the whole ledger
+	seq      uint64
+	frontier [segmentBits + 1]proof.Hash
+}
+
+type missing struct {
+	first, last uint64 // records
+	seq         uint64
+}
+
+const progressStep = 4096
+
+// verify reads every row of the segment. It stops at the first record that is
+// wrong.
+func (s *segment) verify(ctx context.Context) (err error) {
+	sc, err := openScanner(s.v.r, s.v.subjects)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sc.close()) }()
+	s.missing, s.redactions, s.agents = map[[16]byte]missing{}, map[[16]byte]uint64{}, map[string]*subject{}
+	index := newIndexCheck(s.v.r)
+	var tileBad error
+	emit := func(level int, n uint64, tile []byte) {
+		if level <= 1 { // above, the tile is not of this segment alone
+			tileBad = firstError(tileBad, s.checkTile(level, n, tile))
+		}
+	}
+	var room []byte
+	for i := s.first; i < s.end; i++ {
+		if i%progressStep == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r, leaf, err := s.record(sc, i)
+		if err != nil {
+			return err
+		}
+		if s.v.contents {
+			if room, err = s.content(sc, &r, room); err != nil {
+				return err
+			}
+		}
+		if r.Kind == proof.KindRedaction {
+			s.redactions[r.Agent] = i
+		}
+		index.expect(&r)
+		s.last, s.lastSeq = proof.LeafHash(leaf), r.StreamSeq
+		s.tree.add(0, s.last, emit)
+		if tileBad != nil {
+			return tileBad
+		}
+		if len(s.sizes) > 0 && s.sizes[0] == i+1 {
+			s.sizes = s.sizes[1:]
+			snap := snapshot{size: i + 1, seq: r.StreamSeq}
+			copy(snap.frontier[:], s.tree.frontier[:])
+			s.snapshots = append(s.snapshots, snap)
+		}
+		if (i+1)%progressStep == 0 || i+1 == s.end {
+			s.v.progressed((i-s.first)%progressStep + 1)
+		}
+	}
+	if err := s.exact(sc); err != nil {
+		return err
+	}
+	if s.end-s.first == segmentSize {
+		if err := s.checkRow(); err != nil {
+			return err
+		}
+	}
+	return index.compare()
+}
+
+// record reads the next record and checks its place in the chain.
+func (s *segment) record(sc *scanner, i uint64) (r proof.Record, leaf []byte, err error) {
+	here := s.lastSeq + 1 // the sequence that should stand here
+	if !s.begun {
+		here = s.before(sc, i) + 1
+	}
+	if leaf, err = sc.leaves.leaf(i); err != nil {
+		return r, nil, at(here, err)
+	}
+	if r, err = proof.ParseRecord(leaf); err != nil {
+		return r, nil, tampered(here, "record %d: %v", i, err)
+	}
+	switch {
+	case r.Index != i:
+		return r, nil, tampered(here, "record %d stands where %d should", r.Index, i)
+	case r.StreamID != s.v.head.streamID:
+		return r, nil, tampered(here, "record %d is of another stream", i)
+	case !s.begun:
+		s.begun, s.opening = true, r
+	case !follows(s.lastSeq, &r):
+		return r, nil, tampered(here, "record %d bears sequence %d, where %d should follow", i, r.StreamSeq, here)
+	case r.Prev != s.last:
+		return r, nil, s.blame(sc, &r)
+	}
+	return r, leaf, nil
+}
+
+// before is the sequence of the record before a segment's first.
+func (s *segment) before(sc *scanner, i uint64) uint64 {
+	if i == 0 {
+		return 0
+	}
+	r, err := sc.leaves.record(i - 1)
+	if err != nil {
+		return i // near enough for a message: without gaps it is right
+	}
+	return r.StreamSeq
+}
+
+// blame says which of two neighbours was changed where the second does not
+// hold the hash of the first: the first, if what follows knows the second.
+func (s *segment) blame(sc *scanner, r *proof.Record) error {
+	known := s.v.head.last
+	if r.Index+1 < s.v.head.size {
+		next, err := sc.leaves.record(r.Index + 1)
+		if err == nil {
+			known = next.Prev
+		}
+	}
+	if proof.LeafHash(r.Append(nil)) == known {
+		return tampered(s.lastSeq, "record %d was changed: the one behind it holds another hash of it", r.Index-1)
+	}
+	return tampered(r.StreamSeq, "record %d was changed: it does not follow the one before it", r.Index)
+}
+
+// at gives a finding that knows no sequence one.
+func at(seq uint64, err error) error {
+	var halt *HaltError
+	switch {
+	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return err
+	case !errors.As(err, &halt):
+		return tampered(seq, "%v", err)
+	case halt.Seq == 0:
+		return &HaltError{Seq: seq, Err: halt.Err}
+	}
+	return err
+}
+
+// content checks that the record's content is what it committed to, and that
+// the record repeats it rightly.
+func (s *segment) content(sc *scanner, r *proof.Record, room []byte) ([]byte, error) {
+	sealed, err := sc.sealed(r.Index)
+	if err != nil {
+		return room, at(r.StreamSeq, err)
+	}
+	u := sc.subjects.of(r.Agent)
+	if r.Kind != proof.KindEvent {
+		u = sc.subjects.find(schemas.Fleet)
+	}
+	if u == nil {
+		m, ok := s.missing[r.Agent]
+		if !ok {
+			m = missing{first: r.Index, seq: r.StreamSeq}
+		}
+		m.last = r.Index
+		s.missing[r.Agent] = m
+		return room, nil
+	}
+	headers, payload, err := u.openContent(room, r, sealed)
+	if err != nil {
+		return room, tampered(r.StreamSeq, "record %d: %v", r.Index, err)
+	}
+	if r.Kind != proof.KindEvent {
+		return headers[:0], nil
+	}
+	subject, h, err := proof.ParseHeaders(headers)
+	if err != nil {
+		return room, tampered(r.StreamSeq, "record %d: %v", r.Index, err)
+	}
+	ev, err := schemas.Decode(subject, h, payload)
+	if err != nil {
+		return room, tampered(r.StreamSeq, "record %d: %v", r.Index, err)
+	}
+	ev.Seq = r.StreamSeq
+	want := eventRecord(ev, u.pseudo, r.StreamID)
+	if s.agents[ev.Agent] == nil {
+		s.agents[ev.Agent] = sc.subjects.find(ev.Agent)
+	}
+	if s.agents[ev.Agent] != u || r.Time != want.Time || r.Trace != want.Trace {
+		return room, tampered(r.StreamSeq, "record %d says another agent, time or trace than its event", r.Index)
+	}
+	return headers[:0], nil
+}
+
+// checkTile compares a tile of the segment with the stored one.
+func (s *segment) checkTile(level int, n uint64, tile []byte) error {
+	n += s.first >> (level*tileBits + tileBits)
+	stored, err := fullTile(s.v.r, level, n)
+	if err != nil {
+		return at(s.lastSeq, err)
+	}
+	if bytes.Equal(stored, tile) {
+		return nil
+	}
+	// The tile was just filled by the record of lastSeq: count back to the
+	// first hash that differs.
+	wrong := 0
+	for stored != nil && hashAt(stored, wrong) == hashAt(tile, wrong) {
+		wrong++
+	}
+	back := uint64(tileSize-wrong)<<(level*tileBits) - 1
+	return tampered(s.lastSeq-min(back, s.lastSeq-s.opening.StreamSeq), "tile %d of level %d is not that of its records", n, level)
+}
+
+// exact reports blocks that overlap, or hold more than they should: every byte
+// of the segment's blocks must belong to one record.
+func (s *segment) exact(sc *scanner) error {
+	for _, c := range []*cursor{sc.leaves, sc.contents} {
+		if c == sc.contents && !s.v.contents {
+			continue
+		}
+		next := s.first
+		for ok := c.it.SeekGE(numberKey(c.letter, s.first)); ok; ok = c.it.Next() {
+			if next >= s.end {
+				break
+			}
+			if err := c.take(); err != nil {
+				return err
+			}
+			n, whole := len(c.value)/proof.RecordSize, len(c.value)%proof.RecordSize == 0
+			if c == sc.contents {
+				split, err := splitContents(c.value)
+				n, whole = len(split), err == nil
+			}
+			if c.first != next || !whole || n == 0 || n > blockSize {
+				return tampered(s.seqNear(next), "the block of record %d does not begin or end where it should", c.first)
+			}
+			next += uint64(n)
+		}
+		c.value = nil
+		if err := c.it.Error(); err != nil {
+			return err
+		}
+		if next != s.end {
+			return tampered(s.seqNear(next), "the blocks hold %d records, where there should be %d", next-s.first, s.end-s.first)
+		}
+	}
+	return nil
+}
+
+// seqNear is the sequence of a record, or of the segment's last.
+func (s *segment) seqNear(index uint64) uint64 {
+	c, err := openCursor(s.v.r, keyLeaves)
+	if err != nil {
+		return s.lastSeq
+	}
+	defer c.close()
+	r, err := c.record(min(index, s.end-1))
+	if err != nil {
+		return s.lastSeq
+	}
+	return r.StreamSeq
+}
+
+// checkRow compares the row of a full segment with its records.
+func (s *segment) checkRow() error {
+	b, err := get(s.v.r, numberKey(keySegment, s.first>>segmentBits))
+	if err != nil {
+		return err
+	}
+	want := append(append(append([]byte(nil), s.tree.segment[:]...), s.opening.Prev[:]...), s.last[:]...)
+	if !bytes.Equal(b, want) {
+		return tampered(s.lastSeq, "the row of segment %d is not that of its records", s.first>>segmentBits)
+	}
+	return nil
+}
+
+// rootAt is the root of the whole tree at a snapshot, given the tree of the
+// segments before.
+func (s *segment) rootAt(before *tree, snap snapshot) proof.Hash {
+	f := before.frontier
+	own := snap.size - s.first
+	if own == segmentSize {
+		// The full segment joins those before it.
+		h, level := snap.frontier[segmentBits], segmentBits
+		for ; before.size>>level&1 == 1; level++ {
+			h = tlog.NodeHash(f[level], h)
+		}
+		f[level] = h
+		return f.root(snap.size)
+	}
+	copy(f[:segmentBits], snap.frontier[:])
+	return f.root(snap.size)
+}
+
+// joinTree appends the segment to the tree of those before.
+func (s *segment) joinTree(t *tree, emit func(int, uint64, []byte)) {
+	if s.tree.size == segmentSize {
+		t.add(segmentBits, s.tree.frontier[segmentBits], emit)
+		return
+	}
+	for level := segmentBits - 1; level >= 0; level-- {
+		if s.tree.size>>level&1 == 1 {
+			// Tiles of the lower levels were compared already, and are
+			// not put together here.
+			t.frontier[level] = s.tree.frontier[level]
+		}
+	}
+	t.size += s.tree.size
+}

@@ -1,0 +1,197 @@
+package monitor
+
+import (
+	"strings"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// considered is an action with all that the fold says of it.
+type considered struct {
+	agent    *agent
+	run      *run // nil where it is not followed
+	job      string
+	template *template // nil where the job was never learned
+	task     []byte
+	read     *run // whose outputs the agent has read
+	tool     schemas.Action
+	prev     schemas.Action
+	sink     bool
+	standing standing
+	approved bool // a reviewer approved exactly this action
+}
+
+// consider gathers what the fold says of an action, changing nothing.
+func (m *Model) consider(e *schemas.Event) considered {
+	c := considered{agent: m.agents[e.Agent], tool: toolOf(e), sink: m.isSink(e)}
+	if c.agent == nil {
+		c.agent = m.nobody
+	}
+	if isAnswer(e.Kind) {
+		c.job = answerJob
+		c.run = c.agent.runs[answerKey(e.To, e.Operation)]
+		if asker := m.agents[e.To]; asker != nil && asker.runs[e.Operation] != nil {
+			c.task = asker.runs[e.Operation].task
+		}
+	} else if c.run = c.agent.runs[e.Operation]; c.run != nil {
+		c.job, c.task, c.read = c.run.job, c.run.task, c.run
+	}
+	if c.run != nil {
+		c.prev = c.run.prev
+	}
+	c.template = c.agent.baseline.templates[c.job]
+	c.standing = standingOf(e, c.run)
+	for _, seq := range c.agent.approved {
+		c.approved = c.approved || seq == e.Ref
+	}
+	return c
+}
+
+// toolOf is what counts as one tool: of memory the operation without its key,
+// of answers all.
+func toolOf(e *schemas.Event) schemas.Action {
+	if isAnswer(e.Kind) {
+		return schemas.Action{Verb: "answer"}
+	}
+	if e.Action.Verb == schemas.VerbMemory {
+		op, _, _ := strings.Cut(e.Action.Resource, ".")
+		return schemas.Action{Verb: e.Action.Verb, Resource: op}
+	}
+	return e.Action
+}
+
+// Assess judges a draft of an action or of an agent's answer. It changes
+// nothing: its result depends on the events folded, and on the draft's kind,
+// agent, operation, action, recipient, capability, approval, time and body.
+// Reads are given the agent's present risk without evidences.
+func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
+	if e.Kind == schemas.RiskChanged {
+		return m.standingVerdict(e)
+	}
+	c := m.consider(e)
+	v := schemas.Verdict{AsOf: m.seq, Baseline: m.learned, Model: m.version, PPM: 1_000_000}
+	aimed := c.sink && m.behaviour(e, c, &v)
+	if units := c.units(e, aimed); units > 0 {
+		total := min(c.agent.refusedNow(e.Time)+units, maxRefused)
+		if !aimed {
+			v.ActionRisk = min(v.ActionRisk, maxMistake)
+		}
+		v.ActionRisk = max(v.ActionRisk, refusalRisk(total))
+		refusalFactor(&v, total, c.standing.String())
+	}
+	if c.approved {
+		v.ActionRisk = 0
+		v.Factors = append(v.Factors, schemas.Factor{ID: "approved", Observed: "a reviewer approved this action"})
+	}
+	m.conclude(e, c.agent, &v)
+	return v
+}
+
+// standingVerdict judges what stands against an agent without a new action:
+// after a violation, which the server refused by itself.
+func (m *Model) standingVerdict(e *schemas.Event) schemas.Verdict {
+	a := m.agents[e.Agent]
+	if a == nil {
+		a = m.nobody
+	}
+	v := schemas.Verdict{AsOf: m.seq, Baseline: m.learned, Model: m.version, PPM: 1_000_000}
+	if units := a.refusedNow(e.Time); units > 0 {
+		v.ActionRisk = refusalRisk(units)
+		refusalFactor(&v, units, "the server refused what the agent's own rights do not cover")
+	}
+	m.conclude(e, a, &v)
+	return v
+}
+
+func refusalFactor(v *schemas.Verdict, units fixed, why string) {
+	v.Factors = append(v.Factors, schemas.Factor{ID: idRefusals, Bits: units, Weight: one, Points: units,
+		Observed: why, Expected: "no refusals within minutes of one another"})
+	v.Score += units
+}
+
+// conclude sets the agent's risk and what is to be done about it.
+func (m *Model) conclude(e *schemas.Event, a *agent, v *schemas.Verdict) {
+	v.Risk = max(v.ActionRisk, a.riskNow(e.Time))
+	th := m.fleet.ThresholdsOf(e.Agent)
+	switch {
+	case v.Risk >= th.Suspend:
+		v.Decision = schemas.Suspend
+	case v.Risk >= th.Pause:
+		v.Decision = schemas.Pause
+	default:
+		v.Decision = schemas.Pass
+	}
+}
+
+// maxBehaviour is the most that behaviour alone can make while fewer than
+// minPooled runs are known, and maxMistake the most that it makes of an action
+// that was refused and names nothing unknown: an honest agent errs so. From
+// there on it is refusals that count.
+const (
+	maxBehaviour = 69
+	maxMistake   = 69
+)
+
+// behaviour scores a sink. Aimed says that it names an unknown value.
+func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
+	v.Factors = make([]schemas.Factor, 0, 9)
+	v.Factors = append(v.Factors, schemas.Factor{ID: "base", Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
+	v.Score = m.weights.Base
+	m.toolEvidence(c, v)
+	aimed = m.valueEvidence(c, v, m.usesOf(e, c.tool))
+	if c.standing == outOfScope || c.standing == forbidden {
+		m.point(v, schemas.Factor{ID: "outside", Bits: one, Weight: m.weights.Outside,
+			Observed: c.standing.String(), Expected: "what the capability grants"})
+	}
+	set := m.calibrationOf(c)
+	if set == nil {
+		bits := priorBits(v.Score)
+		v.PPM, v.NCalibration = ppm(bits), len(m.pool.sorted)
+		v.ActionRisk = min(riskOf(bits), maxBehaviour)
+		return aimed
+	}
+	bits := set.bits(v.Score)
+	v.PPM, v.NCalibration = ppm(bits), len(set.sorted)
+	v.ActionRisk = riskOf(bits)
+	return aimed
+}
+
+// A maturity is how well a template is known. Runs are calibrated among those
+// of like maturity: a job's first run is unusual in many ways, and harmless.
+type maturity uint8
+
+const maturities = 3
+
+func maturityOf(t *template) maturity {
+	switch {
+	case t == nil || t.runs == 0:
+		return 0
+	case t.runs < 5:
+		return 1
+	}
+	return 2
+}
+
+// calibrationOf is the set that an action's score is held against: the agent's
+// own if it is large enough, else that of all agents for the same maturity,
+// else all; nil while too little is known.
+func (m *Model) calibrationOf(c considered) *calibration {
+	class := maturityOf(c.template)
+	for _, set := range []*calibration{&c.agent.maxima[class], &m.maxima[class]} {
+		if len(set.sorted) >= minOwn {
+			return set
+		}
+	}
+	if len(m.pool.sorted) >= minPooled {
+		return &m.pool
+	}
+	return nil
+}
+
+// point adds an evidence to the score and, unless it is nothing, to its
+// explanation.
+func (m *Model) point(v *schemas.Verdict, f schemas.Factor) {
+	f.Points = mul(f.Bits, f.Weight)
+	v.Score = clampFixed(v.Score+f.Points, -maxScore, maxScore)
+	v.Factors = append(v.Factors, f)
+}

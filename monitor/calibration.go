@@ -1,0 +1,147 @@
+package monitor
+
+import (
+	"slices"
+)
+
+// Sizes of calibration sets.
+const (
+	maxMaxima   = 256 // runs of one set; the oldest makes room
+	minPooled   = 20  // runs of the fleet below which behaviour alone can't pause
+	minOwn      = 30  // runs of an agent from which its own set is used
+	censoredOne = 8   // at most one run in so many may be censored
+)
+
+// A maximum is the highest score of one run that ended well. Of a run whose
+// risk reached learnBelow only that is known: its score is censored, it stands
+// at the score that reaches learnBelow. So a run that may be an attack can
+// neither teach what a high score looks like, nor, as the censored are few,
+// make high scores common.
+type maximum struct {
+	score    fixed
+	censored bool
+}
+
+// A calibration is the highest scores of harmless runs, oldest first, and what
+// follows from them. Changed by add alone.
+type calibration struct {
+	maxima   []maximum
+	sorted   []fixed
+	censored int
+
+	tail  fixed // the score from which the exponential tail holds
+	above int   // runs at or over it
+	scale fixed // its mean excess
+}
+
+// add takes the highest score of one more run.
+func (c *calibration) add(m maximum) {
+	if m.censored && (c.censored+1)*censoredOne > len(c.maxima)+1 {
+		return
+	}
+	if len(c.maxima) == maxMaxima {
+		c.drop(c.maxima[0])
+	}
+	c.maxima = append(c.maxima, m)
+	i, _ := slices.BinarySearch(c.sorted, m.score)
+	c.sorted = slices.Insert(c.sorted, i, m.score)
+	if m.censored {
+		c.censored++
+	}
+	c.fit()
+}
+
+func (c *calibration) drop(m maximum) {
+	c.maxima = slices.Delete(c.maxima, 0, 1)
+	i, _ := slices.BinarySearch(c.sorted, m.score)
+	c.sorted = slices.Delete(c.sorted, i, i+1)
+	if m.censored {
+		c.censored--
+	}
+}
+
+// fit estimates the tail above the 80th percentile as exponential: the mean
+// excess per uncensored run (the maximum-likelihood estimate under censoring),
+// with the prior's scale standing in for two runs. The design's 95th
+// percentile lies in what is censored.
+func (c *calibration) fit() {
+	n := len(c.sorted)
+	from := n * 4 / 5
+	c.tail, c.above = c.sorted[from], n-from
+	for from > 0 && c.sorted[from-1] == c.tail {
+		from--
+		c.above++
+	}
+	excess, exact := 2*prior.scale, fixed(2)
+	for _, m := range c.maxima {
+		if m.score > c.tail {
+			excess += m.score - c.tail
+			if !m.censored {
+				exact++
+			}
+		}
+	}
+	c.scale = max(excess/exact, minScale)
+}
+
+// minScale keeps the tail of a set of equal scores from having no width.
+const minScale = one / 4
+
+// log2e is the binary logarithm of e.
+const log2e fixed = 94548
+
+// bits is −log2 of the conformal p-value of a score: the share of runs, this
+// one among them, that reached it.
+func (c *calibration) bits(score fixed) fixed {
+	n := uint64(len(c.sorted))
+	if score <= c.tail {
+		i, _ := slices.BinarySearch(c.sorted, score)
+		return log2(n+1) - log2(n-uint64(i)+1)
+	}
+	return log2(n+1) - log2(uint64(c.above)+1) + tailBits(score-c.tail, c.scale)
+}
+
+func tailBits(excess, scale fixed) fixed {
+	return min(excess, 64*scale) * log2e / scale
+}
+
+// prior is what holds of a fleet of which nothing is known: one run in five
+// reaches the score tail, and the excess over it is exponential.
+var prior = struct{ tail, scale fixed }{tail: one / 2, scale: one * 3 / 4}
+
+// log2Five is the binary logarithm of 5.
+const log2Five fixed = 152170
+
+func priorBits(score fixed) fixed {
+	if score <= prior.tail {
+		return 0
+	}
+	return log2Five + tailBits(score-prior.tail, prior.scale)
+}
+
+// log2Fifty is −log2 0.02: the p-value that makes risk 70.
+const log2Fifty fixed = 369876
+
+// riskOf is 70·ln p / ln 0.02, within 0 and 100, rounded down, for p = 2^−bits.
+func riskOf(bits fixed) int {
+	return int(min(70*bits/log2Fifty, 100))
+}
+
+// scoreAt is the least score whose risk reaches r in this set.
+func scoreAt(r int, bits func(fixed) fixed) fixed {
+	low, high := -maxScore, maxScore
+	for low < high {
+		mid := low + (high-low)/2
+		if riskOf(bits(mid)) >= r {
+			high = mid
+		} else {
+			low = mid + 1
+		}
+	}
+	return low
+}
+
+// ppm is 2^−bits in millionths.
+func ppm(bits fixed) int64 {
+	return int64(exp2neg(bits) * 1_000_000 >> 32)
+}

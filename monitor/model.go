@@ -1,0 +1,429 @@
+package monitor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// Options of a Model. The zero value is what Writ runs with.
+type Options struct {
+	Weights *Weights // of the evidences; Reference where nil
+}
+
+// A Model is the fold of the log that judges. It is not safe for concurrent
+// use, Assess included: it keeps buffers.
+type Model struct {
+	weights Weights
+	version string // of the model: weights and method
+
+	seq     uint64 // last event folded
+	learned uint64 // sequence of the event at which a run was last learned
+	fleet   *schemas.State
+	agents  map[string]*agent
+	maxima  [maturities]calibration // of all agents, by maturity of the template
+	pool    calibration             // of all
+	pending map[uint64]violation    // whose risk.changed is not in the log yet
+
+	extract *extractor
+	scratch []byte
+	uses    []useOf
+	nobody  *agent // stands for an agent without history; never changed
+}
+
+// New is the model before the first event.
+func New(o Options) *Model {
+	w := Reference
+	if o.Weights != nil {
+		w = *o.Weights
+	}
+	return &Model{
+		weights: w, version: w.version(),
+		fleet: schemas.NewState(), agents: map[string]*agent{}, pending: map[uint64]violation{},
+		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
+	}
+}
+
+// Seq is the last sequence folded.
+func (m *Model) Seq() uint64 { return m.seq }
+
+// Follows reports whether the model knows the capability that an action was
+// admitted under. One that was issued a moment ago may still be on its way.
+func (m *Model) Follows(e *schemas.Event) bool {
+	if e.JTI == "" || isAnswer(e.Kind) {
+		return true
+	}
+	a := m.agents[e.Agent]
+	return a != nil && a.runs[e.Operation] != nil
+}
+
+// Apply folds one event. Events come in the order of the log; kinds that do
+// not bear on behaviour change nothing. An error means that the event can't be
+// read, and ends the fold.
+func (m *Model) Apply(e *schemas.Event) error {
+	if e.Seq <= m.seq {
+		return fmt.Errorf("event %d after %d: out of order", e.Seq, m.seq)
+	}
+	m.seq = e.Seq
+	if err := m.apply(e); err != nil {
+		return fmt.Errorf("event %d (%s of %s): %w", e.Seq, e.Kind, e.Agent, err)
+	}
+	return nil
+}
+
+func (m *Model) apply(e *schemas.Event) error {
+	switch e.Kind {
+	case schemas.PolicyApplied, schemas.AgentDeclared:
+		return m.fleet.Apply(e)
+	case schemas.AgentRemoved:
+		delete(m.agents, e.Agent)
+		return m.fleet.Apply(e)
+	case schemas.TokenIssued:
+		return m.issued(e)
+	case schemas.OperationEnded:
+		m.ended(e)
+	case schemas.AgentSuspended, schemas.AgentKilled:
+		m.agent(e.Agent).dropRuns()
+	case schemas.AgentResumed:
+		m.agent(e.Agent).pardon()
+	case schemas.ReviewApproved:
+		m.approved(e)
+	case schemas.ReviewDenied, schemas.MessageCancelled, schemas.MessageExpired:
+		m.agent(e.Agent).rejected(e.Ref)
+	case schemas.AgentViolation:
+		return m.violation(e)
+	case schemas.RiskChanged:
+		delete(m.pending, e.Ref)
+		return m.judged(e)
+	case schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied,
+		schemas.ResponseAccepted, schemas.ResponseHeld, schemas.ResponseDenied:
+		return m.judged(e)
+	}
+	return nil
+}
+
+func (m *Model) agent(name string) *agent {
+	a := m.agents[name]
+	if a == nil {
+		a = newAgent()
+		m.agents[name] = a
+	}
+	return a
+}
+
+// issued starts a run, or renews the capability of one.
+func (m *Model) issued(e *schemas.Event) error {
+	var g schemas.Grant
+	if err := schemas.Unmarshal(e.Data, &g); err != nil {
+		return err
+	}
+	a := m.agent(e.Agent)
+	if r := a.runs[g.Operation]; r != nil && (r.ended || r.job != g.Job) {
+		delete(a.runs, g.Operation) // the name of an operation, used again
+	}
+	r := a.run(g.Operation)
+	r.last = e.Seq
+	r.grant(&g)
+	return nil
+}
+
+// ended learns from a run that is over, and from what others answered in it.
+func (m *Model) ended(e *schemas.Event) {
+	a := m.agents[e.Agent]
+	if a == nil || a.runs[e.Operation] == nil || a.runs[e.Operation].ended {
+		return
+	}
+	r := a.runs[e.Operation]
+	m.learn(a, r)
+	for _, who := range r.answered {
+		if b := m.agents[who.agent]; b != nil && b.runs[who.key] != nil {
+			m.learn(b, b.runs[who.key])
+			delete(b.runs, who.key)
+		}
+	}
+	// What is left tells a late action of this operation from one of an
+	// operation that never was.
+	a.runs[e.Operation] = &run{job: r.job, ended: true, last: e.Seq}
+}
+
+// learn calibrates with a run, and takes its vote if nothing in it was
+// unusual.
+func (m *Model) learn(a *agent, r *run) {
+	if !r.teaches() {
+		return
+	}
+	class := maturityOf(a.baseline.templates[r.job])
+	for _, c := range []*calibration{&a.maxima[class], &m.maxima[class], &m.pool} {
+		top := maximum{score: r.maxScore, censored: r.maxRisk >= learnBelow}
+		if top.censored {
+			bits := priorBits
+			if len(c.sorted) >= minPooled {
+				bits = c.bits
+			}
+			top.score = min(top.score, scoreAt(learnBelow, bits))
+		}
+		c.add(top)
+	}
+	if r.maxRisk < learnBelow {
+		a.baseline.learn(r.job, &r.votes)
+		m.learned = m.seq
+	}
+}
+
+func (a *agent) dropRuns() {
+	clear(a.runs)
+	clear(a.held)
+	a.approved = nil
+}
+
+// approved signs a held action in: its values are known to its job from now
+// on, and it counts for its run as if it had passed.
+func (m *Model) approved(e *schemas.Event) {
+	a := m.agent(e.Agent)
+	a.pardon()
+	h := a.held[e.Ref]
+	if h == nil {
+		return
+	}
+	delete(a.held, e.Ref)
+	h.run.reviews--
+	h.run.votes.add(h.tool, h.prev, h.uses)
+	a.baseline.learned++
+	a.baseline.sign(a.baseline.template(h.run.job), h.uses)
+	m.learned = e.Seq
+	if len(a.approved) == maxApproved {
+		a.approved = a.approved[1:]
+	}
+	a.approved = append(a.approved, e.Ref)
+}
+
+// rejected ends a held action for which nobody will vouch.
+func (a *agent) rejected(seq uint64) {
+	if h := a.held[seq]; h != nil {
+		h.run.tainted = true
+		delete(a.held, seq)
+	}
+}
+
+func (m *Model) violation(e *schemas.Event) error {
+	var v schemas.Violation
+	if err := schemas.Unmarshal(e.Data, &v); err != nil {
+		return err
+	}
+	m.agent(e.Agent).refuse(violationUnits(v), e.Time)
+	if len(m.pending) < maxPending {
+		m.pending[e.Seq] = violation{e.Agent, e.ID}
+	}
+	return nil
+}
+
+// A violation awaits its change of risk.
+type violation struct{ agent, id string }
+
+// Changes are the changes of risk that violations brought about and that are
+// not in the log yet, in order of the log, to be appended with the given time.
+// One violation always gives an event of the same id.
+func (m *Model) Changes(at time.Time, source string) []*schemas.Event {
+	var out []*schemas.Event
+	for _, seq := range slices.Sorted(maps.Keys(m.pending)) {
+		p := m.pending[seq]
+		id := sha256.Sum256([]byte("risk.changed\x00" + p.id))
+		e := &schemas.Event{Kind: schemas.RiskChanged, Agent: p.agent, ID: hex.EncodeToString(id[:16]), Source: source, Time: at, Ref: seq}
+		v := m.Assess(e)
+		e.Verdict, e.Risk, e.Lock = schemas.Marshal(v), v.Risk, lockOf(v.Decision)
+		if e.Lock != "" {
+			e.Reason = fmt.Sprintf("risk %d after the server refused what %s tried", v.Risk, p.agent)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// maxPending bounds the violations that await their risk.changed.
+const maxPending = 1 << 12
+
+// brief is what of a verdict the fold needs.
+type brief struct {
+	AsOf       uint64 `json:"as_of"`
+	ActionRisk int   `json:"action_risk"`
+	Score      int64 `json:"score"`
+	Factors    []struct {
+		ID     string `json:"id"`
+		Points int64  `json:"points"`
+	} `json:"factors"`
+}
+
+func briefOf(raw []byte) (v brief, err error) {
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return v, fmt.Errorf("verdict: %w", err)
+	}
+	return v, nil
+}
+
+// behaviour is the score without the refusals, and whether the action named an
+// unknown value.
+func (v brief) behaviour() (score fixed, aimed bool) {
+	score = v.Score
+	for _, f := range v.Factors {
+		switch f.ID {
+		case idRefusals:
+			score -= f.Points
+		case idUnknown, idDomain, idFresh:
+			aimed = true
+		}
+	}
+	return score, aimed
+}
+
+// judged folds an action, or an answer, as it was logged.
+func (m *Model) judged(e *schemas.Event) error {
+	if len(e.Verdict) == 0 {
+		if e.Kind == schemas.ResponseAccepted {
+			m.output(e)
+		}
+		return nil
+	}
+	v, err := briefOf(e.Verdict)
+	if err != nil {
+		return err
+	}
+	a := m.agent(e.Agent)
+	if e.Kind != schemas.RiskChanged {
+		m.observe(a, e, v)
+	}
+	if v.ActionRisk >= a.riskNow(e.Time) {
+		a.risk, a.riskAt = v.ActionRisk, e.Time
+	}
+	a.remember(e)
+	if e.Lock == schemas.Suspended || e.Lock == schemas.Killed {
+		a.dropRuns()
+	}
+	if e.Kind == schemas.ResponseAccepted {
+		m.output(e)
+	}
+	return nil
+}
+
+// observe takes an action into its run.
+func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
+	c := m.consider(e)
+	c.agent = a
+	score, aimed := v.behaviour()
+	if units := c.units(e, aimed); units > 0 {
+		a.refuse(units, e.Time)
+		a.noteRefusal(e.Action)
+	}
+	if c.run == nil && !isAnswer(e.Kind) {
+		return // followed no longer
+	}
+	r := m.openRun(a, e, c)
+	r.last = e.Seq
+	r.tainted = r.tainted || c.standing == forbidden
+	held := e.Kind == schemas.MessageHeld || e.Kind == schemas.ResponseHeld
+	if c.sink && !held && c.standing != expired {
+		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
+	}
+	switch {
+	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:
+		if c.approved {
+			a.approved = deleteFirst(a.approved, e.Ref)
+		}
+		r.votes.add(c.tool, c.prev, m.usesOf(e, c.tool))
+		r.prev = c.tool
+	case held:
+		r.reviews++
+		uses := append([]useOf(nil), m.usesOf(e, c.tool)...)
+		a.hold(e.Seq, &heldAction{run: r, tool: c.tool, prev: c.prev, uses: uses})
+		r.prev = c.tool
+	}
+}
+
+// openRun is the run that an action belongs to; what an agent answers to one
+// operation of another is a run that starts by itself.
+func (m *Model) openRun(a *agent, e *schemas.Event, c considered) *run {
+	if !isAnswer(e.Kind) {
+		return c.run
+	}
+	key := answerKey(e.To, e.Operation)
+	r := a.run(key)
+	r.job = answerJob
+	if asker := m.agents[e.To]; asker != nil {
+		if of := asker.runs[e.Operation]; of != nil && !of.ended && len(of.answered) < maxAnswered && !of.answeredBy(e.Agent) {
+			of.answered = append(of.answered, answerer{e.Agent, key})
+			r.task = of.task
+		}
+	}
+	return r
+}
+
+func (r *run) answeredBy(agent string) bool {
+	for _, a := range r.answered {
+		if a.agent == agent {
+			return true
+		}
+	}
+	return false
+}
+
+// output takes an answer in as what the asker has now read.
+func (m *Model) output(e *schemas.Event) {
+	if asker := m.agents[e.To]; asker != nil {
+		if r := asker.runs[e.Operation]; r != nil && !r.ended {
+			r.output(e.Data)
+			r.last = e.Seq
+		}
+	}
+}
+
+func deleteFirst(s []uint64, v uint64) []uint64 {
+	for i := range s {
+		if s[i] == v {
+			return append(s[:i:i], s[i+1:]...)
+		}
+	}
+	return s
+}
+
+func isAnswer(k schemas.Kind) bool {
+	return k == schemas.ResponseAccepted || k == schemas.ResponseHeld || k == schemas.ResponseDenied
+}
+
+// isSink reports whether an action writes, executes or sends.
+func (m *Model) isSink(e *schemas.Event) bool {
+	switch e.Action.Verb {
+	case schemas.VerbRead:
+		return isAnswer(e.Kind)
+	case schemas.VerbMemory:
+		return !strings.HasPrefix(e.Action.Resource, "get") && e.Action.Resource != "list"
+	case schemas.VerbCall:
+		if svc := m.fleet.Agents[m.fleet.Route(e.Action)]; svc != nil {
+			return svc.Tools[e.Action.Resource].Class != "read"
+		}
+	}
+	return true
+}
+
+// Risk is an agent's risk at a time, with the verdict behind it; false where
+// nothing of it was ever judged.
+func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
+	a := m.agents[name]
+	if a == nil || a.lastVerdict == nil {
+		return schemas.RiskReply{AgentID: name}, false
+	}
+	rep := schemas.RiskReply{AgentID: name, Risk: a.riskNow(at), Seq: a.lastSeq, Time: a.lastTime,
+		History: append([]schemas.RiskPoint(nil), a.history...)}
+	if a.lastAction != (schemas.Action{}) {
+		rep.Action = a.lastAction.String()
+	}
+	if err := json.Unmarshal(a.lastVerdict, &rep.Verdict); err != nil {
+		return rep, false // judged has read it before
+	}
+	return rep, true
+}

@@ -1,0 +1,120 @@
+package monitor
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// Units that a refusal weighs. They add up, fade with HalfLife, and make risk
+// 100·(1 − 2^(−units/3)): one forbidden tool is risk 50, two are 75.
+const (
+	unitsForbidden = 3 * one   // a tool that the capability forbids by name; a foreign namespace
+	unitsSink      = 2 * one   // a sink or data that the capability does not grant; an operation never granted
+	unitsAimed     = 1 * one   // more, if it names what is unknown
+	unitsRead      = one / 2   // a reading tool that the capability does not grant
+	unitsExpired   = one / 4   // an operation whose capability has ended: mostly a late refresh
+	maxRefused     = 100 * one // units kept
+	repetition     = 4         // the same action again weighs a fourth: a client that retries
+	maxRefusals    = 8         // refused actions remembered to tell repetitions
+)
+
+// standing is how an action stands to the agent's capability.
+type standing uint8
+
+const (
+	granted standing = iota
+	outOfScope
+	forbidden
+	ungranted // the operation was never granted, or too long ago to be remembered
+	expired
+)
+
+// standingOf repeats the capability check of intake by this fold. Whether
+// there was a live capability is told by the event itself, which then names
+// it: the fold may be a little behind.
+func standingOf(e *schemas.Event, r *run) standing {
+	switch {
+	case isAnswer(e.Kind):
+		return granted
+	case e.JTI == "" && r == nil:
+		return ungranted
+	case e.JTI == "":
+		return expired
+	case r == nil:
+		return granted // followed no longer; release holds it against the capability
+	case e.Action.Verb == schemas.VerbCall && slices.Contains(r.forbidden, e.Action.Resource):
+		return forbidden
+	case !inScope(r.scope, e.Action):
+		return outOfScope
+	}
+	return granted
+}
+
+// inScope compares without building the scope's text.
+func inScope(scopes []string, a schemas.Action) bool {
+	resource := a.Resource
+	if a.Verb == schemas.VerbMemory {
+		resource, _, _ = strings.Cut(resource, ".")
+	}
+	for _, s := range scopes {
+		if len(s) == len(a.Verb)+1+len(resource) && s[:len(a.Verb)] == a.Verb && s[len(a.Verb)] == ':' && s[len(a.Verb)+1:] == resource {
+			return true
+		}
+	}
+	return false
+}
+
+// units is what an action weighs that stands so to its capability. Aimed says
+// that it names a value that is unknown.
+func (c considered) units(e *schemas.Event, aimed bool) (units fixed) {
+	switch c.standing {
+	case granted:
+		return 0
+	case expired:
+		return unitsExpired
+	case forbidden:
+		units = unitsForbidden
+	case ungranted:
+		units = unitsSink
+	case outOfScope:
+		units = unitsRead
+		if c.sink || e.Action.Verb == schemas.VerbRead {
+			units = unitsSink
+		}
+	}
+	if aimed {
+		units += unitsAimed
+	}
+	if slices.Contains(c.agent.refusals, e.Action) && c.agent.refusedNow(e.Time) > 0 {
+		units /= repetition
+	}
+	return units
+}
+
+func (s standing) String() string {
+	return [...]string{"granted", "not in the capability's scope", "forbidden by the capability",
+		"no capability for this operation", "the capability has ended"}[s]
+}
+
+// violationUnits is what a violation weighs, which the server itself refused:
+// the namespace of another agent or of the control plane as much as a forbidden
+// tool. Repetitions within the second weigh one unit more, together.
+func violationUnits(v schemas.Violation) fixed {
+	units := unitsSink
+	for _, prefix := range []string{schemas.OutPrefix + ".", schemas.InPrefix + ".", schemas.EventPrefix + ".", "writ.", "_INBOX_", "_R_.", "$"} {
+		if strings.HasPrefix(v.Subject, prefix) {
+			units = unitsForbidden
+		}
+	}
+	if v.Count > 1 {
+		units += unitsAimed
+	}
+	return units
+}
+
+// refusalRisk is 100·(1 − 2^(−units/3)), rounded down.
+func refusalRisk(units fixed) int {
+	return 100 - int((100*exp2neg(units/3)+1<<32-1)>>32)
+}

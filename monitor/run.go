@@ -1,0 +1,264 @@
+package monitor
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// Bounds of one agent's present.
+const (
+	maxLive     = 64      // operations followed at once
+	maxTask     = 2 << 10 // bytes of a task that are compared with
+	maxSeen     = 1024    // words remembered of the outputs of one run
+	maxAnswered = 16      // agents whose answers to one operation are followed
+	maxHeld     = 32      // held actions whose values an approval can sign in
+	maxApproved = 16      // approved actions that await their repetition
+	maxScope    = 256     // scopes of one capability
+	maxHistory  = 32      // points of risk
+)
+
+// learnBelow is the risk from which a run teaches nothing.
+const learnBelow = 40
+
+// A run is one operation of an agent, or what it answers to one operation of
+// another. Changed by Apply alone.
+type run struct {
+	jti       string
+	job       string
+	task      []byte // normalised
+	scope     []string
+	forbidden []string
+	ended     bool
+	last      uint64 // sequence of the newest event of it
+
+	prev    schemas.Action // the tool before, zero at the start
+	outputs uint16         // outputs seen so far
+	seen    map[uint64]uint16
+	flooded uint16 // the newest output that had more than could be remembered
+
+	votes    votes
+	maxRisk  int
+	maxScore fixed
+	reviews  int  // held actions that await a review
+	tainted  bool // a forbidden tool, an action that a reviewer denied or nobody reviewed
+	answered []answerer
+}
+
+// answerer is whose answers to a run are followed, as a run of their own.
+type answerer struct{ agent, key string }
+
+// answerJob is the template of what an agent answers; no job is named so.
+const answerJob = "/answer"
+
+// answerKey is the key, among the answerer's runs, of what it answers to an
+// operation; no operation is named so.
+func answerKey(agent, operation string) string { return agent + "/" + operation }
+
+func newRun() *run { return &run{maxScore: -maxScore} }
+
+// grant takes over what a capability says.
+func (r *run) grant(g *schemas.Grant) {
+	r.jti, r.job, r.ended = g.JTI, g.Job, false
+	r.task = normal([]byte(g.Task[:min(len(g.Task), maxTask)]))
+	r.scope, r.forbidden = g.Scope[:min(len(g.Scope), maxScope)], g.ForbiddenTools[:min(len(g.ForbiddenTools), maxScope)]
+}
+
+// output remembers which words a tool's output brought. Words that look like
+// values come first, so that padding can't crowd them out; when even they are
+// too many, whatever is not remembered counts as brought by it.
+func (r *run) output(body []byte) {
+	if r.outputs == 1<<16-1 {
+		return
+	}
+	r.outputs++
+	if r.seen == nil {
+		r.seen = map[uint64]uint16{}
+	}
+	if len(body) > maxRead {
+		body, r.flooded = body[:maxRead], r.outputs
+	}
+	var word [maxValue]byte
+	for _, salient := range []bool{true, false} {
+		for token := range tokens(body) {
+			if salient != looksLikeValue(token) {
+				continue
+			}
+			h := wordHash(normal(append(word[:0], token[:min(len(token), maxValue)]...)))
+			if _, known := r.seen[h]; known {
+				continue
+			}
+			if len(r.seen) >= maxSeen {
+				r.flooded = r.outputs
+				return
+			}
+			r.seen[h] = r.outputs
+		}
+	}
+}
+
+func looksLikeValue(token []byte) bool {
+	for _, c := range token {
+		if isDigit(c) || c == '@' || c == '/' || c == '.' || c == '_' {
+			return true
+		}
+	}
+	return false
+}
+
+// fresh reports whether a value first appeared in the newest output.
+func (r *run) fresh(text []byte) bool {
+	if r.outputs == 0 {
+		return false
+	}
+	newest := uint16(0)
+	var word [maxValue]byte
+	for token := range tokens(text) {
+		first, ok := r.seen[wordHash(normal(append(word[:0], token[:min(len(token), maxValue)]...)))]
+		if !ok {
+			if r.flooded != r.outputs {
+				return false // not from an output
+			}
+			first = r.outputs
+		}
+		newest = max(newest, first)
+	}
+	return newest == r.outputs
+}
+
+// wordHash is FNV-1a. That it can be made to collide gives nobody anything:
+// who controls two outputs can as well name a value in both.
+func wordHash(t []byte) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range t {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
+}
+
+// teaches reports whether a run that ends now may be learned from.
+func (r *run) teaches() bool { return r.reviews == 0 && !r.tainted && len(r.votes.tools) > 0 }
+
+// An agent is all that is known of one agent. Changed by Apply alone.
+type agent struct {
+	baseline *baseline
+	runs     map[string]*run // by operation, or answerKey
+	maxima   [maturities]calibration
+
+	refused   fixed // units of refusals at refusedAt
+	refusedAt time.Time
+	refusals  []schemas.Action // the newest, oldest first
+	risk      int              // the peak that has not yet decayed below a later one
+	riskAt    time.Time
+
+	held     map[uint64]*heldAction
+	approved []uint64
+
+	lastSeq     uint64 // the action that set last
+	lastTime    time.Time
+	lastAction  schemas.Action
+	lastVerdict []byte
+	history     []schemas.RiskPoint
+}
+
+// heldAction is what an approval signs in.
+type heldAction struct {
+	run  *run
+	tool schemas.Action
+	prev schemas.Action
+	uses []useOf
+}
+
+func newAgent() *agent {
+	return &agent{baseline: newBaseline(), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
+}
+
+// run finds or makes the run of an operation. The one that was silent for
+// longest makes room, unlearned.
+func (a *agent) run(key string) *run {
+	r := a.runs[key]
+	if r == nil {
+		if len(a.runs) >= maxLive {
+			a.forgetRun()
+		}
+		r = newRun()
+		a.runs[key] = r
+	}
+	return r
+}
+
+func (a *agent) forgetRun() {
+	keys := make([]string, 0, len(a.runs))
+	for key := range a.runs {
+		keys = append(keys, key)
+	}
+	delete(a.runs, slices.MinFunc(keys, func(x, y string) int {
+		rx, ry := a.runs[x], a.runs[y]
+		if rx.ended != ry.ended {
+			if rx.ended {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(rx.last, ry.last), cmp.Compare(x, y))
+	}))
+}
+
+// riskNow is the agent's risk at a time, decayed, rounded to the nearest.
+func (a *agent) riskNow(at time.Time) int {
+	return int((decay(fixed(a.risk)*one, at.Sub(a.riskAt)) + one/2) >> 16)
+}
+
+func (a *agent) refusedNow(at time.Time) fixed { return decay(a.refused, at.Sub(a.refusedAt)) }
+
+// refuse adds units to the row of refusals.
+func (a *agent) refuse(units fixed, at time.Time) {
+	if units == 0 {
+		return
+	}
+	a.refused = min(a.refusedNow(at)+units, maxRefused)
+	if at.After(a.refusedAt) {
+		a.refusedAt = at
+	}
+}
+
+// noteRefusal remembers a refused action, to tell its repetition.
+func (a *agent) noteRefusal(action schemas.Action) {
+	if slices.Contains(a.refusals, action) {
+		return
+	}
+	if len(a.refusals) == maxRefusals {
+		a.refusals = slices.Delete(a.refusals, 0, 1)
+	}
+	a.refusals = append(a.refusals, action)
+}
+
+// pardon forgets risk and refusals: an operator has looked.
+func (a *agent) pardon() {
+	a.risk, a.refused, a.refusals = 0, 0, nil
+}
+
+func (a *agent) hold(seq uint64, h *heldAction) {
+	if len(a.held) == maxHeld {
+		oldest := seq
+		for s := range a.held {
+			oldest = min(oldest, s)
+		}
+		delete(a.held, oldest)
+	}
+	a.held[seq] = h
+}
+
+// remember notes what a verdict said, for an operator who asks.
+func (a *agent) remember(e *schemas.Event) {
+	a.lastSeq, a.lastTime, a.lastAction, a.lastVerdict = e.Seq, e.Time, e.Action, e.Verdict
+	if n := len(a.history); n > 0 && a.history[n-1].Risk == e.Risk {
+		return // only changes are worth a point
+	}
+	if len(a.history) == maxHistory {
+		a.history = slices.Delete(a.history, 0, 1)
+	}
+	a.history = append(a.history, schemas.RiskPoint{Seq: e.Seq, Time: e.Time, Risk: e.Risk})
+}

@@ -1,0 +1,282 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// ServiceOptions of a Service. All but Now are needed.
+type ServiceOptions struct {
+	Conn     *nats.Conn // in CONTROL, as the user monitor
+	Consumer string     // name of the consumer over all events
+	Source   string     // ce-source of what it appends
+	Logger   *slog.Logger
+	Now      func() time.Time // the clock; time.Now where nil
+}
+
+// A Service follows the log with a Model and answers intake and operators.
+// Nothing is kept but the model: a restart folds the log anew.
+type Service struct {
+	ServiceOptions
+	log *bus.Appender
+
+	mu      sync.Mutex
+	model   *Model
+	waiting []question // whose time has not come, in order of arrival
+	live    bool       // the fold has reached what was in the log at the start
+	changed chan struct{}
+}
+
+// A question is a request for a verdict that waits for the fold.
+type question struct {
+	msg   *nats.Msg
+	draft *schemas.Event
+	after uint64
+	late  time.Time // from then on it is refused
+	known time.Time // until then its capability may still be on its way
+}
+
+// How long a request for a verdict may wait: for the agent's previous action,
+// and for the capability that it was admitted under.
+const (
+	foldWait  = 2 * time.Second
+	grantWait = 250 * time.Millisecond
+)
+
+// NewService prepares a service; Run starts it.
+func NewService(o ServiceOptions) (*Service, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	log, err := bus.NewAppender(o.Conn)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{ServiceOptions: o, log: log, model: New(Options{}), changed: make(chan struct{}, 1)}, nil
+}
+
+// Run serves until the context ends or the log can no longer be followed.
+// ready is called when it answers. Until the fold has caught up, nothing is
+// judged: intake refuses meanwhile.
+func (s *Service) Run(ctx context.Context, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	caughtUp := make(chan struct{})
+	f := bus.Follower{Conn: s.Conn, Consumer: s.Consumer, CaughtUp: func(uint64) { close(caughtUp) }}
+	g.Go(func() error { return f.Run(ctx, s.fold) })
+	g.Go(func() error { return s.report(ctx) })
+	g.Go(func() error { return s.expire(ctx) })
+	g.Go(func() error {
+		select {
+		case <-caughtUp:
+		case <-ctx.Done():
+			return nil
+		}
+		return s.serve(ctx, ready)
+	})
+	err := g.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (s *Service) serve(ctx context.Context, ready func()) error {
+	s.mu.Lock()
+	s.live = true
+	s.mu.Unlock()
+	s.wake() // violations of the time when nobody served
+	sub, err := s.Conn.Subscribe(schemas.Assess, s.ask)
+	if err != nil {
+		return fmt.Errorf("monitor: subscribe: %w", err)
+	}
+	if err := sub.SetPendingLimits(-1, 256<<20); err != nil {
+		return fmt.Errorf("monitor: subscribe: %w", err)
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisk, s.risk); err != nil {
+		return err
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlHealth, s.health); err != nil {
+		return err
+	}
+	if err := s.Conn.Flush(); err != nil {
+		return fmt.Errorf("monitor: subscribe: %w", err)
+	}
+	ready()
+	<-ctx.Done()
+	if err := sub.Unsubscribe(); err != nil && s.Conn.IsConnected() {
+		return fmt.Errorf("monitor: unsubscribe: %w", err)
+	}
+	return nil
+}
+
+// fold takes one event, and answers what waited for it.
+func (s *Service) fold(entry bus.Entry) error {
+	e, err := entry.Event()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.model.Apply(e); err != nil {
+		return fmt.Errorf("monitor: fold: %w", err)
+	}
+	if e.Kind == schemas.AgentViolation && s.live {
+		s.wake()
+	}
+	s.answerReady(s.Now())
+	return nil
+}
+
+// ask takes a request for a verdict: answered at once where the fold is far
+// enough, as it nearly always is.
+func (s *Service) ask(m *nats.Msg) {
+	q, err := s.question(m)
+	if err != nil {
+		s.refuse(m, schemas.Refuse(schemas.CodeMalformed, "%v", err))
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.answer(q, s.Now()) {
+		s.waiting = append(s.waiting, q)
+	}
+}
+
+func (s *Service) question(m *nats.Msg) (question, error) {
+	now := s.Now()
+	q := question{msg: m, late: now.Add(foldWait), known: now.Add(grantWait)}
+	header := make(schemas.Header, len(m.Header))
+	for name, values := range m.Header {
+		if name != schemas.HeaderAfter && name != schemas.HeaderSubject {
+			header[name] = values
+		}
+	}
+	after, err := strconv.ParseUint(m.Header.Get(schemas.HeaderAfter), 10, 64)
+	if err != nil {
+		return q, fmt.Errorf("%s: %w", schemas.HeaderAfter, err)
+	}
+	q.after = after
+	q.draft, err = schemas.Decode(m.Header.Get(schemas.HeaderSubject), header, m.Data)
+	if err != nil {
+		return q, err
+	}
+	if q.draft.Kind == schemas.RiskChanged {
+		return q, errors.New("a change of risk is no action")
+	}
+	return q, nil
+}
+
+// answer answers a question, unless it must wait.
+func (s *Service) answer(q question, now time.Time) bool {
+	switch {
+	case s.model.Seq() < q.after:
+		if now.Before(q.late) {
+			return false
+		}
+		s.refuse(q.msg, schemas.Refuse(schemas.CodeUnavailable, "the monitor has folded the log up to %d and was to judge after %d", s.model.Seq(), q.after))
+		return true
+	case !s.model.Follows(q.draft) && now.Before(q.known):
+		return false
+	}
+	if err := q.msg.Respond(schemas.Marshal(s.model.Assess(q.draft))); err != nil {
+		s.Logger.Error("verdict not sent", "agent", q.draft.Agent, "error", err)
+	}
+	return true
+}
+
+func (s *Service) refuse(m *nats.Msg, r *schemas.Refusal) {
+	s.Logger.Error("no verdict", "error", r)
+	answer := nats.NewMsg(m.Reply)
+	answer.Header, answer.Data = nats.Header(r.Header()), r.Body()
+	if err := m.RespondMsg(answer); err != nil {
+		s.Logger.Error("refusal not sent", "error", err)
+	}
+}
+
+// answerReady answers, in order of arrival, what need wait no longer.
+func (s *Service) answerReady(now time.Time) {
+	if len(s.waiting) == 0 {
+		return
+	}
+	kept := s.waiting[:0]
+	for _, q := range s.waiting {
+		if !s.answer(q, now) {
+			kept = append(kept, q)
+		}
+	}
+	clear(s.waiting[len(kept):])
+	s.waiting = kept
+}
+
+// expire ends waits also while nothing is logged.
+func (s *Service) expire(ctx context.Context) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.mu.Lock()
+			s.answerReady(s.Now())
+			s.mu.Unlock()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// wake makes report look for violations.
+func (s *Service) wake() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// report appends what violations did to risk. One that could not be appended
+// is tried again: its event has the same id, so that it stands once.
+func (s *Service) report(ctx context.Context) error {
+	for {
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return nil
+		}
+		s.mu.Lock()
+		events := s.model.Changes(s.Now().UTC(), s.Source)
+		s.mu.Unlock()
+		for _, e := range events {
+			if _, err := s.log.Append(ctx, e); err != nil && ctx.Err() == nil {
+				s.Logger.Error("change of risk not logged", "agent", e.Agent, "error", err)
+				time.AfterFunc(time.Second, s.wake)
+				break
+			}
+		}
+	}
+}
+
+func (s *Service) risk(_ context.Context, req schemas.RiskRequest) (schemas.RiskReply, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rep, known := s.model.Risk(req.AgentID, s.Now())
+	if !known && s.model.fleet.Agents[req.AgentID] == nil {
+		return rep, schemas.Refuse(schemas.CodeNotFound, "%s is not in the fleet; writ status lists who is", req.AgentID)
+	}
+	return rep, nil
+}
+
+func (s *Service) health(context.Context, struct{}) (schemas.Health, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq()}, nil
+}

@@ -1,0 +1,333 @@
+package monitor
+
+import (
+	"bytes"
+	"unicode/utf8"
+)
+
+// Bounds of what is read of one body. What goes past them makes the body count
+// as one that holds an unknown value.
+const (
+	maxRead   = 64 << 10 // bytes
+	maxLeaves = 128      // values
+	maxValue  = 128      // bytes of a value; what is longer is text, or is cut
+	maxWords  = 8        // words of a value; what has more is text
+	maxKind   = 32       // bytes of a kind
+	maxDepth  = 32       // levels of nesting
+)
+
+// overflow is the kind of the value that stands for all that was not read.
+const overflow = "overflow"
+
+// A value is one thing that an action names: a recipient, a file, an amount.
+type value struct {
+	kind string
+	text []byte // normalised: see normal; of the extractor, until its next use
+}
+
+// An extractor finds the values of a body. It keeps its buffers from one body
+// to the next.
+type extractor struct {
+	values []value
+	buf    []byte // texts of the values; never grows while they are in use
+	full   bool
+}
+
+func newExtractor() *extractor {
+	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead)}
+}
+
+// read finds the values of a body, in order, twice where they stand twice. The
+// leaves of JSON are values whose kind is their key; what is no JSON, and a
+// leaf too long for a value, is searched for mail addresses, URLs, accounts
+// and paths. The result holds until the next read.
+func (x *extractor) read(body []byte) []value {
+	x.values, x.buf, x.full = x.values[:0], x.buf[:0], len(body) > maxRead
+	if x.full {
+		body = body[:maxRead]
+	}
+	s := scanner{in: body, x: x}
+	s.space()
+	if !s.value("") {
+		x.text(body[s.pos:]) // the JSON, if it was any, ended there
+	} else if s.space(); s.pos < len(body) {
+		x.text(body[s.pos:])
+	}
+	if x.full {
+		x.values = append(x.values, value{kind: overflow, text: []byte(overflow)})
+	}
+	return x.values
+}
+
+// add takes one value, if there is room.
+func (x *extractor) add(kind string, text []byte) {
+	if len(text) == 0 {
+		return
+	}
+	if len(x.values) >= maxLeaves || len(x.buf)+len(text) > cap(x.buf) {
+		x.full = true
+		return
+	}
+	from := len(x.buf)
+	x.buf = append(x.buf, text...)
+	kept := normal(x.buf[from:])
+	if len(kept) == 0 {
+		return
+	}
+	x.values = append(x.values, value{kind: kind, text: kept})
+}
+
+// leaf takes a string that stood under a key of the given kind.
+func (x *extractor) leaf(kind string, text []byte) {
+	if len(text) > maxValue || words(text) > maxWords {
+		if declared(kind) {
+			x.add(kind, text[:min(len(text), maxValue)])
+		}
+		x.text(text)
+		return
+	}
+	if !declared(kind) {
+		if found := inferred(trimPunctuation(text)); found != "" {
+			kind = found
+		} else if kind == "" {
+			kind = "text"
+		}
+	}
+	x.add(kind, text)
+}
+
+// key takes an object's key, which can be a value itself.
+func (x *extractor) key(key []byte) {
+	if kind := inferred(trimPunctuation(key)); kind != "" {
+		x.add(kind, key[:min(len(key), maxValue)])
+	}
+}
+
+// text searches running text for what looks like a value by itself.
+func (x *extractor) text(text []byte) {
+	for token := range tokens(text) {
+		if kind := inferred(token); kind != "" {
+			x.add(kind, token[:min(len(token), maxValue)])
+		}
+	}
+}
+
+// declared reports whether a kind is one of those that traces of agents name.
+// Numbers count as values under these alone.
+func declared(kind string) bool {
+	switch kind {
+	case "to", "user", "chan", "url", "file", "ent", "city", "id", "from", "repo", "prod", "q", "secret", "addr":
+		return true
+	}
+	return false
+}
+
+// kindOf is a JSON key as a kind: lower case, cut to its bound.
+func kindOf(key []byte) string {
+	key = key[:min(len(key), maxKind)]
+	switch string(key) { // the common ones without allocating
+	case "to":
+		return "to"
+	case "user":
+		return "user"
+	case "chan":
+		return "chan"
+	case "url":
+		return "url"
+	case "file":
+		return "file"
+	case "id":
+		return "id"
+	case "q":
+		return "q"
+	case "ent":
+		return "ent"
+	}
+	low := make([]byte, len(key))
+	for i, c := range key {
+		low[i] = lower(c)
+	}
+	return string(low)
+}
+
+// inferred is the kind that a token shows by its form, "" where it shows none.
+func inferred(t []byte) string {
+	if len(t) < 4 || bytes.IndexByte(t, ' ') >= 0 {
+		return ""
+	}
+	at := bytes.IndexByte(t, '@')
+	switch {
+	case bytes.Contains(t, []byte("://")) || len(t) > 4 && asciiEqual(t[:4], "www."):
+		return "url"
+	case at > 0 && at < len(t)-1 && bytes.IndexByte(t[at:], '.') > 1:
+		return "to"
+	case t[0] == '/' || t[0] == '~' && t[1] == '/' || bytes.HasPrefix(t, []byte("./")) || bytes.HasPrefix(t, []byte("../")):
+		return "file"
+	case account(t):
+		return "account"
+	}
+	if host := bytes.IndexByte(t, '/'); host > 0 && bytes.IndexByte(t[:host], '.') > 0 {
+		return "url" // example.com/path
+	}
+	return ""
+}
+
+// account reports whether a token has the form of an IBAN or of a card or
+// account number.
+func account(t []byte) bool {
+	digits, letters := 0, 0
+	for _, c := range t {
+		switch {
+		case c >= '0' && c <= '9':
+			digits++
+		case c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z':
+			letters++
+		default:
+			return false
+		}
+	}
+	iban := len(t) >= 12 && len(t) <= 40 && letters >= 2 && digits >= 8 && !isDigit(t[0]) && !isDigit(t[1]) && isDigit(t[2]) && isDigit(t[3])
+	return iban || letters == 0 && digits >= 8
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// domainOf is the host of a URL or the domain of a mail address, nil where the
+// value has neither. Both are normalised already.
+func domainOf(v value) []byte {
+	if at := bytes.LastIndexByte(v.text, '@'); at >= 0 {
+		return v.text[at+1:]
+	}
+	if v.kind != "url" {
+		return nil
+	}
+	host := v.text
+	if end := bytes.IndexAny(host, "/?#:"); end >= 0 {
+		host = host[:end]
+	}
+	return host
+}
+
+// normal makes two ways of writing one value equal, in place: ASCII lower case
+// (no tables of Unicode, which change from one version of Go to the next),
+// without space or punctuation at the ends, without a URL's scheme.
+func normal(t []byte) []byte {
+	t = trimPunctuation(t)
+	for i, c := range t {
+		t[i] = lower(c)
+	}
+	for _, scheme := range []string{"https://", "http://", "mailto:"} {
+		if len(t) > len(scheme) && string(t[:len(scheme)]) == scheme {
+			t = t[len(scheme):]
+			break
+		}
+	}
+	for len(t) > 1 && t[len(t)-1] == '/' {
+		t = t[:len(t)-1]
+	}
+	return t
+}
+
+func lower(c byte) byte {
+	if c >= 'A' && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+func asciiEqual(t []byte, s string) bool {
+	for i := range t {
+		if lower(t[i]) != s[i] {
+			return false
+		}
+	}
+	return len(t) == len(s)
+}
+
+func trimPunctuation(t []byte) []byte {
+	for len(t) > 0 && punctuation(t[0]) {
+		t = t[1:]
+	}
+	for len(t) > 0 && punctuation(t[len(t)-1]) {
+		t = t[:len(t)-1]
+	}
+	return t
+}
+
+func punctuation(c byte) bool {
+	switch c {
+	case ' ', '\t', '\n', '\r', '.', ',', ';', ':', '!', '?', '"', '\'', '`', '(', ')', '[', ']', '{', '}', '<', '>', '|', '*':
+		return true
+	}
+	return false
+}
+
+func words(t []byte) (n int) {
+	in := false
+	for _, c := range t {
+		if c <= ' ' {
+			in = false
+		} else if !in {
+			in = true
+			n++
+		}
+	}
+	return n
+}
+
+// tokens yields the words of a text or of JSON, without the punctuation
+// around them. Escapes of JSON separate, save for "\/".
+func tokens(text []byte) func(yield func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		for pos := 0; pos < len(text); {
+			for pos < len(text) && separates(text[pos]) {
+				pos += step(text[pos:])
+			}
+			from := pos
+			for pos < len(text) && !separates(text[pos]) {
+				pos++
+			}
+			if t := trimPunctuation(text[from:pos]); len(t) > 0 && !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+func separates(c byte) bool {
+	switch c {
+	case '"', '\'', '`', '<', '>', '{', '}', '[', ']', '(', ')', ',', ';', '|', '\\', '=':
+		return true
+	}
+	return c <= ' '
+}
+
+// step is how many bytes a separator takes: an escape takes its letter along.
+func step(text []byte) int {
+	if text[0] != '\\' || len(text) < 2 || text[1] == '/' || text[1] == '"' {
+		return 1
+	}
+	if text[1] == 'u' {
+		return min(6, len(text))
+	}
+	return 2
+}
+
+// printable makes a value fit to be shown in a verdict: valid UTF-8 without
+// control bytes, cut at 40 bytes.
+func printable(t []byte) string {
+	const most = 40
+	out := make([]byte, 0, most+8)
+	for len(t) > 0 {
+		r, n := utf8.DecodeRune(t)
+		if len(out)+n > most {
+			return string(append(out, "…"...))
+		}
+		if r == utf8.RuneError && n == 1 || r < 0x20 || r >= 0x7f && r < 0xa0 {
+			r = '?'
+		}
+		out = utf8.AppendRune(out, r)
+		t = t[n:]
+	}
+	return string(out)
+}

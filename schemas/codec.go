@@ -1,0 +1,411 @@
+package schemas
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// ErrEvent is matched by every error of the event codec.
+var ErrEvent = errors.New("invalid event")
+
+func eventError(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrEvent}, args...)...)
+}
+
+const (
+	typePrefix = "sh.writ."
+	emptyBody  = "\x00"
+)
+
+// A Header is a NATS header block: case-sensitive keys.
+type Header map[string][]string
+
+// fieldNames are the only names that are read and written.
+var fieldNames = [...]struct {
+	name string
+	bit  field
+}{
+	{"content-type", fContentType}, {"Writ-Trace", fTrace}, {"Writ-Operation", fOperation},
+	{"Writ-Action", fAction}, {"Writ-To", fTo}, {"Writ-Jti", fJTI}, {"Writ-Request", fRequest},
+	{"Writ-Reply", fReply}, {"Writ-Expires", fExpires}, {"Writ-Msg-Id", fMsgID},
+	{"Writ-Digest", fDigest}, {"Writ-Ref", fRef}, {"Writ-Code", fCode}, {"Writ-Reason", fReason},
+	{"Writ-Tokens", fTokens}, {"Writ-Lock", fLock}, {"Writ-Verdict", fVerdict},
+	{"Writ-Final", fFinal}, {"Writ-Actor", fActor}, {"Writ-Empty", fEmpty},
+	{"Writ-Input", fInput}, {"Writ-Latency", fLatency},
+	{"Writ-Risk", fRisk},
+}
+
+var fieldByName = func() map[string]field {
+	m := make(map[string]field, len(fieldNames))
+	for _, f := range fieldNames {
+		m[f.name] = f.bit
+	}
+	return m
+}()
+
+var nameByBit = func() (names [32]string) {
+	for _, f := range fieldNames {
+		names[bits.TrailingZeros32(uint32(f.bit))] = f.name
+	}
+	return names
+}()
+
+func fieldName(bit field) string { return nameByBit[bits.TrailingZeros32(uint32(bit))] }
+
+// Encode gives the event's subject, headers and body on the wire. It fails
+// where a field is malformed, missing or foreign to the kind: such an event
+// would halt every reader of the log.
+func (e *Event) Encode() (subject string, h Header, body []byte, err error) {
+	sh, ok := kinds[e.Kind]
+	if !ok {
+		return "", nil, nil, eventError("kind %q is unknown", clip(string(e.Kind)))
+	}
+	if e.Agent != Fleet {
+		if err := CheckID("agent", e.Agent); err != nil {
+			return "", nil, nil, eventError("%w", err)
+		}
+	}
+	w := writer{h: make(Header, 28), values: make([]string, 0, 28)}
+	w.put("ce-specversion", "1.0")
+	w.put("ce-type", typePrefix+string(e.Kind))
+	w.put("ce-source", e.Source)
+	w.put("ce-id", e.ID)
+	w.put("ce-time", formatTime(e.Time))
+	e.writeFields(&w)
+	body = e.Data
+	if len(body) == 0 {
+		w.text(fEmpty, "1")
+		body = []byte(emptyBody)
+	}
+	if w.err != nil {
+		return "", nil, nil, w.err
+	}
+	if y := e.Time.UTC().Year(); y < 1 || y > 9999 {
+		return "", nil, nil, eventError("the year %d can't be written", y)
+	}
+	if err := e.check(sh, w.set); err != nil {
+		return "", nil, nil, err
+	}
+	return EventSubject(e.Agent, e.Kind), w.h, body, nil
+}
+
+// A writer collects headers, and holds each against what a reader takes.
+type writer struct {
+	h      Header
+	values []string // backs the one-element lists
+	set    field
+	read   Event // scratch: what a reader makes of the values
+	err    error // the first
+}
+
+func (w *writer) put(name, v string) {
+	if !headerValue(v) && w.err == nil {
+		w.err = eventError("header %s holds a byte that no header may hold, or a space at an end", name)
+	}
+	w.values = append(w.values, v)
+	n := len(w.values)
+	w.h[name] = w.values[n-1 : n : n]
+}
+
+// text puts a header whose value came from outside, unless it is empty.
+func (w *writer) text(bit field, v string) {
+	if v == "" {
+		return
+	}
+	w.put(fieldName(bit), v)
+	w.set |= bit
+	if err := w.read.setField(bit, v); err != nil && w.err == nil {
+		w.err = eventError("header %s: %w", fieldName(bit), err)
+	}
+}
+
+func (e *Event) writeFields(w *writer) {
+	w.text(fContentType, e.ContentType)
+	if e.Trace != (Trace{}) {
+		w.text(fTrace, e.Trace.String())
+	}
+	w.text(fOperation, e.Operation)
+	if e.Action != (Action{}) {
+		w.text(fAction, e.Action.String())
+	}
+	w.text(fTo, e.To)
+	w.text(fJTI, e.JTI)
+	w.text(fRequest, e.Request)
+	w.text(fReply, e.Reply)
+	if !e.Expires.IsZero() {
+		w.text(fExpires, formatTime(e.Expires))
+	}
+	w.text(fMsgID, e.MsgID)
+	if !e.Digest.IsZero() {
+		w.text(fDigest, e.Digest.String())
+	}
+	if !e.Input.IsZero() {
+		w.text(fInput, e.Input.String())
+	}
+	if e.Ref != 0 {
+		w.text(fRef, strconv.FormatUint(e.Ref, 10))
+	}
+	if e.Code != 0 {
+		w.text(fCode, strconv.Itoa(e.Code))
+	}
+	w.text(fReason, e.Reason)
+	if e.Tokens != 0 {
+		w.text(fTokens, strconv.FormatInt(e.Tokens, 10))
+	}
+	if us := e.Latency.Microseconds(); us > 0 { // two machines' clocks can also say less
+		w.text(fLatency, strconv.FormatInt(us, 10))
+	}
+	w.text(fLock, string(e.Lock))
+	w.text(fVerdict, string(e.Verdict))
+	if e.Risk != 0 || len(e.Verdict) > 0 {
+		w.text(fRisk, strconv.Itoa(e.Risk))
+	}
+	if e.Final {
+		w.text(fFinal, "1")
+	}
+	w.text(fActor, e.Actor)
+}
+
+// Decode reads an event as it stands in the log. Headers that the server adds
+// ("Nats-…") are passed over; every other header must be one of ours, once,
+// in canonical form, and fit the kind.
+func Decode(subject string, h Header, body []byte) (*Event, error) {
+	agent, kind, err := ParseEventSubject(subject)
+	if err != nil {
+		return nil, eventError("%w", err)
+	}
+	e := &Event{Kind: kind, Agent: agent, Data: body}
+	var set field
+	envelope := 0
+	for name, values := range h {
+		if strings.HasPrefix(name, "Nats-") {
+			continue
+		}
+		if len(values) != 1 {
+			return nil, eventError("header %s stands %d times", clip(name), len(values))
+		}
+		v := values[0]
+		if v == "" || !headerValue(v) {
+			return nil, eventError("header %s is empty or holds a byte that no header may hold", clip(name))
+		}
+		if strings.HasPrefix(name, "ce-") {
+			envelope++
+			if err := e.setEnvelope(name, v); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		bit, ok := fieldByName[name]
+		if !ok {
+			return nil, eventError("header %q is none of ours", clip(name))
+		}
+		if err := e.setField(bit, v); err != nil {
+			return nil, eventError("header %s: %w", name, err)
+		}
+		set |= bit
+	}
+	if envelope != 5 {
+		return nil, eventError("%d of the 5 CloudEvents headers are there", envelope)
+	}
+	if set&fEmpty != 0 {
+		if string(body) != emptyBody {
+			return nil, eventError("the body is flagged empty, and is not")
+		}
+		e.Data = nil
+	} else if len(body) == 0 {
+		return nil, eventError("the body is empty, and not flagged so")
+	}
+	if err := e.check(kinds[kind], set); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Event) setEnvelope(name, v string) error {
+	switch name {
+	case "ce-specversion":
+		if v != "1.0" {
+			return eventError("ce-specversion %q is not 1.0", clip(v))
+		}
+	case "ce-type":
+		if v != typePrefix+string(e.Kind) {
+			return eventError("ce-type %q does not fit the subject", clip(v))
+		}
+	case "ce-source":
+		e.Source = v
+	case "ce-id":
+		e.ID = v
+	case "ce-time":
+		t, err := parseTime(v)
+		if err != nil {
+			return eventError("ce-time: %w", err)
+		}
+		e.Time = t
+	default:
+		return eventError("header %q is none of ours", clip(name))
+	}
+	return nil
+}
+
+func (e *Event) setField(bit field, v string) (err error) {
+	switch bit {
+	case fContentType:
+		e.ContentType = v
+	case fTrace:
+		id, span, _ := strings.Cut(v, "-")
+		e.Trace = Trace{ID: id, Span: span}
+		return e.Trace.check()
+	case fOperation:
+		e.Operation = v
+		return CheckID("operation", v)
+	case fAction:
+		e.Action, err = ParseAction(v)
+	case fTo:
+		e.To = v
+		return CheckID("recipient", v)
+	case fJTI:
+		e.JTI = v
+	case fRequest:
+		e.Request = v
+		if !lowerHex(v, 32) {
+			return nameError("request id", v, "is not 32 lower-case hex digits")
+		}
+	case fReply:
+		e.Reply = v
+	case fExpires:
+		e.Expires, err = parseTime(v)
+	case fMsgID:
+		e.MsgID = v
+	case fDigest:
+		e.Digest, err = parseDigest(v)
+	case fInput:
+		e.Input, err = parseDigest(v)
+	case fRef:
+		e.Ref, err = parseUint(v)
+	case fCode:
+		var n uint64
+		n, err = parseUint(v)
+		if err == nil && (n < 100 || n > 999) {
+			return nameError("code", v, "is not of three digits")
+		}
+		e.Code = int(n)
+	case fReason:
+		e.Reason = v
+	case fTokens:
+		var n uint64
+		n, err = parseUint(v)
+		if err == nil && (n == 0 || n > 1<<53) {
+			return nameError("token count", v, "is out of bounds")
+		}
+		e.Tokens = int64(n)
+	case fLatency:
+		var n uint64
+		n, err = parseUint(v)
+		if err == nil && (n == 0 || n > 1<<53) {
+			return nameError("latency", v, "is out of bounds")
+		}
+		e.Latency = time.Duration(n) * time.Microsecond
+	case fLock:
+		e.Lock = Lock(v)
+		return e.Lock.check()
+	case fVerdict:
+		e.Verdict = []byte(v)
+	case fRisk:
+		var n uint64
+		n, err = parseUint(v)
+		if err == nil && n > 100 {
+			return nameError("risk", v, "is over 100")
+		}
+		e.Risk = int(n)
+	case fFinal:
+		e.Final = true
+		return isOne(v)
+	case fActor:
+		e.Actor = v
+	case fEmpty:
+		return isOne(v)
+	}
+	return err
+}
+
+func isOne(v string) error {
+	if v != "1" {
+		return nameError("flag", v, "is not 1")
+	}
+	return nil
+}
+
+func (e *Event) check(sh shape, set field) error {
+	if e.ID == "" || e.Source == "" || e.Time.IsZero() {
+		return eventError("%s has no id, source or time", e.Kind)
+	}
+	if missing := sh.must &^ set; missing != 0 {
+		return eventError("%s lacks %s", e.Kind, fieldName(missing&-missing))
+	}
+	if set&fVerdict != 0 != (set&fRisk != 0) {
+		return eventError("%s carries a verdict without a risk, or a risk without a verdict", e.Kind)
+	}
+	if foreign := set &^ (sh.must | sh.may | fEmpty); foreign != 0 {
+		return eventError("%s may not carry %s", e.Kind, fieldName(foreign&-foreign))
+	}
+	return nil
+}
+
+// headerValue reports whether a value survives a NATS header block, and the
+// JSON of those who read the log, unchanged.
+func headerValue(s string) bool {
+	if s == "" {
+		return true
+	}
+	if !utf8.ValidString(s) {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if s[i] < 0x20 || s[i] == 0x7f {
+			return false
+		}
+	}
+	return s[0] != ' ' && s[len(s)-1] != ' '
+}
+
+// HeaderText makes any text fit for a header: control bytes become spaces, the
+// ends are trimmed, and it is cut at 1,000 bytes.
+func HeaderText(s string) string {
+	if len(s) > 1000 {
+		s = strings.ToValidUTF8(s[:1000], "")
+	}
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s))
+}
+
+// formatTime is RFC 3339 in UTC with nine digits always: of fixed length, and
+// text order is time order.
+func formatTime(t time.Time) string { return t.UTC().Format(timeLayout) }
+
+const timeLayout = "2006-01-02T15:04:05.000000000Z"
+
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(timeLayout, s)
+	if err != nil || formatTime(t) != s {
+		return time.Time{}, nameError("time", s, "is not RFC 3339 in UTC with nine digits")
+	}
+	return t, nil
+}
+
+func parseDigest(s string) (d Digest, err error) {
+	if !lowerHex(s, 2*len(d)) {
+		return d, nameError("digest", s, "is not 64 lower-case hex digits")
+	}
+	_, err = hex.Decode(d[:], []byte(s))
+	return d, err
+}
