@@ -38,21 +38,23 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest)
 	if err := checkActor(req.Actor); err != nil {
 		return plan{}, err
 	}
-	if req.TrustDomain != trustDomain {
+	if req.TrustDomain != trustDomain && !(req.Add && req.TrustDomain == "") {
 		return plan{}, schemas.Refuse(schemas.CodeConflict, "the file declares trust domain %s, and this control plane was initialised for %s; correct the file, or use another data folder", clip(req.TrustDomain), trustDomain)
 	}
 	if err := checkPrincipals(req); err != nil {
 		return plan{}, err
 	}
-	var current []schemas.Principal
-	for _, a := range s.Agents {
-		current = append(current, a.Principal)
-	}
-	p := plan{changes: fleet.Diff(current, req.Principals)}
 	wanted := map[string]schemas.Principal{}
 	for _, w := range req.Principals {
 		wanted[w.ID] = w
 	}
+	var current []schemas.Principal
+	for _, a := range s.Agents {
+		if _, named := wanted[a.ID]; named || !req.Add {
+			current = append(current, a.Principal)
+		}
+	}
+	p := plan{changes: fleet.Diff(current, req.Principals)}
 	for _, c := range p.changes {
 		if c.Action == fleet.Remove {
 			p.remove = append(p.remove, c.ID)
@@ -65,6 +67,9 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest)
 	}
 	if s.Agents[schemas.MemoryID] == nil {
 		p.declare = append(p.declare, memoryService)
+	}
+	if req.Add {
+		return p, nil // the file in force stays in force
 	}
 	p.policy = s.Policy != req.Digest || s.TrustDomain != trustDomain || len(p.changes) > 0
 	if len(p.remove) > 0 && !req.Prune && !req.DryRun {

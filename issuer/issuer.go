@@ -186,7 +186,7 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	i.tracks.fold(e, after.lock != before.lock)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
-		i.born[e.Agent] = e.Time
+		i.rebirth(e)
 	}
 	i.mu.Unlock()
 	if err != nil {
@@ -197,6 +197,17 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	}
 	i.folded.set(e.Seq)
 	return nil
+}
+
+// rebirth notes since when a principal's credentials count. Users may be issued
+// a second behind that, ahead of the clock; the next time must be behind those
+// too. i.mu is held.
+func (i *Issuer) rebirth(e *schemas.Event) {
+	at := e.Time
+	if before, ok := i.born[e.Agent]; ok && at.Before(before.Add(time.Second)) {
+		at = before.Add(time.Second)
+	}
+	i.born[e.Agent] = at
 }
 
 // A stance is what of a principal stands in its account.

@@ -21,40 +21,94 @@ const releaseWait = 10 * time.Second
 func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Receipt, error) {
 	start := i.Now()
 	r := schemas.Receipt{AgentID: req.AgentID, State: req.Lock, Cancelled: []uint64{}, Nodes: []string{}}
-	var before *question
-	var err error
+	var c *census
 	if cutsOff(req.Lock) {
-		if before, err = i.askConnections(req.AgentID); err != nil {
+		var err error
+		if c, err = i.takeCensus(ctx, req.AgentID); err != nil {
 			return r, err
 		}
+		defer c.end()
 	}
 	d, err := i.logLock(ctx, req)
 	if err != nil {
 		return r, err
 	}
 	r.Seq = d.seq
-	done, err := i.carryOut(ctx, d, req.AgentID, before)
+	if c != nil {
+		c.settle()
+	}
+	nodes, err := i.carryOut(ctx, d, req.AgentID)
 	if err != nil {
 		i.Logger.Error("lock not carried out in full", "agent_id", req.AgentID, "lock", req.Lock, "seq", r.Seq, "error", err)
 		r.Partial = true
 	}
-	r.Nodes = append(r.Nodes, done.nodes...)
-	r.ConnectionsClosed = len(done.closed)
+	r.Nodes = append(r.Nodes, nodes...)
 	i.complete(ctx, &r)
+	if c != nil {
+		r.ConnectionsClosed = c.end()
+	}
 	r.ElapsedMS = float64(i.Now().Sub(start).Microseconds()) / 1000
 	return r, nil
 }
 
 func cutsOff(l schemas.Lock) bool { return l == schemas.Suspended || l == schemas.Killed }
 
-// askConnections asks who is connected as a principal, before a lock closes
-// them: the receipt counts those.
-func (i *Issuer) askConnections(id string) (*question, error) {
+// A census counts the connections that a lock closes: those that are there
+// while it is being logged; where the servers tell that too late, those that
+// they then say were closed.
+type census struct {
+	watch *watch
+	group errgroup.Group
+	heard chan struct{}
+	list  []connection // read once heard is closed
+	late  bool
+}
+
+// censusWait is how long the push waits for the census. The lock is in the log
+// by then, and nothing is released any more.
+const censusWait = 5 * time.Millisecond
+
+func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 	public, err := i.maker.PublicKey(id)
 	if err != nil {
 		return nil, err
 	}
-	return i.wire.askConnections(public)
+	w, err := i.wire.watchClosing(public)
+	if err != nil {
+		return nil, err
+	}
+	q, err := i.wire.askConnections(public)
+	if err != nil {
+		w.stop()
+		return nil, err
+	}
+	c := &census{watch: w, heard: make(chan struct{})}
+	c.group.Go(func() error {
+		defer close(c.heard)
+		list, err := i.wire.heardConnections(ctx, q)
+		c.list = list
+		return err
+	})
+	return c, nil
+}
+
+func (c *census) settle() {
+	timer := time.NewTimer(censusWait)
+	defer timer.Stop()
+	select {
+	case <-c.heard:
+	case <-timer.C:
+		c.late = true
+	}
+}
+
+// end waits for the census and gives the count.
+func (c *census) end() int {
+	_ = c.group.Wait() // a server that does not answer closes nothing that could be counted
+	if closed := c.watch.stop(); c.late {
+		return closed
+	}
+	return len(c.list)
 }
 
 // logLock decides and logs a lock, if it is not on already. A lock that cuts
@@ -88,22 +142,16 @@ func (i *Issuer) logLock(ctx context.Context, req schemas.LockRequest) (lockDeci
 
 // carryOut takes a logged lock to the servers. One that cuts off is pushed at
 // once; one that lets in again, when the own state has it.
-func (i *Issuer) carryOut(ctx context.Context, d lockDecision, id string, before *question) (wired, error) {
+func (i *Issuer) carryOut(ctx context.Context, d lockDecision, id string) (nodes []string, err error) {
 	if !cutsOff(d.lock) {
 		if forced := i.pushes.unforce(id); d.before != schemas.Suspended && !forced {
-			return wired{}, nil
+			return nil, nil
 		}
 		return i.pushes.one(ctx, id)
 	}
 	var g errgroup.Group
-	var done wired
-	var were []connection
 	g.Go(func() (err error) {
-		done, err = i.pushes.one(ctx, id)
-		return err
-	})
-	g.Go(func() (err error) {
-		were, err = i.wire.heardConnections(ctx, before)
+		nodes, err = i.pushes.one(ctx, id)
 		return err
 	})
 	g.Go(func() error {
@@ -113,14 +161,8 @@ func (i *Issuer) carryOut(ctx context.Context, d lockDecision, id string, before
 		i.pushes.unforce(id) // the state says it now
 		return nil
 	})
-	err := g.Wait()
-	for _, c := range were {
-		if done.closed == nil {
-			done.closed = map[connection]bool{}
-		}
-		done.closed[c] = true
-	}
-	return done, err
+	err = g.Wait()
+	return nodes, err
 }
 
 // complete fills in what the log says of a lock once release has worked

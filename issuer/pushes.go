@@ -172,44 +172,35 @@ func (p *pushes) known() (locked, free []string) {
 	return locked, free
 }
 
-// wired is what a push did on the servers.
-type wired struct {
-	nodes  []string            // that took the account
-	closed map[connection]bool // where it is locked out
-}
-
-// one pushes an account as it must be now and awaits all servers. Connections
-// of an account that is locked out are closed at the same time.
-func (p *pushes) one(ctx context.Context, id string) (wired, error) {
-	var w wired
+// one pushes an account as it must be now, awaits all servers and names those
+// that took it. Connections of an account that is locked out are closed at the
+// same time.
+func (p *pushes) one(ctx context.Context, id string) (nodes []string, err error) {
 	q, lock, err := p.send(id)
 	if err != nil {
 		p.failed(id)
-		return w, err
+		return nil, err
 	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
-		w.nodes, err = p.i.wire.pushed(ctx, q)
+		nodes, err = p.i.wire.pushed(ctx, q)
 		return err
 	})
 	if cutsOff(lock) {
-		g.Go(func() (err error) {
-			w.closed, err = p.clear(ctx, id)
-			return err
-		})
+		g.Go(func() error { return p.clear(ctx, id) })
 	}
 	if err := g.Wait(); err != nil {
 		p.failed(id)
-		return w, fmt.Errorf("account of %s: %w", id, err)
+		return nodes, fmt.Errorf("account of %s: %w", id, err)
 	}
-	return w, nil
+	return nodes, nil
 }
 
 // clear closes an account's connections.
-func (p *pushes) clear(ctx context.Context, id string) (map[connection]bool, error) {
+func (p *pushes) clear(ctx context.Context, id string) error {
 	public, err := p.i.maker.PublicKey(id)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	return p.i.wire.clear(ctx, public)
 }
@@ -266,5 +257,5 @@ func (i *Issuer) account(id string) accounts.Account {
 	if a == nil {
 		return accounts.Account{ID: id, Lock: schemas.Killed}
 	}
-	return accounts.Account{ID: id, Lock: a.Lock, Generation: a.Generation, RevokeBefore: i.born[id]}
+	return accounts.Account{ID: id, Lock: a.Lock, Generation: a.Generation, RevokeUntil: i.born[id]}
 }

@@ -164,6 +164,51 @@ func (w *wire) heardConnections(ctx context.Context, q *question) ([]connection,
 	return out, err
 }
 
+// A watch counts an account's connections that are closed, as the servers tell
+// it.
+type watch struct {
+	sub *nats.Subscription
+	mu  sync.Mutex
+	got map[connection]bool
+}
+
+// watchClosing starts to count. What is pushed afterwards is counted for sure.
+func (w *wire) watchClosing(account string) (*watch, error) {
+	t := &watch{got: map[connection]bool{}}
+	sub, err := w.nc.Subscribe("$SYS.ACCOUNT."+account+".DISCONNECT", func(m *nats.Msg) {
+		var e struct {
+			Server struct {
+				ID string `json:"id"`
+			} `json:"server"`
+			Client struct {
+				ID uint64 `json:"id"`
+			} `json:"client"`
+		}
+		if json.Unmarshal(m.Data, &e) == nil {
+			t.add(connection{e.Server.ID, e.Client.ID})
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch connections: %w", err)
+	}
+	t.sub = sub
+	return t, nil
+}
+
+func (t *watch) add(c connection) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.got[c] = true
+}
+
+// stop ends the watch and gives the count.
+func (t *watch) stop() int {
+	_ = t.sub.Unsubscribe() // fails with the connection, which ends it too
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.got)
+}
+
 // connections lists an account's client connections on all servers.
 func (w *wire) connections(ctx context.Context, account string) ([]connection, error) {
 	q, err := w.askConnections(account)
@@ -187,24 +232,16 @@ func (w *wire) kick(ctx context.Context, list []connection) error {
 	return g.Wait()
 }
 
-// clear closes an account's connections until there are none. It returns all
-// that it found.
-func (w *wire) clear(ctx context.Context, account string) (map[connection]bool, error) {
-	found := map[connection]bool{}
+// clear closes an account's connections until there are none.
+func (w *wire) clear(ctx context.Context, account string) error {
 	for range 5 {
 		list, err := w.connections(ctx, account)
-		if err != nil {
-			return found, err
-		}
-		if len(list) == 0 {
-			return found, nil
-		}
-		for _, c := range list {
-			found[c] = true
+		if err != nil || len(list) == 0 {
+			return err
 		}
 		if err := w.kick(ctx, list); err != nil {
-			return found, err
+			return err
 		}
 	}
-	return found, fmt.Errorf("connections of %s come back", account)
+	return fmt.Errorf("connections of %s come back", account)
 }

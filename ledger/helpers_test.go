@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"flag"
+	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"testing"
 
@@ -16,7 +18,7 @@ import (
 
 var (
 	seeds = flag.Int("seeds", 12, "seeds of the crash test")
-	flips = flag.Int("flips", 400, "bits flipped in the damage test; 0 flips one bit of every byte")
+	flips = flag.Int("flips", 160, "bits flipped in the damage test; 0 flips one bit of every byte")
 )
 
 // testOptions are of a ledger in a memory file system, with fixed keys.
@@ -145,3 +147,7 @@ func haltSeq(t testing.TB, err error) uint64 {
 	}
 	return halt.Seq
 }
+
+var discard = slog.New(slog.DiscardHandler)
+
+func clonerng(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }

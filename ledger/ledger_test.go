@@ -67,7 +67,7 @@ func oracle(t testing.TB, l *Ledger, n uint64) proof.Hash {
 			t.Fatalf("record %d: %+v, %v", i, r, err)
 		}
 		copy(prev[:], rfc6962.DefaultHasher.HashLeaf(leaf))
-		if err := tree.Append(prev[:], nil); err != nil {
+		if err := tree.Append(bytes.Clone(prev[:]), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,7 +123,7 @@ func TestProofsVerifyOffline(t *testing.T) {
 		if err != nil || ev.Time.UnixNano() != r.Time {
 			t.Fatalf("sequence %d: event %+v, %v", seq, ev, err)
 		}
-		p.Leaf = p.Leaf[:20] + "A" + p.Leaf[21:]
+		p.Leaf = p.Leaf[:20] + "B" + p.Leaf[21:]
 		if _, _, err := proof.CheckInclusion(p, o.Verifier); !errors.Is(err, proof.ErrProof) {
 			t.Fatalf("sequence %d: a changed leaf was believed: %v", seq, err)
 		}

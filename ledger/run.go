@@ -63,8 +63,8 @@ func (l *Ledger) run(ctx context.Context, in <-chan Entry, sink Sink) error {
 	commits := make(chan commit, inFlight)
 	slots := make(chan struct{}, inFlight)
 	ended, grown := make(chan struct{}), make(chan struct{}, 1)
-	rctx, stop := context.WithCancel(ctx)
-	defer stop()
+	rctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	g, gctx := errgroup.WithContext(rctx)
 	g.Go(func() error {
 		defer close(commits)
@@ -76,15 +76,17 @@ func (l *Ledger) run(ctx context.Context, in <-chan Entry, sink Sink) error {
 	})
 	g.Go(func() error { return l.signer(ended, grown) })
 	err := g.Wait()
-	if errors.Is(err, ErrHalted) {
-		err = l.guard.halt(err)
-	}
 	if halt := l.guard.err(); halt != nil {
 		return halt
 	}
-	if l.trusted.Load() {
+	// A gap or a bad event halts the ledger, but casts no doubt on what is
+	// durable.
+	if l.trusted.Load() && !errors.Is(err, ErrTampered) {
 		_, serr := l.sign()
 		err = firstError(err, serr)
+	}
+	if errors.Is(err, ErrHalted) {
+		return l.guard.halt(err)
 	}
 	return err
 }
@@ -140,7 +142,7 @@ func gather(ctx context.Context, halted <-chan struct{}, in <-chan Entry, slots 
 			}
 			return batch, more, nil
 		case <-ctx.Done():
-			return nil, false, ctx.Err()
+			return nil, false, context.Cause(ctx)
 		case <-halted:
 			return nil, false, nil
 		}
@@ -286,7 +288,7 @@ func (l *Ledger) writeRun(run []sealedEvent) (*pebble.Batch, summary, error) {
 
 // hand waits for each batch's sync and hands it on. After a failure it goes on
 // waiting, and hands nothing on.
-func (l *Ledger) hand(commits <-chan commit, slots <-chan struct{}, sink Sink, grown chan<- struct{}, stop func()) error {
+func (l *Ledger) hand(commits <-chan commit, slots <-chan struct{}, sink Sink, grown chan<- struct{}, stop func(error)) error {
 	var failed error
 	for c := range commits {
 		err := synced(c.batch)
@@ -298,7 +300,7 @@ func (l *Ledger) hand(commits <-chan commit, slots <-chan struct{}, sink Sink, g
 			failed = l.handOne(c, sink, grown)
 		}
 		if failed != nil {
-			stop()
+			stop(failed)
 		}
 	}
 	return failed
@@ -316,7 +318,7 @@ func (l *Ledger) handOne(c commit, sink Sink, grown chan<- struct{}) error {
 		return err
 	}
 	l.durable.publish(c.head)
-	if cur := l.current.Load(); c.head.size-cur.Size >= signRecords {
+	if c.head.size >= l.current.Load().Size+signRecords {
 		select {
 		case grown <- struct{}{}:
 		default: // it was told already
@@ -326,7 +328,12 @@ func (l *Ledger) handOne(c commit, sink Sink, grown chan<- struct{}) error {
 		if c.head.size < l.target.Size {
 			return nil
 		}
-		// The anchor's root was reached: what was held back may go on.
+		// The anchor's root was reached: what was held back may go on,
+		// and the anchored checkpoint stands for it again.
+		cur := l.current.Load()
+		if err := l.db.Set(numberKey(keyCheckpoint, cur.Size), cur.note, pebble.Sync); err != nil {
+			return &HaltError{Err: fmt.Errorf("keep the checkpoint: %w", err)}
+		}
 		l.catching = false
 		l.trusted.Store(true)
 		return l.handStored(l.opened.size, c.head.size, sink)

@@ -15,6 +15,13 @@ import (
 func (l *Ledger) Serve(nc *nats.Conn) error {
 	log := l.o.Logger
 	return errors.Join(
+		bus.Handle(nc, log, schemas.CtlHealth, func(context.Context, struct{}) (schemas.Health, error) {
+			h := schemas.Health{Service: "ledger", OK: true, Seq: l.Head().StreamSeq}
+			if err := l.Err(); err != nil {
+				h.OK, h.Error = false, err.Error()
+			}
+			return h, nil
+		}),
 		bus.Handle(nc, log, schemas.CtlHead, func(ctx context.Context, q schemas.HeadRequest) (schemas.Head, error) {
 			if q.Min == 0 {
 				return l.Head(), l.Err()

@@ -125,7 +125,7 @@ func (l *Ledger) Checkpoint(ctx context.Context, size uint64) (schemas.Head, err
 		return schemas.Head{}, err
 	}
 	cur := l.current.Load()
-	if cur.Size < size {
+	if cur.Size < size || !l.trusted.Load() {
 		if err := l.durable.wait(ctx, size, l.guard.halted); err != nil {
 			return schemas.Head{}, err
 		}

@@ -157,13 +157,11 @@ func (v *verification) all(ctx context.Context) error {
 	if v.streamID != 0 && v.head.streamID != v.streamID {
 		return tampered(0, "the ledger is of another stream: id %016x instead of %016x", v.head.streamID, v.streamID)
 	}
-	if err := v.readCheckpoints(); err != nil {
-		return err
-	}
+	unsigned := v.readCheckpoints()
 	if err := v.readSegments(ctx); err != nil {
 		return err
 	}
-	return lowest(v.join(), v.shorter(nil), v.noMore())
+	return lowest(v.join(), v.shorter(nil), v.noMore(), unsigned)
 }
 
 // shorter reports a database that ends before the anchor.
@@ -204,7 +202,7 @@ func (v *verification) readCheckpoints() error {
 	for ok := c.it.First(); ok; ok = c.it.Next() {
 		cp, err := checkpointRow(c.it, v.head.size, v.verifier)
 		if err != nil {
-			return lowest(err, v.shorter(nil))
+			return err
 		}
 		if cp.Size == v.anchored.Size {
 			value, err := c.it.ValueAndErr()
@@ -219,7 +217,7 @@ func (v *verification) readCheckpoints() error {
 		return fmt.Errorf("read checkpoints: %w", err)
 	}
 	if !anchored {
-		return v.shorter(tampered(0, "the anchored checkpoint of %d records does not stand in the database as it was signed", v.anchored.Size))
+		return tampered(0, "the anchored checkpoint of %d records does not stand in the database as it was signed", v.anchored.Size)
 	}
 	if last := v.checkpoints[len(v.checkpoints)-1].Size; v.head.size-last > maxUnsigned {
 		return tampered(0, "the last %d records bear no signature, and a ledger signs every %d", v.head.size-last, signRecords)
@@ -309,7 +307,6 @@ func (v *verification) join() error {
 		tileBad = firstError(tileBad, err)
 	}
 	confirmedSeq := uint64(0) // sequence of the last record under a checkpoint that held
-	redacted := map[[16]byte]uint64{}
 	for _, s := range v.segments {
 		if s.bad != nil && !s.begun {
 			return at(lastSeq+1, s.bad)
@@ -323,7 +320,7 @@ func (v *verification) join() error {
 				break
 			}
 			if root != signed[0].Root {
-				return lowest(s.bad, tampered(confirmedSeq+1, "the first %d records lead to the root %v, and %v was signed: a record between sequences %d and %d was changed and chained anew",
+				return v.narrow(snap.seq, tampered(confirmedSeq+1, "the first %d records lead to the root %v, and %v was signed: a record between sequences %d and %d was changed and chained anew",
 					snap.size, root, signed[0].Root, confirmedSeq+1, snap.seq))
 			}
 			confirmedSeq = snap.seq
@@ -337,19 +334,32 @@ func (v *verification) join() error {
 			return tileBad
 		}
 		last, lastSeq = s.last, s.lastSeq
-		for id, at := range s.redactions {
-			redacted[id] = at
-		}
 	}
 	if v.tree.size != v.head.size || v.tree.root() != v.head.frontier.root(v.head.size) || last != v.head.last || lastSeq != v.head.streamSeq {
 		return tampered(lastSeq, "the head is not that of the %d records", v.head.size)
 	}
-	return v.checkKeys(redacted)
+	return v.checkKeys()
+}
+
+// narrow prefers a finding that names one record, at or before last, to one
+// that names a range up to it.
+func (v *verification) narrow(last uint64, wide error) error {
+	var halt *HaltError
+	if err := v.checkKeys(); errors.As(err, &halt) && halt.Seq <= last {
+		return err
+	}
+	return wide
 }
 
 // checkKeys reports the first record whose key is gone without a later record
 // that says so.
-func (v *verification) checkKeys(redacted map[[16]byte]uint64) (err error) {
+func (v *verification) checkKeys() (err error) {
+	redacted := map[[16]byte]uint64{}
+	for _, s := range v.segments {
+		for id, at := range s.redactions {
+			redacted[id] = at
+		}
+	}
 	for _, s := range v.segments {
 		for id, m := range s.missing {
 			if at, ok := redacted[id]; !ok || at < m.last {

@@ -125,14 +125,14 @@ func (m *Model) conclude(e *schemas.Event, a *agent, v *schemas.Verdict) {
 
 // maxBehaviour is the most that behaviour alone can make while fewer than
 // minPooled runs are known, and maxMistake the most that it makes of an action
-// that was refused and names nothing unknown: an honest agent errs so. From
-// there on it is refusals that count.
+// that was refused and not aimed: an honest agent errs so. From there on it is
+// refusals that count.
 const (
 	maxBehaviour = 69
 	maxMistake   = 69
 )
 
-// behaviour scores a sink. Aimed says that it names an unknown value.
+// behaviour scores a sink; see valueEvidence for what aimed says.
 func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
 	v.Factors = make([]schemas.Factor, 0, 9)
 	v.Factors = append(v.Factors, schemas.Factor{ID: "base", Bits: one, Weight: m.weights.Base, Points: m.weights.Base})

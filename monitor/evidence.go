@@ -17,7 +17,6 @@ const (
 
 // Ids of the factors that the fold itself reads.
 const (
-	idUnknown  = "unknown"
 	idDomain   = "domain"
 	idFresh    = "fresh"
 	idRefusals = "refusals"
@@ -92,7 +91,9 @@ func (f *finding) worst(bits fixed, use int) {
 }
 
 // valueEvidence is about what the action names. Each evidence counts its worst
-// value, so that no number of harmless values weighs more than one.
+// value, so that no number of harmless values weighs more than one. Aimed says
+// that it goes to a stranger, or does what an answer just said: a mistake does
+// neither.
 func (m *Model) valueEvidence(c considered, v *schemas.Verdict, uses []useOf) (aimed bool) {
 	b := c.agent.baseline
 	var slot, unknown, domain, fresh finding
@@ -105,6 +106,12 @@ func (m *Model) valueEvidence(c considered, v *schemas.Verdict, uses []useOf) (a
 			continue
 		}
 		slot.worst(bits, i)
+		if u.place.kind == overflow { // it could be anything
+			unknown.worst(one, i)
+			domain.worst(one, i)
+			fresh.worst(one, i)
+			continue
+		}
 		if !b.isKnown(c.template, u.value) {
 			unknown.worst(one, i)
 		}
@@ -121,18 +128,18 @@ func (m *Model) valueEvidence(c considered, v *schemas.Verdict, uses []useOf) (a
 			Expected: m.say("one of ", uint64(u.distinct), " values in ", uint64(u.n), " uses")})
 	}
 	if unknown.bits > 0 {
-		m.point(v, schemas.Factor{ID: idUnknown, Bits: unknown.bits, Weight: m.weights.Unknown, Support: len(b.known), Observed: m.named(unknown.use),
+		m.point(v, schemas.Factor{ID: "unknown", Bits: unknown.bits, Weight: m.weights.Unknown, Support: len(b.known), Observed: m.named(unknown.use),
 			Expected: "a value from the task, or one that earlier runs used"})
 	}
 	if domain.bits > 0 {
 		m.point(v, schemas.Factor{ID: idDomain, Bits: domain.bits, Weight: m.weights.Domain, Support: len(b.known),
-			Observed: printable(domainOf(m.extract.values[domain.use])), Expected: "a domain from the task, or one that earlier runs used"})
+			Observed: m.named(domain.use), Expected: "a domain from the task, or one that earlier runs used"})
 	}
 	if fresh.bits > 0 {
 		m.point(v, schemas.Factor{ID: idFresh, Bits: fresh.bits, Weight: m.weights.Fresh, Observed: m.named(fresh.use),
 			Expected: "a value that did not just come out of the previous call"})
 	}
-	return unknown.bits+domain.bits+fresh.bits > 0
+	return domain.bits+fresh.bits > 0
 }
 
 // named shows the i-th value with its kind.

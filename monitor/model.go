@@ -61,7 +61,7 @@ func (m *Model) Follows(e *schemas.Event) bool {
 		return true
 	}
 	a := m.agents[e.Agent]
-	return a != nil && a.runs[e.Operation] != nil
+	return a != nil && a.runs[e.Operation] != nil && !a.runs[e.Operation].ended
 }
 
 // Apply folds one event. Events come in the order of the log; kinds that do
@@ -252,8 +252,8 @@ const maxPending = 1 << 12
 // brief is what of a verdict the fold needs.
 type brief struct {
 	AsOf       uint64 `json:"as_of"`
-	ActionRisk int   `json:"action_risk"`
-	Score      int64 `json:"score"`
+	ActionRisk int    `json:"action_risk"`
+	Score      int64  `json:"score"`
 	Factors    []struct {
 		ID     string `json:"id"`
 		Points int64  `json:"points"`
@@ -267,15 +267,15 @@ func briefOf(raw []byte) (v brief, err error) {
 	return v, nil
 }
 
-// behaviour is the score without the refusals, and whether the action named an
-// unknown value.
+// behaviour is the score without the refusals, and whether the action was
+// aimed.
 func (v brief) behaviour() (score fixed, aimed bool) {
 	score = v.Score
 	for _, f := range v.Factors {
 		switch f.ID {
 		case idRefusals:
 			score -= f.Points
-		case idUnknown, idDomain, idFresh:
+		case idDomain, idFresh:
 			aimed = true
 		}
 	}

@@ -12,7 +12,7 @@ import (
 const (
 	unitsForbidden = 3 * one   // a tool that the capability forbids by name; a foreign namespace
 	unitsSink      = 2 * one   // a sink or data that the capability does not grant; an operation never granted
-	unitsAimed     = 1 * one   // more, if it names what is unknown
+	unitsAimed     = 1 * one   // more, if it goes to a stranger or does what an answer just said
 	unitsRead      = one / 2   // a reading tool that the capability does not grant
 	unitsExpired   = one / 4   // an operation whose capability has ended: mostly a late refresh
 	maxRefused     = 100 * one // units kept
@@ -40,7 +40,7 @@ func standingOf(e *schemas.Event, r *run) standing {
 		return granted
 	case e.JTI == "" && r == nil:
 		return ungranted
-	case e.JTI == "":
+	case e.JTI == "" || r != nil && r.ended:
 		return expired
 	case r == nil:
 		return granted // followed no longer; release holds it against the capability
@@ -66,8 +66,7 @@ func inScope(scopes []string, a schemas.Action) bool {
 	return false
 }
 
-// units is what an action weighs that stands so to its capability. Aimed says
-// that it names a value that is unknown.
+// units is what an action weighs that stands so to its capability.
 func (c considered) units(e *schemas.Event, aimed bool) (units fixed) {
 	switch c.standing {
 	case granted:

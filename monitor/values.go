@@ -212,18 +212,20 @@ func domainOf(v value) []byte {
 // (no tables of Unicode, which change from one version of Go to the next),
 // without space or punctuation at the ends, without a URL's scheme.
 func normal(t []byte) []byte {
-	t = trimPunctuation(t)
 	for i, c := range t {
 		t[i] = lower(c)
 	}
-	for _, scheme := range []string{"https://", "http://", "mailto:"} {
-		if len(t) > len(scheme) && string(t[:len(scheme)]) == scheme {
-			t = t[len(scheme):]
-			break
+	for n := -1; n != len(t); {
+		n = len(t)
+		t = trimPunctuation(t)
+		for _, scheme := range []string{"https://", "http://", "mailto:"} {
+			if len(t) > len(scheme) && string(t[:len(scheme)]) == scheme {
+				t = t[len(scheme):]
+			}
 		}
-	}
-	for len(t) > 1 && t[len(t)-1] == '/' {
-		t = t[:len(t)-1]
+		if len(t) > 1 && t[len(t)-1] == '/' {
+			t = t[:len(t)-1]
+		}
 	}
 	return t
 }

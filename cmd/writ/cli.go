@@ -56,6 +56,9 @@ type grammar struct {
 	Trace  traceCmd  `cmd:"" group:"Record" help:"Show one user request as a tree."`
 	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove an event."`
 
+	Drive driveCmd `cmd:"" group:"Measure" help:"Run recorded agents through a real control plane."`
+	Bench benchCmd `cmd:"" group:"Measure" help:"Measure on this machine, beside the raw limit."`
+
 	Doctor     doctorCmd                 `cmd:"" group:"Help" help:"Check keys, disk, clock and services, and say what to do."`
 	Version    versionCmd                `cmd:"" group:"Help" help:"Show the version."`
 	Completion kongcompletion.Completion `cmd:"" group:"Help" help:"Show how to switch on completion in your shell."`
@@ -71,7 +74,7 @@ func newParser(g *grammar, stdout, stderr io.Writer) (*kong.Kong, error) {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "Control plane", Title: "Control plane"}, {Key: "Fleet", Title: "Fleet"},
-			{Key: "Operation", Title: "Operation"}, {Key: "Record", Title: "Record"}, {Key: "Help", Title: "Help"},
+			{Key: "Operation", Title: "Operation"}, {Key: "Record", Title: "Record"}, {Key: "Measure", Title: "Measure"}, {Key: "Help", Title: "Help"},
 		}),
 	)
 }

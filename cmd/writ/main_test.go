@@ -69,13 +69,13 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], fmt.Sprint(v))
 }
 
-// appear FILE waits until a file is there, for as long as the test may run.
+// appear FILE waits until a file is there and not empty.
 func appear(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: appear FILE")
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+		if info, err := os.Stat(ts.MkAbs(args[0])); err == nil && info.Size() > 0 {
 			return
 		}
 		if time.Now().After(end) {
@@ -150,7 +150,7 @@ func agent() {
 		_, err := nc.Subscribe("in.>", func(m *nats.Msg) { _ = m.Respond(m.Data) })
 		must(err)
 		must(nc.Flush())
-		must(os.WriteFile(os.Args[2]+".ready", nil, 0o600))
+		must(os.WriteFile(os.Args[2]+".ready", []byte("ready"), 0o600))
 		select {}
 	case os.Args[1] == "ask" && len(os.Args) == 5:
 		m, err := nc.Request(os.Args[3], []byte(os.Args[4]), 10*time.Second)

@@ -1,6 +1,7 @@
 package embed
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -39,13 +40,13 @@ func outside(t *testing.T) (opts *server.Options, data string, pool *x509.CertPo
 			t.Fatal(err)
 		}
 	}
-	copyFile(t, filepath.Join(data, "keys", "operator.jwt"), filepath.Join(etc, "operator.jwt"))
+	copyFile(t, filepath.Join(data, "keys", "operator.jwt"), filepath.Join(etc, "operator.jwt"), false)
 	trust, err := keys.Open(data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, public := range trust.Accounts {
-		copyFile(t, filepath.Join(data, "keys", "accounts", name+".jwt"), filepath.Join(lib, "accounts", public+".jwt"))
+		copyFile(t, filepath.Join(data, "keys", "accounts", name+".jwt"), filepath.Join(lib, "accounts", public+".jwt"), true)
 	}
 	pool = certificate(t, filepath.Join(etc, "tls"))
 	text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "nats", "nats-server.conf"))
@@ -63,14 +64,17 @@ func outside(t *testing.T) (opts *server.Options, data string, pool *x509.CertPo
 	return opts, data, pool
 }
 
-// copyFile does what the README's tr -d '\n' does.
-func copyFile(t *testing.T, from, to string) {
+// copyFile does what the README's cp does, or its tr -d '\n'.
+func copyFile(t *testing.T, from, to string, joined bool) {
 	t.Helper()
 	b, err := os.ReadFile(from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(to, []byte(strings.ReplaceAll(string(b), "\n", "")), 0o600); err != nil {
+	if joined {
+		b = bytes.ReplaceAll(b, []byte("\n"), nil)
+	}
+	if err := os.WriteFile(to, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

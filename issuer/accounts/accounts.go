@@ -64,9 +64,10 @@ type Account struct {
 	ID         string
 	Lock       schemas.Lock
 	Generation int // of the operation and service keys
-	// RevokeBefore voids users issued before it (to the second); zero voids
-	// none. It is set where a killed agent is enrolled anew.
-	RevokeBefore time.Time
+	// RevokeUntil voids users issued up to and including its second; zero
+	// voids none. It is when the principal came into the fleet, or was
+	// enrolled anew behind a kill.
+	RevokeUntil time.Time
 }
 
 // A Maker signs accounts and users. It is safe for concurrent use.
@@ -107,8 +108,8 @@ func (m *Maker) Account(a Account, iat time.Time) (string, error) {
 	}
 	c.Expires = iat.Add(TTL).Unix()
 	c.Limits.Conn = maxConnections
-	if !a.RevokeBefore.IsZero() {
-		c.RevokeAt(jwt.All, a.RevokeBefore.Add(-time.Second))
+	if !a.RevokeUntil.IsZero() {
+		c.RevokeAt(jwt.All, a.RevokeUntil)
 	}
 	m.imports(c, a.ID)
 	c.Limits.Imports = int64(len(c.Imports))

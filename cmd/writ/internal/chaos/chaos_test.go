@@ -91,7 +91,6 @@ func TestWriteAhead(t *testing.T) {
 		t.Logf("kill %d: %d deliveries and answers, all of them on disk", i+1, n)
 		r.start()
 	}
-	time.Sleep(2 * time.Second) // what was accepted is delivered now
 	cancel()
 	clients.Wait()
 	r.settle()
@@ -355,17 +354,14 @@ func (r *rig) settle() {
 	if err != nil || !v.OK {
 		r.t.Fatalf("verify: %+v, %v", v, err)
 	}
+	left := r.undelivered()
+	for deadline := time.Now().Add(2 * time.Minute); left > 0 && time.Now().Before(deadline); left = r.undelivered() {
+		time.Sleep(50 * time.Millisecond) // one message of a pair is on its way at a time
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	undelivered := 0
-	for _, seq := range r.acked {
-		if r.delivered[seq] == 0 {
-			undelivered++
-		}
-	}
-	// Each pair may have one message on its way when the clients stop.
-	if undelivered > agents {
-		r.t.Errorf("%d of %d acknowledged messages were not delivered", undelivered, len(r.acked))
+	if left > 0 {
+		r.t.Errorf("%d of %d acknowledged messages were not delivered", left, len(r.acked))
 	}
 	again := 0
 	for _, n := range r.delivered {
@@ -390,4 +386,16 @@ func (r *rig) settle() {
 	case <-time.After(20 * time.Second):
 		r.t.Fatal("it does not stop on an interrupt")
 	}
+}
+
+// undelivered counts the acknowledged messages that no recipient has seen.
+func (r *rig) undelivered() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, seq := range r.acked {
+		if r.delivered[seq] == 0 {
+			n++
+		}
+	}
+	return n
 }

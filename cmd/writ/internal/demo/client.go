@@ -1,0 +1,185 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A client is a stock NATS client of an agent or a service, and its own
+// account of what happened to it.
+type client struct {
+	nc         *nats.Conn
+	operation  string
+	closed     chan struct{} // closed for good
+	reconnects atomic.Int64  // attempts that the server refused
+
+	mu        sync.Mutex
+	violation func(error) // told of what the server refuses, while somebody waits
+	refusal   error       // why it refused the last attempt to reconnect
+}
+
+const (
+	reconnectWait = 100 * time.Millisecond
+	reconnectMost = 5
+)
+
+// connect opens a connection with the content of a .creds file. Whatever cuts
+// it off, the client tries to come back by itself, as stock clients do.
+func connect(url, name, operation string, creds []byte) (*client, error) {
+	c := &client{operation: operation, closed: make(chan struct{})}
+	nc, err := nats.Connect(url, nats.Name(name), nats.UserCredentialBytes(creds),
+		nats.MaxReconnects(reconnectMost), nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(0, 0),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			c.reconnects.Add(1)
+			c.mu.Lock()
+			c.refusal = err
+			c.mu.Unlock()
+		}),
+		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }))
+	if err != nil {
+		return nil, fmt.Errorf("connect as %s: %w", name, err)
+	}
+	c.nc = nc
+	return c, nil
+}
+
+// failed is told what comes beside answers: the server's refusals.
+func (c *client) failed(err error) {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.violation != nil {
+		c.violation(err)
+	}
+}
+
+// watched gives a context that ends with the server's next refusal. A client
+// waits for one thing at a time where it may be refused.
+func (c *client) watched(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c.mu.Lock()
+	c.violation = func(err error) { cancel(err) }
+	c.mu.Unlock()
+	return ctx, func() {
+		c.mu.Lock()
+		c.violation = nil
+		c.mu.Unlock()
+		cancel(nil)
+	}
+}
+
+// An answer is what a request came to: code 200, or the code of a refusal.
+type answer struct {
+	code int
+	text string
+	seq  uint64
+	body []byte
+}
+
+func (a *answer) String() string {
+	if a.code == http.StatusOK {
+		return strconv.Itoa(a.code)
+	}
+	return fmt.Sprintf("%d %s", a.code, a.text)
+}
+
+// act does one action of the client's operation. What the server itself
+// refuses is an error that matches nats.ErrPermissionViolation.
+func (c *client) act(ctx context.Context, action, contentType string, body []byte) (*answer, error) {
+	m := nats.NewMsg("out." + c.operation + "." + action)
+	m.Data = body
+	if contentType != "" {
+		m.Header.Set(schemas.HeaderType, contentType)
+	}
+	ctx, done := c.watched(ctx)
+	defer done()
+	return c.request(ctx, m)
+}
+
+// token asks the issuer on out.token.<what>.
+func (c *client) token(ctx context.Context, what string, req any) (*answer, error) {
+	for {
+		a, err := c.request(ctx, &nats.Msg{Subject: "out.token." + what, Data: schemas.Marshal(req)})
+		if err != nil || a.code != schemas.CodeRate {
+			return a, err
+		}
+		select { // what it says is to slow down
+		case <-time.After(reconnectWait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *client) request(ctx context.Context, m *nats.Msg) (*answer, error) {
+	reply, err := c.nc.RequestMsgWithContext(ctx, m)
+	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, nats.ErrPermissionViolation) {
+			err = cause
+		}
+		return nil, fmt.Errorf("%s: %w", m.Subject, err)
+	}
+	return read(reply)
+}
+
+// read reads an answer as any client of NATS micro services would.
+func read(m *nats.Msg) (*answer, error) {
+	a := &answer{code: http.StatusOK, body: m.Data}
+	if text := m.Header.Get(schemas.HeaderErrorCode); text != "" {
+		code, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: the answer's code %q is no number", m.Subject, text)
+		}
+		a.code, a.text = code, m.Header.Get(schemas.HeaderError)
+	}
+	if text := m.Header.Get(schemas.HeaderSeq); text != "" {
+		seq, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: the answer's sequence %q is no number", m.Subject, text)
+		}
+		a.seq = seq
+		return a, nil
+	}
+	var ack schemas.Ack
+	if json.Unmarshal(m.Data, &ack) == nil && ack.Stream != "" {
+		a.seq = ack.Seq
+	}
+	return a, nil
+}
+
+// want is an answer's body, where it is one.
+func want(a *answer, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	if a.code != http.StatusOK {
+		return nil, errors.New(a.String())
+	}
+	return a.body, nil
+}
+
+// wantJSON decodes an answer's body.
+func wantJSON[T any](a *answer, err error) (v T, _ error) {
+	body, err := want(a, err)
+	if err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal(body, &v); err != nil {
+		return v, fmt.Errorf("answer: %w", err)
+	}
+	return v, nil
+}

@@ -1,0 +1,362 @@
+package issuer_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+func TestKillCutsOffAtOnceAndForGood(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	identity := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", Actor: "alice"})
+	a, b := p.mustClient(issued.Creds), p.mustClient(identity.Creds)
+	bystander := p.enroll("writer-2")
+	r := p.lock(schemas.Killed, "analyst-7")
+	if r.State != schemas.Killed || r.Seq == 0 || r.ConnectionsClosed != 2 || r.Partial || len(r.Nodes) != 1 || r.Checkpoint != fmt.Sprintf("checkpoint of %d", r.Seq) {
+		t.Errorf("receipt %+v", r)
+	}
+	closed(a)
+	closed(b)
+	for what, creds := range map[string]string{"capability": issued.Creds, "identity": identity.Creds} {
+		if _, err := p.client(creds); err == nil {
+			t.Errorf("a killed agent's %s lets it in", what)
+		}
+	}
+	must(t, bystander.Flush())
+	refusal[schemas.IssueReply](p, schemas.CtlIssue, reportRequest(), schemas.CodeCancelled)
+	refusal[schemas.Receipt](p, schemas.CtlLock, schemas.LockRequest{AgentID: "analyst-7", Lock: schemas.Active, Reason: "x", Actor: "alice"}, schemas.CodeConflict)
+	if again := p.lock(schemas.Killed, "analyst-7"); again.Seq != r.Seq {
+		t.Errorf("killed twice: %d and %d", r.Seq, again.Seq)
+	}
+}
+
+func TestEnrolAfterAKillAdmitsNewCredentialsOnly(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	identity := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", Actor: "alice"})
+	p.lock(schemas.Killed, "analyst-7")
+	fresh := p.enroll("analyst-7")
+	must(t, fresh.Flush())
+	for what, creds := range map[string]string{"capability": issued.Creds, "identity": identity.Creds} {
+		if _, err := p.client(creds); err == nil {
+			t.Errorf("the %s from before the kill lets it in", what)
+		}
+	}
+	p.mustClient(p.issue(reportRequest()).Creds)
+}
+
+func TestSuspendEndsCapabilitiesAndResumeGivesFreshKeys(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	service := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "pandas", Actor: "alice"})
+	identity := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", Actor: "alice"})
+	a, s := p.mustClient(issued.Creds), p.mustClient(service.Creds)
+	if r := p.lock(schemas.Suspended, "analyst-7"); r.ConnectionsClosed != 1 {
+		t.Errorf("receipt %+v", r)
+	}
+	p.lock(schemas.Suspended, "pandas")
+	closed(a)
+	closed(s)
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("a suspended agent is in")
+	}
+	if _, err := p.client(service.Creds); err == nil {
+		t.Error("a suspended service is in")
+	}
+	asking := p.mustClient(identity.Creds)
+	if r := ask(t, asking, "out.token.issue", schemas.IssueRequest{OperationID: "report"}); r.Code != schemas.CodeCancelled {
+		t.Errorf("a suspended agent was answered %v", r)
+	}
+	p.lock(schemas.Active, "analyst-7")
+	p.lock(schemas.Active, "pandas")
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("a capability from before the suspension counts after it")
+	}
+	p.mustClient(p.issue(reportRequest()).Creds)
+	p.enroll("pandas")
+}
+
+func TestPauseDeniesRefreshAndClosesNothing(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	nc := p.mustClient(p.issue(reportRequest()).Creds)
+	r := p.lock(schemas.Paused, "analyst-7")
+	if r.ConnectionsClosed != 0 || r.Partial || r.State != schemas.Paused {
+		t.Errorf("receipt %+v", r)
+	}
+	if got := ask(t, nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report"}); got.Code != schemas.CodeHeld {
+		t.Errorf("refresh of a paused agent: %v", got)
+	}
+	p.lock(schemas.Active, "analyst-7")
+	if got := ask(t, nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report"}); got != nil {
+		t.Errorf("refresh after resume: %v", got)
+	}
+}
+
+// ask sends a token request as an agent does.
+func ask(t *testing.T, nc *nats.Conn, subject string, req any) *schemas.Refusal {
+	t.Helper()
+	_, r := askFor[schemas.IssueReply](t, nc, subject, req)
+	return r
+}
+
+func askFor[Rep any](t *testing.T, nc *nats.Conn, subject string, req any) (rep Rep, r *schemas.Refusal) {
+	t.Helper()
+	m, err := nc.Request(subject, schemas.Marshal(req), 10*time.Second)
+	must(t, err)
+	if r := bus.ReadRefusal(m); r != nil {
+		return rep, r
+	}
+	must(t, json.Unmarshal(m.Data, &rep))
+	return rep, nil
+}
+
+func TestReceiptTellsWhatTheLogSays(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	intake, err := bus.NewAppender(p.role(keys.RoleIntake))
+	must(t, err)
+	action := schemas.Event{Kind: schemas.MessageAccepted, Agent: "analyst-7", Source: "test", Time: time.Now(), Operation: "report",
+		Action: schemas.Action{Verb: "call", Resource: "pandas"}, To: "pandas", JTI: "j", Request: strings.Repeat("a", 32),
+		Trace: schemas.Trace{ID: strings.Repeat("a", 32), Span: strings.Repeat("b", 16)}, Expires: time.Now().Add(time.Minute), Digest: schemas.Sum(nil)}
+	var seqs []uint64
+	for n := range 3 {
+		e := action
+		e.ID = fmt.Sprint("accepted-", n)
+		seq, err := intake.Append(t.Context(), &e)
+		must(t, err)
+		seqs = append(seqs, seq)
+	}
+	r := p.lock(schemas.Killed, "analyst-7")
+	if r.LastAcceptedSeq != seqs[2] || !slices.Equal(r.Cancelled, seqs) || r.Seq <= seqs[2] {
+		t.Errorf("receipt %+v, want %d cancelled", r, seqs)
+	}
+}
+
+func TestLockByVerdictIsCarriedOutOnTheWire(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	nc := p.mustClient(p.issue(reportRequest()).Creds)
+	monitor, err := bus.NewAppender(p.role(keys.RoleMonitor))
+	must(t, err)
+	_, err = monitor.Append(t.Context(), &schemas.Event{Kind: schemas.RiskChanged, Agent: "analyst-7", ID: "r", Source: "monitor/1", Time: time.Now(),
+		Verdict: schemas.Marshal(schemas.Verdict{Risk: 95, Decision: schemas.Suspend}), Risk: 95, Lock: schemas.Suspended, Reason: "risk 95"})
+	must(t, err)
+	closed(nc)
+	refusal[schemas.IssueReply](p, schemas.CtlIssue, reportRequest(), schemas.CodeCancelled)
+	status := call[schemas.StatusReply](p, schemas.CtlStatus, schemas.StatusRequest{AgentID: "analyst-7"})
+	if len(status.Agents) != 1 || status.Agents[0].State != schemas.Suspended || status.Agents[0].Connections != 0 {
+		t.Errorf("status %+v", status)
+	}
+}
+
+func TestLocksHoldOverARestartOfTheIssuer(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	p.lock(schemas.Killed, "analyst-7")
+	p.stop()
+	p.start()
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("a killed agent is in after a restart")
+	}
+	refusal[schemas.IssueReply](p, schemas.CtlIssue, reportRequest(), schemas.CodeCancelled)
+}
+
+func TestExpiredAccountReplayedAfterAKillLetsNobodyIn(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	maker := accounts.NewMaker(p.secrets)
+	// What somebody may have copied from a server's folder more than an hour
+	// ago: signed, with keys and imports, before the kill.
+	old, err := maker.Account(accounts.Account{ID: "analyst-7", Lock: schemas.Active}, time.Now().Add(-accounts.TTL-2*time.Second))
+	if err == nil {
+		p.lock(schemas.Killed, "analyst-7")
+		system := p.role(keys.RoleSystem)
+		_, err := system.Request("$SYS.REQ.CLAIMS.UPDATE", []byte(old), 5*time.Second)
+		must(t, err)
+	}
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("an expired account lets its agent in")
+	}
+}
+
+func TestUserFromTheFutureIsRefusedAfterAKill(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	maker := accounts.NewMaker(p.secrets)
+	user, err := nkeys.CreateUser()
+	must(t, err)
+	public, err := user.PublicKey()
+	must(t, err)
+	future := time.Now().Add(20 * time.Minute)
+	token, err := maker.Identity("analyst-7", public, future, future.Add(time.Hour))
+	must(t, err)
+	creds, err := accounts.Creds(token, user)
+	must(t, err)
+	nc := p.mustClient(creds)
+	p.lock(schemas.Killed, "analyst-7")
+	closed(nc)
+	if _, err := p.client(creds); err == nil {
+		t.Error("a user issued in the future is in")
+	}
+}
+
+func TestKillUnderALoadOfConnectionsClosesAll(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	creds := p.issue(reportRequest()).Creds
+	var all []*nats.Conn
+	for range 16 {
+		all = append(all, p.mustClient(creds))
+	}
+	if _, err := p.client(creds); err == nil {
+		t.Error("a seventeenth connection was admitted")
+	}
+	if r := p.lock(schemas.Killed, "analyst-7"); r.ConnectionsClosed != 16 {
+		t.Errorf("receipt %+v", r)
+	}
+	for _, nc := range all {
+		closed(nc)
+	}
+}
+
+// rawConnect speaks the protocol by hand and gives the server's answer to a
+// connect with valid credentials and more fields.
+func rawConnect(t *testing.T, address, creds, more string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	must(t, err)
+	defer conn.Close()
+	rd := bufio.NewReader(conn)
+	line, err := rd.ReadString('\n')
+	must(t, err)
+	var info struct {
+		Nonce string `json:"nonce"`
+	}
+	must(t, json.Unmarshal([]byte(strings.TrimPrefix(line, "INFO ")), &info))
+	token, err := jwt.ParseDecoratedJWT([]byte(creds))
+	must(t, err)
+	user, err := jwt.ParseDecoratedUserNKey([]byte(creds))
+	must(t, err)
+	sig, err := user.Sign([]byte(info.Nonce))
+	must(t, err)
+	fmt.Fprintf(conn, "CONNECT {\"jwt\":%q,\"sig\":%q,\"verbose\":false,\"protocol\":1%s}\r\nPING\r\n", token, base64.RawURLEncoding.EncodeToString(sig), more)
+	for {
+		line, err := rd.ReadString('\n')
+		if err != nil {
+			return "closed"
+		}
+		if !strings.HasPrefix(line, "INFO") {
+			return strings.TrimSpace(line)
+		}
+	}
+}
+
+func TestOtherProtocolsHaveNoDoor(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	creds := p.issue(reportRequest()).Creds
+	address := strings.TrimPrefix(p.srv.URL(), "nats://")
+	if got := rawConnect(t, address, creds, ""); got != "PONG" {
+		t.Fatalf("a plain client gets %q", got)
+	}
+	for what, more := range map[string]string{"a bad signature": `,"sig":"AAAA"`, "no signature": `,"sig":""`} {
+		if got := rawConnect(t, address, creds, more); !strings.HasPrefix(got, "-ERR") {
+			t.Errorf("%s gets %q", what, got)
+		}
+	}
+	conn, err := net.Dial("tcp", address)
+	must(t, err)
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+	all := new(strings.Builder)
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		all.Write(buf[:n])
+		if err != nil {
+			break
+		}
+	}
+	if strings.Contains(all.String(), "HTTP/1.1 101") {
+		t.Errorf("WebSocket is spoken: %q", all)
+	}
+}
+
+func TestAgentsCredentialsOpenNoLeafNode(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	maker := accounts.NewMaker(p.secrets)
+	token, err := maker.Account(accounts.Account{ID: "analyst-7", Lock: schemas.Active}, time.Now())
+	must(t, err)
+	c, err := jwt.DecodeAccountClaims(token)
+	must(t, err)
+	if c.Limits.LeafNodeConn != 0 || !c.Limits.DisallowBearer || c.Limits.IsJSEnabled() || c.Limits.Exports != 0 {
+		t.Errorf("limits %+v", c.Limits)
+	}
+	for _, s := range c.SigningKeys {
+		types := s.(*jwt.UserScope).Template.AllowedConnectionTypes
+		if slices.Contains(types, jwt.ConnectionTypeLeafnode) || slices.Contains(types, jwt.ConnectionTypeWebsocket) || len(types) == 0 {
+			t.Errorf("connection types %v", types)
+		}
+	}
+}
+
+func TestViolationsReachTheLog(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	nc := p.mustClient(p.issue(reportRequest()).Creds)
+	must(t, nc.Publish("out.report.call.bash", []byte("x")))
+	v := <-p.srv.Violations()
+	must(t, p.issuer.ReportViolation(t.Context(), v.Account, schemas.Violation{Subject: v.Subject, What: v.What, Count: v.Count}))
+	e := p.lastEvent("ev.analyst-7.agent.violation")
+	var got schemas.Violation
+	must(t, schemas.Unmarshal(e.Data, &got))
+	if got != (schemas.Violation{Subject: "out.report.call.bash", What: "publish", Count: 1}) {
+		t.Errorf("got %+v", got)
+	}
+	must(t, p.issuer.ReportViolation(t.Context(), "ACNOBODY", schemas.Violation{}))
+}
+
+// lastEvent is the newest event under a subject.
+func (p *plane) lastEvent(subject string) *schemas.Event {
+	p.t.Helper()
+	var last *schemas.Event
+	ctx, cancel := context.WithCancel(p.t.Context())
+	defer cancel()
+	f := bus.Follower{Conn: p.role(keys.RoleMonitor), Consumer: "monitor", CaughtUp: func(uint64) { cancel() }}
+	_ = f.Run(ctx, func(entry bus.Entry) error {
+		e, err := entry.Event()
+		if entry.Subject == subject {
+			last = e
+		}
+		return err
+	})
+	if last == nil {
+		p.t.Fatalf("no event %s", subject)
+	}
+	return last
+}

@@ -1,0 +1,158 @@
+package monitor
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func extracted(body string) []string {
+	var out []string
+	for _, v := range newExtractor().read([]byte(body)) {
+		out = append(out, v.kind+"="+string(v.text))
+	}
+	return out
+}
+
+func TestValuesOfBodies(t *testing.T) {
+	for _, c := range []struct {
+		name, body string
+		want       []string
+	}{
+		{"nothing", ``, nil},
+		{"trace form", `{"to":"Bob@Acme.example","file":["/a","/b"]}`, []string{"to=bob@acme.example", "file=/a", "file=/b"}},
+		{"number under a declared kind", `{"id":7,"amount":12.5}`, []string{"id=7"}},
+		{"kind from the form", `{"recipient":"bob@acme.example","iban":"DE44500105175407324931","link":"https://x.example/p/"}`,
+			[]string{"to=bob@acme.example", "account=de44500105175407324931", "url=x.example/p"}},
+		{"kind from the key", `{"Channel":"general"}`, []string{"channel=general"}},
+		{"long text is searched", `{"body":"please do as it says at http://evil.example/x and then write to eve@evil.example, soon."}`,
+			[]string{"url=evil.example/x", "to=eve@evil.example"}},
+		{"no JSON", "send it to eve@evil.example (now)", []string{"to=eve@evil.example"}},
+		{"both of two equal keys", `{"to":"a@x.example","to":"b@x.example"}`, []string{"to=a@x.example", "to=b@x.example"}},
+		{"what stands before an error", `{"chan":"general","file":"/etc/x"`, []string{"chan=general", "file=/etc/x"}},
+		{"what stands behind the JSON", `{"chan":"general"} eve@evil.example`, []string{"chan=general", "to=eve@evil.example"}},
+		{"escapes", `{"to":"eve\u0040evil.example","file":"\/tmp\/x"}`, []string{"to=eve@evil.example", "file=/tmp/x"}},
+		{"a key that is a value", `{"rights":{"eve@evil.example":true}}`, []string{"to=eve@evil.example"}},
+		{"mail scheme", `{"to":"mailto:eve@evil.example"}`, []string{"to=eve@evil.example"}},
+		{"long URL is cut, not lost", `{"x":"https://evil.example/` + strings.Repeat("a", 500) + `"}`,
+			[]string{"url=evil.example/" + strings.Repeat("a", maxValue-len("https://evil.example/"))}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := extracted(c.body); !slices.Equal(got, c.want) {
+				t.Errorf("got %q\nwant %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestPaddingHidesNothing(t *testing.T) {
+	leaves := `{"to":[` + strings.Repeat(`"a@acme.example",`, maxLeaves) + `"eve@evil.example"]}`
+	for name, body := range map[string]string{
+		"leaves":  leaves,
+		"bytes":   `{"x":"` + strings.Repeat(" ", maxRead) + `","to":"eve@evil.example"}`,
+		"nesting": strings.Repeat("[", 100_000) + `"eve@evil.example"`,
+	} {
+		got := extracted(body)
+		if len(got) == 0 || !strings.HasPrefix(got[len(got)-1], overflow+"=") && !slices.Contains(got, "to=eve@evil.example") {
+			t.Errorf("%s: neither the value nor an overflow among %d values", name, len(got))
+		}
+	}
+}
+
+func TestDomains(t *testing.T) {
+	for _, c := range []struct{ kind, text, want string }{
+		{"to", "bob@acme.example", "acme.example"}, {"url", "acme.example/p?q", "acme.example"},
+		{"url", "acme.example:8080/p", "acme.example"}, {"file", "/a/b", ""}, {"to", "a@b@evil.example", "evil.example"},
+	} {
+		if got := string(domainOf(value{c.kind, []byte(c.text)})); got != c.want {
+			t.Errorf("%s %s: %q, want %q", c.kind, c.text, got, c.want)
+		}
+	}
+}
+
+func TestAValueStandsInTheTaskOnlyAsWordsOfItsOwn(t *testing.T) {
+	task := []byte("pay 700 to de44 and write to bob@acme.example")
+	for value, want := range map[string]bool{
+		"700": true, "70": false, "7": false, "de44": true, "bob@acme.example": true, "acme.example": true,
+		"acme.ex": false, "write to bob": true, "": false,
+	} {
+		if got := inText(task, []byte(value)); got != want {
+			t.Errorf("%q: %v", value, got)
+		}
+	}
+}
+
+func TestWhatIsShownFitsAHeader(t *testing.T) {
+	for _, s := range []string{"a\x00b\nc\x7f", "\xff\xfe", strings.Repeat("ä", 100), "\u0085\u009f", "ok"} {
+		shown := printable([]byte(s))
+		if len(shown) > 48 || strings.ContainsFunc(shown, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+			t.Errorf("%q is shown as %q", s, shown)
+		}
+	}
+}
+
+func FuzzValues(f *testing.F) {
+	for _, s := range []string{`{"to":"a@b.example"}`, `[[{"x":[1,"\ud83d\ude00"]}]]`, "plain https://x.example", "{\"a\":\"\\", `"\u12`, "{}x"} {
+		f.Add([]byte(s))
+	}
+	x, again := newExtractor(), newExtractor()
+	f.Fuzz(func(t *testing.T, body []byte) {
+		before := bytes.Clone(body)
+		got := x.read(body)
+		if !bytes.Equal(before, body) {
+			t.Fatal("the body was changed")
+		}
+		if len(got) > maxLeaves+1 {
+			t.Fatalf("%d values", len(got))
+		}
+		for _, v := range got {
+			if len(v.text) == 0 || len(v.text) > 2*maxValue || len(v.kind) > maxKind {
+				t.Fatalf("value %q of kind %q is out of bounds", v.text, v.kind)
+			}
+			if !bytes.Equal(normal(bytes.Clone(v.text)), v.text) && v.kind != overflow {
+				t.Fatalf("%q is not normal", v.text)
+			}
+		}
+		if second := again.read(body); fmt.Sprint(second) != fmt.Sprint(got) {
+			t.Fatal("read twice, understood differently")
+		}
+		newRun().output(body)
+	})
+}
+
+// Whatever a strict reader finds under a declared kind, the monitor finds too.
+func FuzzValuesAgainstEncodingJSON(f *testing.F) {
+	f.Add("bob@acme.example", "general")
+	f.Add("a\u2028\"\\/", "\x01")
+	f.Fuzz(func(t *testing.T, to, channel string) {
+		body, err := json.Marshal(map[string]any{"to": to, "deep": []any{map[string]string{"chan": channel}}})
+		if err != nil {
+			return
+		}
+		var back struct {
+			To   string
+			Deep []struct{ Chan string }
+		}
+		if err := json.Unmarshal(body, &back); err != nil {
+			t.Fatal(err)
+		}
+		got := newExtractor().read(body)
+		for kind, s := range map[string]string{"to": back.To, "chan": back.Deep[0].Chan} {
+			want := normal([]byte(strings.Map(func(r rune) rune {
+				if strings.ContainsRune("\n\r\t\f", r) {
+					return ' '
+				}
+				return r
+			}, s)))
+			if len(s) > maxValue/2 || words([]byte(s)) > maxWords || len(want) == 0 || strings.ContainsRune(s, '\b') {
+				continue
+			}
+			if !slices.ContainsFunc(got, func(v value) bool { return v.kind == kind && bytes.Equal(v.text, want) }) {
+				t.Fatalf("%s %q is not among %q", kind, want, got)
+			}
+		}
+	})
+}
