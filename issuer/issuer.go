@@ -186,7 +186,7 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	i.tracks.fold(e, after.lock != before.lock)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
-		i.rebirth(e)
+		i.rebirth(e, !before.known)
 	}
 	i.mu.Unlock()
 	if err != nil {
@@ -199,11 +199,16 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	return nil
 }
 
-// rebirth notes since when a principal's credentials count. Users may be issued
-// a second behind that, ahead of the clock; the next time must be behind those
-// too. i.mu is held.
-func (i *Issuer) rebirth(e *schemas.Event) {
+// rebirth notes since when a principal's credentials count: since it was
+// enrolled behind a kill, or came into the fleet, which the generation of its
+// first keys says, also where that declaration has aged out. Users may be
+// issued a second behind that, ahead of the clock; the next time must be behind
+// those too. i.mu is held.
+func (i *Issuer) rebirth(e *schemas.Event, first bool) {
 	at := e.Time
+	if first {
+		at = time.Unix(int64(i.state.Agents[e.Agent].Generation), 0)
+	}
 	if before, ok := i.born[e.Agent]; ok && at.Before(before.Add(time.Second)) {
 		at = before.Add(time.Second)
 	}

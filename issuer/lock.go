@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,7 +28,7 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 		if c, err = i.takeCensus(ctx, req.AgentID); err != nil {
 			return r, err
 		}
-		defer c.end()
+		defer c.count()
 	}
 	d, err := i.logLock(ctx, req)
 	if err != nil {
@@ -45,7 +46,7 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 	r.Nodes = append(r.Nodes, nodes...)
 	i.complete(ctx, &r)
 	if c != nil {
-		r.ConnectionsClosed = c.end()
+		r.ConnectionsClosed = c.count()
 	}
 	r.ElapsedMS = float64(i.Now().Sub(start).Microseconds()) / 1000
 	return r, nil
@@ -62,11 +63,16 @@ type census struct {
 	heard chan struct{}
 	list  []connection // read once heard is closed
 	late  bool
+	count func() int
 }
 
-// censusWait is how long the push waits for the census. The lock is in the log
-// by then, and nothing is released any more.
-const censusWait = 5 * time.Millisecond
+// censusWait is how long the push waits for the census: the lock is in the log
+// by then, and nothing is released any more. Where that was not enough,
+// noticeWait is how long the receipt waits for the servers' notices.
+const (
+	censusWait = 20 * time.Millisecond
+	noticeWait = 200 * time.Millisecond
+)
 
 func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 	public, err := i.maker.PublicKey(id)
@@ -83,6 +89,7 @@ func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 		return nil, err
 	}
 	c := &census{watch: w, heard: make(chan struct{})}
+	c.count = sync.OnceValue(c.finish)
 	c.group.Go(func() error {
 		defer close(c.heard)
 		list, err := i.wire.heardConnections(ctx, q)
@@ -102,13 +109,15 @@ func (c *census) settle() {
 	}
 }
 
-// end waits for the census and gives the count.
-func (c *census) end() int {
+// finish waits for the census and gives the count; c.count does so once.
+func (c *census) finish() int {
 	_ = c.group.Wait() // a server that does not answer closes nothing that could be counted
-	if closed := c.watch.stop(); c.late {
-		return closed
+	if !c.late {
+		c.watch.stop()
+		return len(c.list)
 	}
-	return len(c.list)
+	time.Sleep(noticeWait)
+	return c.watch.stop()
 }
 
 // logLock decides and logs a lock, if it is not on already. A lock that cuts

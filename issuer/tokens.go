@@ -42,6 +42,13 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 	}
 	limits := &limiters{by: map[string]*rate.Limiter{}}
 	sub, err := i.Control.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
+		if !bus.FromAgent(m) {
+			return
+		}
+		if bus.FromStream(m) {
+			i.reply(m, nil, schemas.Refuse(schemas.CodeMalformed, "header %s is not allowed here", nats.JSStream))
+			return
+		}
 		if !limits.of(schemas.OutAgent(m.Subject)).AllowN(i.Now(), 1) {
 			i.reply(m, nil, schemas.Refuse(schemas.CodeRate, "over %d requests for capabilities in a second; slow down", tokensPerSecond))
 			return

@@ -18,7 +18,7 @@ import (
 
 var (
 	seeds = flag.Int("seeds", 12, "seeds of the crash test")
-	flips = flag.Int("flips", 160, "bits flipped in the damage test; 0 flips one bit of every byte")
+	flips = flag.Int("flips", 90, "bits flipped in the damage test; 0 flips one bit of every byte")
 )
 
 // testOptions are of a ledger in a memory file system, with fixed keys.

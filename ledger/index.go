@@ -1,8 +1,10 @@
 package ledger
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -10,54 +12,81 @@ import (
 )
 
 // An indexCheck holds the two indexes against the records that they lead to,
-// segment by segment.
+// segment by segment. It compares sums over all postings of keyed hashes under
+// fresh random keys: nobody can know how to change postings and keep the sums.
+// Only where they differ are the postings compared one by one.
 type indexCheck struct {
 	r       pebble.Reader
+	keys    [2]maphash.Seed
 	segment uint64
-	from    uint64   // first record given, within the segment
-	seqs    []uint64 // sequences of the records given
-	agents  map[[16]byte][]uint64
-	traces  map[[16]byte][]uint64
+	from    uint64 // first record given, within the segment
+	count   uint64 // of records given
+	agents  postingSum
+	traces  postingSum
 	bad     error
 }
 
+// A postingSum stands for a set of postings.
+type postingSum struct{ n, a, b uint64 }
+
 func newIndexCheck(r pebble.Reader) *indexCheck {
-	return &indexCheck{r: r, agents: map[[16]byte][]uint64{}, traces: map[[16]byte][]uint64{}}
+	return &indexCheck{r: r, keys: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+}
+
+func (c *indexCheck) add(s *postingSum, id *[16]byte, index uint64) {
+	var b [24]byte
+	copy(b[:], id[:])
+	binary.BigEndian.PutUint64(b[16:], index)
+	s.n++
+	s.a += maphash.Bytes(c.keys[0], b[:])
+	s.b += maphash.Bytes(c.keys[1], b[:])
 }
 
 // expect takes the next record that must be found through the indexes.
 func (c *indexCheck) expect(r *proof.Record) {
-	if s := r.Index >> segmentBits; len(c.seqs) > 0 && s != c.segment {
+	if c.count > 0 && r.Index>>segmentBits != c.segment {
 		c.bad = firstError(c.bad, c.compareSegment())
 	}
-	if len(c.seqs) == 0 {
+	if c.count == 0 {
 		c.segment, c.from = r.Index>>segmentBits, r.Index
 	}
-	c.seqs = append(c.seqs, r.StreamSeq)
-	c.agents[r.Agent] = append(c.agents[r.Agent], r.Index)
+	c.count++
+	c.add(&c.agents, &r.Agent, r.Index)
 	if r.Trace != [16]byte{} {
-		c.traces[r.Trace] = append(c.traces[r.Trace], r.Index)
+		c.add(&c.traces, &r.Trace, r.Index)
 	}
 }
 
 // compare ends the check: the indexes lead to what was expected and, in the
 // segments that were looked at, to nothing else behind the first record given.
 func (c *indexCheck) compare() error {
-	if len(c.seqs) > 0 {
+	if c.count > 0 {
 		c.bad = firstError(c.bad, c.compareSegment())
 	}
 	return c.bad
 }
 
 func (c *indexCheck) compareSegment() error {
-	err := firstError(c.compareRows(keyByAgent, c.agents), c.compareRows(keyByTrace, c.traces))
-	c.seqs = c.seqs[:0]
-	clear(c.agents)
-	clear(c.traces)
+	err := firstError(c.compareSums(keyByAgent, c.agents), c.compareSums(keyByTrace, c.traces))
+	c.count, c.agents, c.traces = 0, postingSum{}, postingSum{}
 	return err
 }
 
-func (c *indexCheck) compareRows(letter byte, want map[[16]byte][]uint64) (err error) {
+func (c *indexCheck) compareSums(letter byte, want postingSum) error {
+	var found postingSum
+	err := c.rows(letter, func(id *[16]byte, index uint64) error {
+		c.add(&found, id, index)
+		return nil
+	})
+	if err == nil && found != want {
+		return c.compareEach(letter)
+	}
+	return err
+}
+
+// rows calls fn with each posting of the segment behind the first record
+// given.
+func (c *indexCheck) rows(letter byte, fn func(id *[16]byte, index uint64) error) (err error) {
 	low := numberKey(letter, c.segment<<segmentBits)[:7]
 	high := numberKey(letter, (c.segment+1)<<segmentBits)[:7]
 	it, err := c.r.NewIter(&pebble.IterOptions{LowerBound: low, UpperBound: high})
@@ -70,53 +99,71 @@ func (c *indexCheck) compareRows(letter byte, want map[[16]byte][]uint64) (err e
 		if err != nil {
 			return fmt.Errorf("read the database: %w", err)
 		}
-		id, first, ok := parsePostingKey(it.Key())
+		id, index, ok := parsePostingKey(it.Key())
 		if !ok {
-			return tampered(c.seqs[0], "an index has the malformed key %x", it.Key())
+			return tampered(0, "an index has the malformed key %x", it.Key())
 		}
-		found, err := parsePostings(first, value)
+		for {
+			if index >= c.from {
+				if err := fn(&id, index); err != nil {
+					return err
+				}
+			}
+			if len(value) == 0 {
+				break
+			}
+			if index, value, err = nextPosting(index, value); err != nil {
+				return err
+			}
+		}
+	}
+	return it.Error()
+}
+
+// compareEach finds the first posting that is wrong.
+func (c *indexCheck) compareEach(letter byte) (err error) {
+	cur, err := openCursor(c.r, keyLeaves)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cur.close()) }()
+	want := map[uint64][16]byte{}
+	for i := c.from; i < c.from+c.count; i++ {
+		r, err := cur.record(i)
 		if err != nil {
-			return tampered(c.seqs[0], "%v", err)
+			return err
 		}
-		for _, index := range found {
-			if index < c.from {
-				continue
-			}
-			rest := want[id]
-			if len(rest) == 0 || rest[0] != index {
-				return c.wrong(letter, min(index, firstOf(rest, index)))
-			}
-			want[id] = rest[1:]
+		if letter == keyByAgent {
+			want[i] = r.Agent
+		} else if r.Trace != [16]byte{} {
+			want[i] = r.Trace
 		}
 	}
-	if err := it.Error(); err != nil {
-		return fmt.Errorf("read the database: %w", err)
+	wrong := ^uint64(0)
+	err = c.rows(letter, func(id *[16]byte, index uint64) error {
+		if want[index] != *id {
+			wrong = min(wrong, index)
+		}
+		delete(want, index)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	missing := ^uint64(0)
-	for _, rest := range want {
-		missing = min(missing, firstOf(rest, missing))
+	for index := range want {
+		wrong = min(wrong, index)
 	}
-	if missing != ^uint64(0) {
-		return c.wrong(letter, missing)
-	}
-	return nil
-}
-
-func firstOf(indexes []uint64, otherwise uint64) uint64 {
-	if len(indexes) == 0 {
-		return otherwise
-	}
-	return indexes[0]
-}
-
-func (c *indexCheck) wrong(letter byte, index uint64) error {
 	name := "agent"
 	if letter == keyByTrace {
 		name = "trace"
 	}
-	seq := c.seqs[len(c.seqs)-1] + 1
-	if at := index - c.from; at < uint64(len(c.seqs)) {
-		seq = c.seqs[at]
+	last, err := cur.record(min(wrong, c.from+c.count-1))
+	if err != nil {
+		return err
 	}
-	return tampered(seq, "the index by %s does not agree with record %d", name, index)
+	seq := last.StreamSeq
+	if wrong >= c.from+c.count {
+		seq++
+	}
+	return tampered(seq, "the index by %s does not agree with record %d", name, wrong)
 }

@@ -202,6 +202,10 @@ func (l *Ledger) Close() error {
 	if l.guard.err() == nil && l.trusted.Load() {
 		_, err = l.sign()
 	}
+	if l.guard.err() == nil {
+		// What is in tables has checksums, and is not read at the next start.
+		err = errors.Join(err, l.guard.run(l.db.Flush))
+	}
 	return errors.Join(err, l.release())
 }
 

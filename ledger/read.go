@@ -195,7 +195,7 @@ func postingsIn(r pebble.Reader, letter byte, id [16]byte, segment uint64) (out 
 		_, first, _ := parsePostingKey(it.Key())
 		found, err := parsePostings(first, value)
 		if err != nil {
-			return nil, tampered(0, "%v", err)
+			return nil, err
 		}
 		out = append(out, found...)
 	}

@@ -27,7 +27,6 @@ type segment struct {
 	// redactions are the pseudonyms whose erasure is recorded, with the
 	// index of the record.
 	redactions map[[16]byte]uint64
-	agents     map[string]*subject
 	bad        error
 }
 
@@ -53,7 +52,7 @@ func (s *segment) verify(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sc.close()) }()
-	s.missing, s.redactions, s.agents = map[[16]byte]missing{}, map[[16]byte]uint64{}, map[string]*subject{}
+	s.missing, s.redactions = map[[16]byte]missing{}, map[[16]byte]uint64{}
 	index := newIndexCheck(s.v.r)
 	var tileBad error
 	emit := func(level int, n uint64, tile []byte) {
@@ -102,7 +101,7 @@ func (s *segment) verify(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return index.compare()
+	return at(s.opening.StreamSeq, index.compare())
 }
 
 // record reads the next record and checks its place in the chain.
@@ -211,10 +210,7 @@ func (s *segment) content(sc *scanner, r *proof.Record, room []byte) ([]byte, er
 	}
 	ev.Seq = r.StreamSeq
 	want := eventRecord(ev, u.pseudo, r.StreamID)
-	if s.agents[ev.Agent] == nil {
-		s.agents[ev.Agent] = sc.subjects.find(ev.Agent)
-	}
-	if s.agents[ev.Agent] != u || r.Time != want.Time || r.Trace != want.Trace {
+	if sc.subjects.find(ev.Agent) != u || r.Time != want.Time || r.Trace != want.Trace {
 		return room, tampered(r.StreamSeq, "record %d says another agent, time or trace than its event", r.Index)
 	}
 	return headers[:0], nil
@@ -261,7 +257,7 @@ func (s *segment) exact(sc *scanner) error {
 				n, whole = len(split), err == nil
 			}
 			if c.first != next || !whole || n == 0 || n > blockSize {
-				return tampered(s.seqNear(next), "the block of record %d does not begin or end where it should", c.first)
+				return tampered(s.seqNear(min(next, c.first)), "the block of record %d does not begin or end where it should", c.first)
 			}
 			next += uint64(n)
 		}

@@ -69,19 +69,26 @@ func parsePostingKey(k []byte) (id [16]byte, index uint64, ok bool) {
 }
 
 // parsePostings gives the indexes that a posting row holds, of which the first
-// stands in its key: distances as uvarints, none of them 0.
-func parsePostings(first uint64, value []byte) ([]uint64, error) {
-	out := append(make([]uint64, 0, len(value)+1), first)
+// stands in its key.
+func parsePostings(first uint64, value []byte) (out []uint64, err error) {
+	out = append(make([]uint64, 0, len(value)+1), first)
 	for len(value) > 0 {
-		d, n := binary.Uvarint(value)
-		if n <= 0 || d == 0 || d >= segmentSize {
-			return nil, errors.New("a row of an index is malformed")
+		if first, value, err = nextPosting(first, value); err != nil {
+			return nil, err
 		}
-		value = value[n:]
-		first += d
 		out = append(out, first)
 	}
 	return out, nil
+}
+
+// nextPosting reads the distance to the next posting: a uvarint in its
+// shortest form, not 0.
+func nextPosting(index uint64, value []byte) (uint64, []byte, error) {
+	d, n := binary.Uvarint(value)
+	if n <= 0 || d == 0 || d >= segmentSize || index>>segmentBits != (index+d)>>segmentBits || n > 1 && value[n-1] == 0 {
+		return 0, nil, tampered(0, "a row of an index is malformed")
+	}
+	return index + d, value[n:], nil
 }
 
 // parseNumberKey undoes numberKey.

@@ -45,6 +45,7 @@ type subjects struct {
 
 	mu       sync.RWMutex
 	rows     uint64
+	byName   map[string]*subject // those that were asked for
 	byLookup map[[16]byte]*subject
 	byPseudo map[[16]byte]*subject
 	damaged  int
@@ -85,7 +86,7 @@ func newAEAD(key []byte) cipher.AEAD {
 // openSubjects reads the table, and makes an empty one where it may write.
 func openSubjects(dir vfs.FS, folder string, secret [32]byte, write bool) (*subjects, error) {
 	s := &subjects{dir: dir, folder: folder, write: write, root: secret[:],
-		byLookup: map[[16]byte]*subject{}, byPseudo: map[[16]byte]*subject{}}
+		byName: map[string]*subject{}, byLookup: map[[16]byte]*subject{}, byPseudo: map[[16]byte]*subject{}}
 	copy(s.lookup[:], derive(secret[:], nil, "writ/ledger/lookup/v1"))
 	s.kek = newAEAD(derive(secret[:], nil, "writ/ledger/wrap/v1"))
 	path := dir.PathJoin(folder, subjectsFile)
@@ -149,10 +150,19 @@ func (s *subjects) id(agent string) (id [16]byte) {
 
 // find gives an agent's subject, nil where it has none.
 func (s *subjects) find(agent string) *subject {
-	id := s.id(agent)
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.byLookup[id]
+	u := s.byName[agent]
+	s.mu.RUnlock()
+	if u != nil {
+		return u
+	}
+	id := s.id(agent)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u = s.byLookup[id]; u != nil {
+		s.byName[agent] = u
+	}
+	return u
 }
 
 // of gives the subject that bears a pseudonym, nil where its key is gone.
@@ -212,6 +222,7 @@ func (s *subjects) destroy(agent string) error {
 	if err := s.put(u.row, make([]byte, rowSize)); err != nil {
 		return err
 	}
+	delete(s.byName, agent)
 	delete(s.byLookup, id)
 	delete(s.byPseudo, u.pseudo)
 	return nil

@@ -251,6 +251,10 @@ func TestEveryForgeryIsFoundAtItsSequence(t *testing.T) {
 				f.t.Fatal(err)
 			}
 		}},
+		{"a block over another", 6, func(f *forger) { f.set(numberKey(keyLeaves, 5), f.leaves()[5]) }},
+		{"a block of contents over another", 6, func(f *forger) {
+			f.set(numberKey(keyContents, 5), append([]byte{1}, 'x'))
+		}},
 		{"a row of nobody's", 601, func(f *forger) { f.set([]byte("z"), []byte("hidden")) }},
 		{"leaves behind the end", 601, func(f *forger) { f.set(numberKey(keyLeaves, 600), f.leaves()[0]) }},
 	}
@@ -266,6 +270,32 @@ func TestEveryForgeryIsFoundAtItsSequence(t *testing.T) {
 	}
 }
 
+// TestAForkByAHolderOfTheSecretIsFoundBetweenTwoSignatures: who can seal and
+// commit, but not sign, can chain everything anew. What remains is the first
+// checkpoint that does not hold.
+func TestAForkByAHolderOfTheSecretIsFoundBetweenTwoSignatures(t *testing.T) {
+	o, entries, fs := tamperOptions(t)
+	s, err := openSubjects(fs, o.AnchorDir, o.Secret, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forge(t, o, func(f *forger) {
+		ls, cs := f.leaves(), f.contents()
+		other := entries[320]
+		other.Data = bytes.Repeat([]byte{'x'}, len(other.Data))
+		p, err := s.prepare(o.StreamID, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ls[320], cs[320] = p.record.Append(nil), p.sealed
+		f.rebuild(ls, cs)
+	})
+	rep := verify(t, o)
+	if rep.OK || rep.FirstBadSeq != 201 || !strings.Contains(rep.Error, "between sequences 201 and 400") {
+		t.Errorf("%+v", rep)
+	}
+}
+
 func TestATruncatedLedgerIsFoundAtTheFirstMissingSequence(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 64, 199, 200, 201, 400, 599, 600} {
 		o, _, _ := tamperOptions(t)
@@ -277,6 +307,24 @@ func TestATruncatedLedgerIsFoundAtTheFirstMissingSequence(t *testing.T) {
 			t.Errorf("cut off %d: %+v", n, rep)
 		}
 	}
+}
+
+func TestAnAnchoredCheckpointThatIsMissingInTheDatabaseIsFound(t *testing.T) {
+	o, _, _ := tamperOptions(t)
+	forge(t, o, func(f *forger) {
+		if err := f.db.Delete(numberKey(keyCheckpoint, 600), pebble.Sync); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if rep := verify(t, o); rep.OK {
+		t.Errorf("%+v", rep)
+	}
+	// The writer has the anchor, which is signed as well, and goes on.
+	l := mustOpen(t, o)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustVerify(t, o, 600)
 }
 
 // copyTree copies a folder of a memory file system.
@@ -371,6 +419,18 @@ func TestEVENTSThatWereChangedDoNotReplaceWhatWasLost(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestALedgerThatLostItsEndAndWasChangedBeforeIsRefused(t *testing.T) {
+	o, _, _ := tamperOptions(t)
+	forge(t, o, func(f *forger) {
+		ls := f.leaves()
+		ls[99] = editLeaf(ls[99], func(r *proof.Record) { r.Time++ })
+		f.rebuild(ls[:350], f.contents()[:350])
+	})
+	if _, err := Open(o); !errors.Is(err, ErrTampered) {
+		t.Errorf("opened: %v", err)
 	}
 }
 
@@ -514,7 +574,13 @@ func flip(t testing.TB, fs vfs.FS, name string, offset int64, bit byte) {
 // record readable as it was: the verifier then has read all of them.
 func TestAFlippedBitIsFoundOrHarmless(t *testing.T) {
 	fs := newMem(t)
-	o, _ := build(t, fs, 2000)
+	o, _ := build(t, fs, 1000)
+	// The second half stays in the database's log: closing flushes it.
+	l := mustOpen(t, o)
+	mustFeed(t, l, &recorder{}, benchEntries(2000)[1000:]...)
+	if err := l.release(); err != nil {
+		t.Fatal(err)
+	}
 	root := mustVerify(t, o, 2000).Root
 	type place struct {
 		file   string

@@ -141,6 +141,10 @@ func (s *Service) fold(entry bus.Entry) error {
 // ask takes a request for a verdict: answered at once where the fold is far
 // enough, as it nearly always is.
 func (s *Service) ask(m *nats.Msg) {
+	if !bus.FromService(m) {
+		s.Logger.Error("no verdict: nobody awaits it in an inbox of a service", "reply", m.Reply)
+		return
+	}
 	q, err := s.question(m)
 	if err != nil {
 		s.refuse(m, schemas.Refuse(schemas.CodeMalformed, "%v", err))

@@ -363,13 +363,15 @@ func headerValue(s string) bool {
 	if s == "" {
 		return true
 	}
-	if !utf8.ValidString(s) {
-		return false
-	}
+	ascii := true
 	for i := 0; i < len(s); i++ {
 		if s[i] < 0x20 || s[i] == 0x7f {
 			return false
 		}
+		ascii = ascii && s[i] < utf8.RuneSelf
+	}
+	if !ascii && !utf8.ValidString(s) {
+		return false
 	}
 	return s[0] != ' ' && s[len(s)-1] != ' '
 }
@@ -389,14 +391,25 @@ func HeaderText(s string) string {
 }
 
 // formatTime is RFC 3339 in UTC with nine digits always: of fixed length, and
-// text order is time order.
-func formatTime(t time.Time) string { return t.UTC().Format(timeLayout) }
+// text order is time order. Its parts are those that package time is fast at.
+func formatTime(t time.Time) string {
+	t = t.UTC()
+	b := make([]byte, 0, timeLength)
+	b = t.AppendFormat(b, time.RFC3339)
+	b[len(b)-1] = '.' // was Z
+	nanos := strconv.AppendInt(b[len(b):], int64(t.Nanosecond())+1e9, 10)
+	b = append(b, nanos[1:]...)
+	return string(append(b, 'Z'))
+}
 
-const timeLayout = "2006-01-02T15:04:05.000000000Z"
+// timeLength is that of every year from 0 to 9999.
+const timeLength = len("2006-01-02T15:04:05.000000000Z")
 
+// parseTime takes what formatTime writes and nothing else: package time reads
+// RFC 3339 strictly, and the length, the point and the Z leave one form.
 func parseTime(s string) (time.Time, error) {
-	t, err := time.Parse(timeLayout, s)
-	if err != nil || formatTime(t) != s {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil || len(s) != timeLength || s[19] != '.' || s[timeLength-1] != 'Z' {
 		return time.Time{}, nameError("time", s, "is not RFC 3339 in UTC with nine digits")
 	}
 	return t, nil

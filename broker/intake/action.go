@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -105,7 +106,7 @@ func (i *Intake) read(a arrival) *schemas.Event {
 		e.Data = nil
 		return deny(e, schemas.Refuse(schemas.CodeTooLarge, "the body has %d bytes; at most %d are allowed", len(m.Data), schemas.MaxPayload))
 	}
-	h, refusal := readHeaders(m.Header)
+	h, refusal := readHeaderBlock(m)
 	if refusal != nil {
 		return deny(e, refusal)
 	}
@@ -247,6 +248,18 @@ type headers struct {
 	tokens      int64
 }
 
+// readHeaderBlock refuses a block that the library could not read, and which
+// would pass for none: an idempotency key in it would be lost.
+func readHeaderBlock(m *nats.Msg) (h headers, refusal *schemas.Refusal) {
+	if m.Header == nil && m.Size() > len(m.Subject)+len(m.Reply)+len(m.Data) {
+		return h, schemas.Refuse(schemas.CodeMalformed, "the header block can't be read")
+	}
+	if bus.FromStream(m) {
+		return h, schemas.Refuse(schemas.CodeMalformed, "header %s is not allowed here", nats.JSStream)
+	}
+	return readHeaders(m.Header)
+}
+
 // readHeaders reads the few headers that mean something, and passes over the
 // rest. Names are compared without case; a name twice is refused, for two
 // readers could choose differently.
@@ -334,14 +347,21 @@ func parseTTL(v string) (time.Duration, error) {
 	return d, nil
 }
 
-// verdictOf decodes what the monitor answered. A verdict that can't be read,
-// or is out of bounds, is none.
-func verdictOf(raw []byte) (v schemas.Verdict, err error) {
-	if err := json.Unmarshal(raw, &v); err != nil {
-		return v, fmt.Errorf("verdict: %w", err)
+// A ruling is the part of a verdict that intake acts on. The event carries the
+// whole, as the monitor wrote it.
+type ruling struct {
+	Risk     int    `json:"risk"`
+	Decision string `json:"decision"`
+}
+
+// rulingOf reads the ruling of a verdict. One that can't be read, or is out of
+// bounds, is none.
+func rulingOf(raw []byte) (r ruling, err error) {
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return r, fmt.Errorf("verdict: %w", err)
 	}
-	if v.Risk < 0 || v.Risk > 100 {
-		return v, fmt.Errorf("verdict: risk %d is not within 0 to 100", v.Risk)
+	if r.Risk < 0 || r.Risk > 100 {
+		return r, fmt.Errorf("verdict: risk %d is not within 0 to 100", r.Risk)
 	}
-	return v, nil
+	return r, nil
 }

@@ -166,7 +166,7 @@ func newJudge(nc *nats.Conn) *judge { return &judge{nc: nc} }
 
 // ask returns the verdict, decoded and as it will stand in the event. The
 // monitor is told the agent's previous action, so that it judges with it.
-func (j *judge) ask(ctx context.Context, e *schemas.Event, after uint64) (v schemas.Verdict, raw []byte, err error) {
+func (j *judge) ask(ctx context.Context, e *schemas.Event, after uint64) (v ruling, raw []byte, err error) {
 	subject, header, data, err := e.Encode()
 	if err != nil {
 		return v, nil, err
@@ -182,6 +182,6 @@ func (j *judge) ask(ctx context.Context, e *schemas.Event, after uint64) (v sche
 	if code := m.Header.Get(schemas.HeaderErrorCode); code != "" {
 		return v, nil, fmt.Errorf("the monitor refused: %s %s", code, m.Header.Get(schemas.HeaderError))
 	}
-	v, err = verdictOf(m.Data)
+	v, err = rulingOf(m.Data)
 	return v, m.Data, err
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -69,8 +70,8 @@ func newLanes(l func(string) limits) *lanes {
 // put queues a message, or sheds it.
 func (l *lanes) put(m *nats.Msg, now time.Time) {
 	agent := schemas.OutAgent(m.Subject)
-	if agent == "" {
-		return // the server stamps every subject; without one there is nobody to blame
+	if agent == "" || !bus.FromAgent(m) {
+		return // the server stamps every subject; without that there is nobody to blame
 	}
 	rest := m.Subject[len(schemas.OutPrefix)+1+len(agent)+1:]
 	if strings.HasPrefix(rest, "token.") {

@@ -231,6 +231,9 @@ func (r *Release) send(f Effect) error {
 		}
 		return r.Deliver.PublishMsg(m)
 	case Answer:
+		if f.Reply == "" {
+			return nil // it was published without a reply: nobody waits
+		}
 		if err := r.Control.PublishMsg(&nats.Msg{Subject: f.Reply, Header: nats.Header(f.Header), Data: f.Body}); err != nil {
 			return err
 		}

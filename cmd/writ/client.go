@@ -79,7 +79,8 @@ func held(data string) bool {
 
 // A client talks to a control plane as an operator.
 type client struct {
-	nc *nats.Conn
+	nc     *nats.Conn
+	barred context.Context // ends when the server says that the credentials are no operator's
 }
 
 const (
@@ -90,8 +91,17 @@ const (
 
 // dial connects to the control plane that the flags name.
 func (a *App) dial() (*client, error) {
-	o := bus.Options{Role: string(keys.RoleOperator), URL: a.Server,
-		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))}
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	barred, bar := context.WithCancelCause(context.Background())
+	o := bus.Options{Role: string(keys.RoleOperator), URL: a.Server, Logger: log,
+		// A refused publish is told apart from the request, which would wait.
+		Options: []nats.Option{nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				bar(advise(fmt.Errorf("these credentials may not give an operator's commands: %w", err), "give an operator's with --as"))
+				return
+			}
+			log.Error("nats", "error", err)
+		})}}
 	var err error
 	if a.Server != "" {
 		if o.Creds, err = bus.ReadCreds(a.As); err != nil {
@@ -115,7 +125,7 @@ func (a *App) dial() (*client, error) {
 		}
 		return nil, advise(err, next)
 	}
-	return &client{nc}, nil
+	return &client{nc, barred}, nil
 }
 
 func (c *client) close() { c.nc.Close() }
@@ -129,7 +139,11 @@ func ask[Rep any](ctx context.Context, c *client, subject string, req any) (Rep,
 func askWithin[Rep any](ctx context.Context, c *client, within time.Duration, subject string, req any) (Rep, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	defer context.AfterFunc(c.barred, cancel)()
 	rep, err := bus.Call[Rep](ctx, c.nc, subject, req)
+	if why := context.Cause(c.barred); why != nil {
+		return rep, why
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = advise(fmt.Errorf("no answer within %s: %w", within, err), "writ doctor says which part of the control plane is down")
 	}

@@ -200,28 +200,38 @@ func issuerDomain(token string) string {
 }
 
 // keySet finds the issuer's public keys: those that the user names, else those
-// of the control plane, running or not. own is that control plane's trust
-// domain, where it is known.
+// that the running control plane publishes, else those of the data folder. own
+// is the data folder's trust domain, where it is known.
 func (c *verifyCmd) keySet(ctx context.Context, app *App) (jwks []byte, own string, err error) {
 	if c.JWKS != "" {
 		jwks, err = readJWKS(ctx, c.JWKS)
 		return jwks, "", err
 	}
 	if app.Server == "" {
-		return localKeySet(app.Data)
+		trust, err := keys.Open(app.Data)
+		if err != nil {
+			return nil, "", advise(err, needJWKS)
+		}
+		own = trust.TrustDomain
+		if _, err := running(app.Data); err != nil {
+			jwks, err := localKeySet(app.Data)
+			return jwks, own, err
+		}
 	}
 	set, err := call[json.RawMessage](ctx, app, schemas.CtlJWKS, nil)
-	return set, "", err
+	return set, own, err
 }
 
-func localKeySet(data string) ([]byte, string, error) {
-	const next = "give the issuer's public keys with --jwks FILE or --jwks URL"
+const needJWKS = "give the issuer's public keys with --jwks FILE or --jwks URL"
+
+// localKeySet derives the public key from the data folder's own, where no
+// control plane runs that would publish it.
+func localKeySet(data string) ([]byte, error) {
 	secrets, err := keys.OpenSecrets(data)
 	if err != nil {
-		return nil, "", advise(err, next)
+		return nil, advise(err, needJWKS)
 	}
-	jwks, err := capability.MarshalJWKS(secrets.Capability.Public().(ed25519.PublicKey))
-	return jwks, secrets.Trust.TrustDomain, err
+	return capability.MarshalJWKS(secrets.Capability.Public().(ed25519.PublicKey))
 }
 
 func readJWKS(ctx context.Context, from string) ([]byte, error) {

@@ -206,7 +206,7 @@ func checkClock(ctx context.Context, cl *client, now func() time.Time) check {
 		k.State, k.Detail = skipped, "the ledger is empty"
 		return k
 	}
-	e, err := decodeRecord(page.Records[0], false)
+	e, err := decodeRecord(page.Records[0])
 	if err != nil {
 		k.State, k.Detail, k.Next = failed, err.Error(), "writ ledger verify says whether the ledger is whole"
 		return k

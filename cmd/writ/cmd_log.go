@@ -227,7 +227,7 @@ func (read reader) firstAt(ctx context.Context, at time.Time) (uint64, error) {
 		if err != nil || len(page.Records) == 0 {
 			return nil, page.Head, err
 		}
-		e, err := decodeRecord(page.Records[0], false)
+		e, err := decodeRecord(page.Records[0])
 		return e, page.Head, err
 	}
 	first, head, err := probe(1)

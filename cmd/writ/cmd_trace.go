@@ -57,11 +57,20 @@ func (c *traceCmd) Run(ctx context.Context, app *App) error {
 	if app.JSON {
 		return app.emit(doc)
 	}
-	app.say("trace %s: %d events, %s, %s", doc.Trace, doc.Events, span(time.Duration(doc.TookUS)*time.Microsecond), strings.Join(doc.Agents, ", "))
-	for i, n := range doc.Tree {
-		app.branch(n, "", i == len(doc.Tree)-1)
-	}
+	app.tree(doc)
 	return nil
+}
+
+// tree prints a trace.
+func (t *terminal) tree(doc traceDoc) {
+	events := "events"
+	if doc.Events == 1 {
+		events = "event"
+	}
+	t.say("trace %s: %d %s, %s, %s", doc.Trace, doc.Events, events, span(time.Duration(doc.TookUS)*time.Microsecond), strings.Join(doc.Agents, ", "))
+	for i, n := range doc.Tree {
+		t.branch(n, "", i == len(doc.Tree)-1)
+	}
 }
 
 // treeOf hangs each event under the one that caused it: what its Ref names, or

@@ -31,6 +31,10 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 			return err
 		}
 	}
+	if r, err := running(app.Data); err == nil {
+		return advise(fmt.Errorf("a control plane runs on %s already: it is held by process %d, at %s", app.Data, r.PID, r.NATS),
+			"writ status --data "+app.Data+" shows it; stop it, or choose another folder with --data")
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return misuse("see writ up --help", "--log-level: %w", err)

@@ -5,12 +5,19 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/writ-sh/writ/cmd/writ/internal/bench"
+	"github.com/writ-sh/writ/cmd/writ/internal/drive"
+	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/schemas"
 )
 
 // A section of docs/cli.md is about one command, or about several that stand
@@ -142,6 +149,35 @@ func TestEveryCommandSaysWhatItDoes(t *testing.T) {
 		for _, p := range node.Positional {
 			if p.Help == "" && name != "completion" { // the library's
 				t.Errorf("writ %s %s has no help", name, p.Name)
+			}
+		}
+	}
+}
+
+// documents are what commands print with --json. Fields of lists' elements
+// stand in the same section.
+var documents = map[string][]any{
+	"status": {statusDoc{}, schemas.AgentStatus{}, schemas.Health{}}, "kill": {schemas.Receipt{}},
+	"review list": {schemas.ReviewsReply{}, schemas.Review{}}, "review deny": {schemas.ReviewReply{}},
+	"risk": {schemas.RiskReply{}, schemas.Verdict{}, schemas.Factor{}, schemas.RiskPoint{}},
+	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {monitor.ReplayReport{}},
+	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
+	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "verify": {verification{}}, "doctor": {check{}},
+	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},
+	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
+	"bench monitor": {monitor.BenchResult{}},
+}
+
+func TestEveryFieldOfAResultIsDocumented(t *testing.T) {
+	sections, _, _ := documented(t)
+	for name, docs := range documents {
+		for _, doc := range docs {
+			typ := reflect.TypeOf(doc)
+			for i := range typ.NumField() {
+				field, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+				if field != "" && !strings.Contains(sections[name], "`"+field+"`") {
+					t.Errorf("docs/cli.md, writ %s: lacks the field %s of %v", name, field, typ)
+				}
 			}
 		}
 	}

@@ -118,7 +118,7 @@ func mint() {
 	secrets, err := keys.OpenSecrets(os.Getenv("WRIT_HOME"))
 	must(err)
 	if *jwks {
-		set, _, err := localKeySet(os.Getenv("WRIT_HOME"))
+		set, err := localKeySet(os.Getenv("WRIT_HOME"))
 		must(err)
 		fmt.Println(string(set))
 		return

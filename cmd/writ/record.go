@@ -8,23 +8,12 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// emptyBody stands where a record came without its body: decoding needs one.
-var emptyBody = []byte{0}
-
-// decodeRecord turns a record into its event. Records that were asked for
-// without bodies give events without.
-func decodeRecord(r schemas.Record, withData bool) (*schemas.Event, error) {
-	body := r.Data
-	if !withData {
-		body = emptyBody
-	}
-	e, err := schemas.Decode(r.Subject, r.Header, body)
+// decodeRecord gives a record's event, without its body where none was asked
+// for.
+func decodeRecord(r schemas.Record) (*schemas.Event, error) {
+	e, err := r.Event()
 	if err != nil {
-		return nil, advise(fmt.Errorf("record %d of the ledger: %w", r.Seq, err), "writ ledger verify says whether the ledger is whole")
-	}
-	e.Seq = r.Seq
-	if !withData {
-		e.Data = nil
+		return nil, advise(fmt.Errorf("the ledger: %w", err), "writ ledger verify says whether it is whole")
 	}
 	return e, nil
 }
@@ -50,7 +39,7 @@ func (read reader) events(ctx context.Context, req schemas.ReadRequest, head fun
 				head(page.Head)
 			}
 			for _, r := range page.Records {
-				e, err := decodeRecord(r, req.Data)
+				e, err := decodeRecord(r)
 				if !yield(e, err) || err != nil {
 					return
 				}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,9 +17,14 @@ import (
 
 // Handle answers requests on one subject with JSON. A *schemas.Refusal is
 // given to the caller as it is; any other error is logged here and told in
-// words. The subscription ends with the connection.
+// words. What does not come from a service or an operator (FromService) is
+// passed over. The subscription ends with the connection.
 func Handle[Req, Rep any](nc *nats.Conn, log *slog.Logger, subject string, fn func(context.Context, Req) (Rep, error)) error {
 	_, err := nc.Subscribe(subject, func(m *nats.Msg) {
+		if !FromService(m) {
+			log.Error("control request refused: nobody awaits its answer in an inbox of a service", "subject", m.Subject, "reply", m.Reply)
+			return
+		}
 		// Handlers may wait for the log; each request has its own goroutine,
 		// bounded by the time that its caller waits.
 		go func() {
@@ -31,6 +37,26 @@ func Handle[Req, Rep any](nc *nats.Conn, log *slog.Logger, subject string, fn fu
 		return fmt.Errorf("serve %s: %w", subject, err)
 	}
 	return nil
+}
+
+// FromService reports whether a request inside CONTROL was sent by a user with
+// the right to send it, and names an inbox of a service for the answer. The
+// server checks no reply subject against its sender's rights: JetStream would
+// publish its answers wherever a reader says, also here, but those carry no
+// inbox; and an answer to anything but an inbox would be published with the
+// rights of who answers.
+func FromService(m *nats.Msg) bool { return strings.HasPrefix(m.Reply, "_INBOX_") }
+
+// FromAgent reports whether a message under writ.out can have come through an
+// agent's import: with no reply, or with one that the server made. JetStream
+// also publishes what a reader asks for under such a subject.
+func FromAgent(m *nats.Msg) bool { return m.Reply == "" || strings.HasPrefix(m.Reply, "_R_.") }
+
+// FromStream reports whether a message carries the marks of what JetStream
+// hands out of a stream: an agent has no use for them.
+func FromStream(m *nats.Msg) bool {
+	_, stored := m.Header[nats.JSStream]
+	return stored
 }
 
 func respond[Req, Rep any](ctx context.Context, m *nats.Msg, log *slog.Logger, fn func(context.Context, Req) (Rep, error)) {

@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ type Options struct {
 	Data       string       // the data folder; its keys/ must exist
 	Host       string       // 127.0.0.1 where empty
 	Port       int          // 0 picks a free one
-	DontListen bool         // in-process connections only
+	DontListen bool         // in-process connections only, until Listen
 	Logger     *slog.Logger // the server's log; discarded where nil
 }
 
@@ -57,13 +58,14 @@ const (
 
 // Server is a running server. It is a nats.InProcessConnProvider.
 type Server struct {
-	trust  *keys.Trust
-	data   string
-	srv    *server.Server
-	lock   *flock.Flock
-	viol   *violations
-	stop   sync.Once
-	cancel context.CancelFunc
+	trust   *keys.Trust
+	data    string
+	address string // asked for
+	srv     *server.Server
+	lock    *flock.Flock
+	viol    *violations
+	stop    sync.Once
+	cancel  context.CancelFunc
 }
 
 // Start starts the server of a data folder and returns when it takes
@@ -93,6 +95,7 @@ func (s *Server) start(o Options) error {
 	if err != nil {
 		return err
 	}
+	s.address = net.JoinHostPort(opts.Host, strconv.Itoa(o.Port))
 	if s.srv, err = server.NewServer(opts); err != nil {
 		return fmt.Errorf("start the NATS server: %w", err)
 	}
@@ -103,7 +106,24 @@ func (s *Server) start(o Options) error {
 	s.srv.SetLoggerV2(&logger{log: o.Logger, violation: s.viol.saw}, false, false, false)
 	s.srv.Start()
 	if !s.srv.ReadyForConnections(readyWithin) {
-		return fmt.Errorf("start the NATS server: it does not take connections on %s:%d; is the port taken?", opts.Host, opts.Port)
+		return errors.New("start the NATS server: it was not ready in time; its log says why")
+	}
+	if o.DontListen {
+		return nil
+	}
+	return s.Listen()
+}
+
+// Listen opens the server to clients outside of the process. Whoever starts
+// without listening can let the issuer push all locks first: a server that
+// comes back knows only those that it was told.
+func (s *Server) Listen() error {
+	if s.srv.Addr() != nil {
+		return nil
+	}
+	s.srv.AcceptLoop(make(chan struct{}))
+	if s.srv.Addr() == nil {
+		return fmt.Errorf("start the NATS server: it can't listen on %s; is the port taken? Choose another with --listen", s.address)
 	}
 	return nil
 }
@@ -127,7 +147,7 @@ func serverOptions(o Options, trust *keys.Trust) (*server.Options, error) {
 		ServerName:             "writ-" + trust.TrustDomain,
 		Host:                   o.Host,
 		Port:                   o.Port,
-		DontListen:             o.DontListen,
+		DontListen:             true, // Listen does it
 		NoSigs:                 true,
 		TrustedOperators:       []*jwt.OperatorClaims{operator},
 		SystemAccount:          trust.Accounts[keys.SYS],

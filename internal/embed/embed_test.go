@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -316,4 +317,37 @@ func TestServerListensOnLoopbackForNATSAlone(t *testing.T) {
 	if !strings.HasPrefix(s.URL(), "nats://127.0.0.1:") {
 		t.Error(s.URL())
 	}
+}
+
+func TestServerIsClosedToTheOutsideUntilItListens(t *testing.T) {
+	s := start(t, embed.Options{DontListen: true})
+	if s.URL() != "" {
+		t.Fatal(s.URL())
+	}
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL(), "nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+func TestTakenPortIsSaidAtOnce(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	data := t.TempDir()
+	if err := keys.Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	_, err = embed.Start(embed.Options{Data: data, Port: port})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("can't listen on 127.0.0.1:%d", port)) {
+		t.Errorf("got %v", err)
+	}
+	start(t, embed.Options{Data: data}) // the folder was let go
 }

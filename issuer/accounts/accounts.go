@@ -84,7 +84,7 @@ func (m *Maker) PublicKey(id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return pair.PublicKey()
+	return pair.Public(), nil
 }
 
 // Account signs an account JWT issued at iat. Issuing times of one account
@@ -147,12 +147,8 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	if err != nil {
 		return err
 	}
-	public, err := pair.PublicKey()
-	if err != nil {
-		return err
-	}
 	s := jwt.NewUserScope()
-	s.Key, s.Role = public, string(role)
+	s.Key, s.Role = pair.Public(), string(role)
 	s.Template.Permissions = template(role)
 	s.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload}
 	// A connection within the server's own process is one that holds its
@@ -186,15 +182,12 @@ func deny(p *jwt.Permissions) {
 
 // Operation signs the user that may do what a grant says, until it expires.
 func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (string, error) {
-	c := jwt.NewUserClaims(g.PublicKey)
-	c.Name = g.Agent + "/" + g.Operation
-	c.Expires = g.Expires.Unix()
 	tags, err := Tags(g)
 	if err != nil {
 		return "", err
 	}
-	c.Tags.Add(tags...)
-	token, err := m.user(c, g.Agent, generation, keys.OperationKey, iat)
+	token, err := m.user(user{id: g.Agent, name: g.Agent + "/" + g.Operation, public: g.PublicKey, generation: generation,
+		role: keys.OperationKey, iat: iat, expires: g.Expires, tags: tags})
 	if err != nil {
 		return "", err
 	}
@@ -206,33 +199,40 @@ func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (strin
 
 // Identity signs the user with which an agent asks for capabilities.
 func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, error) {
-	c := jwt.NewUserClaims(public)
-	c.Name, c.Expires = agent, expires.Unix()
-	return m.user(c, agent, 0, keys.IdentityKey, iat)
+	return m.user(user{id: agent, name: agent, public: public, role: keys.IdentityKey, iat: iat, expires: expires})
 }
 
 // Service signs the user with which a service receives and answers.
 func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
-	c := jwt.NewUserClaims(public)
-	c.Name, c.Expires = service, expires.Unix()
-	return m.user(c, service, generation, keys.ServiceKey, iat)
+	return m.user(user{id: service, name: service, public: public, generation: generation, role: keys.ServiceKey, iat: iat, expires: expires})
 }
 
-func (m *Maker) user(c *jwt.UserClaims, id string, generation int, role keys.KeyRole, iat time.Time) (string, error) {
-	if c == nil || !nkeys.IsValidPublicUserKey(c.Subject) {
-		return "", schemas.Refuse(schemas.CodeMalformed, "public_key is not a user NKey; it starts with U and is made by nk -gen user, or leave it out")
+// A user is one NATS user of a principal's account.
+type user struct {
+	id, name, public string
+	generation       int
+	role             keys.KeyRole
+	iat, expires     time.Time
+	tags             []string
+}
+
+func (m *Maker) user(u user) (string, error) {
+	if !nkeys.IsValidPublicUserKey(u.public) {
+		return "", schemas.Refuse(schemas.CodeMalformed, "public_key is not a public user NKey; such a key starts with U; leave it out to have one made")
 	}
-	account, err := m.PublicKey(id)
+	account, err := m.PublicKey(u.id)
 	if err != nil {
 		return "", err
 	}
+	pair, err := m.secrets.Account(u.id, u.generation, u.role)
+	if err != nil {
+		return "", err
+	}
+	c := jwt.NewUserClaims(u.public)
 	c.SetScoped(true)
-	c.IssuerAccount = account
-	pair, err := m.secrets.Account(id, generation, role)
-	if err != nil {
-		return "", err
-	}
-	return encode(c, iat, pair)
+	c.Name, c.Expires, c.IssuerAccount = u.name, u.expires.Unix(), account
+	c.Tags.Add(u.tags...)
+	return encode(c, u.iat, pair)
 }
 
 // Tags say in the server's terms what a grant says: op, one scope per scope,

@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/jwt/v2"
-	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/issuer/keys"
 )
 
 // claimsVersion is the form of NATS JWTs that servers since 2.2 read.
@@ -21,11 +22,7 @@ var jwtHeader = base64.RawURLEncoding.EncodeToString([]byte(`{"typ":"JWT","alg":
 // encode signs NATS claims with an issuing time of our own. The library's
 // encoder takes the clock's, to the second, and two pushes of one account
 // within a second would be the same age to a server that compares them.
-func encode(claims jwt.Claims, iat time.Time, signer nkeys.KeyPair) (string, error) {
-	issuer, err := signer.PublicKey()
-	if err != nil {
-		return "", fmt.Errorf("sign for NATS: %w", err)
-	}
+func encode(claims jwt.Claims, iat time.Time, signer *keys.Pair) (string, error) {
 	switch c := claims.(type) {
 	case *jwt.AccountClaims:
 		sort.Sort(c.Exports)
@@ -42,7 +39,7 @@ func encode(claims jwt.Claims, iat time.Time, signer nkeys.KeyPair) (string, err
 		return "", fmt.Errorf("sign for NATS: %w", err)
 	}
 	data := claims.Claims()
-	data.Issuer, data.IssuedAt, data.ID = issuer, iat.Unix(), ""
+	data.Issuer, data.IssuedAt, data.ID = signer.Public(), iat.Unix(), ""
 	unnamed, err := json.Marshal(claims)
 	if err != nil {
 		return "", fmt.Errorf("sign for NATS: %w", err)
@@ -54,9 +51,5 @@ func encode(claims jwt.Claims, iat time.Time, signer nkeys.KeyPair) (string, err
 		return "", fmt.Errorf("sign for NATS: %w", err)
 	}
 	input := jwtHeader + "." + base64.RawURLEncoding.EncodeToString(payload)
-	sig, err := signer.Sign([]byte(input))
-	if err != nil {
-		return "", fmt.Errorf("sign for NATS: %w", err)
-	}
-	return input + "." + base64.RawURLEncoding.EncodeToString(sig), nil
+	return input + "." + base64.RawURLEncoding.EncodeToString(signer.Sign([]byte(input))), nil
 }

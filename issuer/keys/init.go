@@ -61,16 +61,10 @@ func Init(data, trustDomain string) error {
 	return syncDir(data)
 }
 
-// CheckTrustDomain reports whether s is a SPIFFE trust domain: lower-case
-// letters, digits, dots, dashes and underscores, at most 255 bytes.
+// CheckTrustDomain reports whether a trust domain may be chosen.
 func CheckTrustDomain(s string) error {
-	if s == "" || len(s) > 255 {
-		return fmt.Errorf("trust domain %.40q: it must have 1 to 255 bytes, such as acme.example", s)
-	}
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789.-_") != "" || strings.IndexFunc(s, func(r rune) bool {
-		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_", r)
-	}) >= 0 {
-		return fmt.Errorf("trust domain %.40q: only a-z, 0-9, dot, dash and underscore may stand in it, such as acme.example", s)
+	if err := schemas.CheckTrustDomain(s); err != nil {
+		return fmt.Errorf("%w; choose one such as acme.example", err)
 	}
 	return nil
 }

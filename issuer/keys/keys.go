@@ -43,6 +43,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nkeys"
 	"golang.org/x/mod/sumdb/note"
@@ -145,9 +146,10 @@ func Creds(data string, role Role) ([]byte, error) {
 // Secrets are the issuer's. They must not leave its process.
 type Secrets struct {
 	Trust      *Trust
-	Operator   nkeys.KeyPair      // operator signing key
+	Operator   *Pair              // operator signing key
 	Capability ed25519.PrivateKey // signs capabilities
 	master     []byte
+	derived    sync.Map // *Pair, by what it was derived with
 }
 
 // OpenSecrets reads what the issuer alone needs.
@@ -162,7 +164,11 @@ func OpenSecrets(data string) (*Secrets, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Operator, err = nkeys.FromSeed(seed); err != nil {
+	prefix, raw, err := nkeys.DecodeSeed(seed)
+	if err != nil || prefix != nkeys.PrefixByteOperator {
+		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
+	}
+	if s.Operator, err = newPair(prefix, raw); err != nil {
 		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
 	}
 	if s.master, err = readHex(filepath.Join(dir, "master.secret")); err != nil {
@@ -189,19 +195,23 @@ const (
 // Account derives one key of a principal's account. The account's own key and
 // the identity key are the same in all generations; operation and service keys
 // are replaced with each.
-func (s *Secrets) Account(id string, generation int, role KeyRole) (nkeys.KeyPair, error) {
+func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0
 	}
 	info := "writ account key v1/" + id + "/" + strconv.Itoa(generation) + "/" + string(role)
+	if known, ok := s.derived.Load(info); ok {
+		return known.(*Pair), nil
+	}
 	raw, err := hkdf.Key(sha256.New, s.master, nil, info, ed25519.SeedSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
 	}
-	pair, err := nkeys.FromRawSeed(nkeys.PrefixByteAccount, raw)
+	pair, err := newPair(nkeys.PrefixByteAccount, raw)
 	if err != nil {
 		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
 	}
+	s.derived.Store(info, pair)
 	return pair, nil
 }
 

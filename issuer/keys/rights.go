@@ -104,7 +104,7 @@ var roles = map[Role]rights{
 		[]string{schemas.OutPrefix + ".*.token.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
 	RoleSystem: {SYS, []string{
 		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.*.KICK",
-		"$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.ACCOUNT.*.CONNZ",
+		"$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.*.CONNZ",
 	}, []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
 	RoleMemory: {CONTROL, []string{
 		"$KV." + MemoryBucket + ".>",

@@ -25,8 +25,8 @@ type client struct {
 	reconnects atomic.Int64  // attempts that the server refused
 
 	mu        sync.Mutex
-	violation func(error) // told of what the server refuses, while somebody waits
-	refusal   error       // why it refused the last attempt to reconnect
+	interrupt func(error) // told what ends waiting, while somebody waits
+	refusal   error       // why the server refused the last attempt to reconnect
 }
 
 const (
@@ -47,7 +47,10 @@ func connect(url, name, operation string, creds []byte) (*client, error) {
 			c.refusal = err
 			c.mu.Unlock()
 		}),
-		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }))
+		nats.ClosedHandler(func(*nats.Conn) {
+			close(c.closed)
+			c.failed(nats.ErrConnectionClosed)
+		}))
 	if err != nil {
 		return nil, fmt.Errorf("connect as %s: %w", name, err)
 	}
@@ -55,31 +58,45 @@ func connect(url, name, operation string, creds []byte) (*client, error) {
 	return c, nil
 }
 
-// failed is told what comes beside answers: the server's refusals.
+// failed is told what comes beside answers.
 func (c *client) failed(err error) {
-	if !errors.Is(err, nats.ErrPermissionViolation) {
+	if !ends(err) {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.violation != nil {
-		c.violation(err)
+	if c.interrupt != nil {
+		c.interrupt(err)
 	}
 }
 
-// watched gives a context that ends with the server's next refusal. A client
-// waits for one thing at a time where it may be refused.
+// ends says whether there is nothing to wait for any more: the server refused
+// it, or the connection is gone.
+func ends(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
+}
+
+// watched gives a context that ends with what ends waiting. A client waits for
+// one thing at a time.
 func (c *client) watched(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
-	c.violation = func(err error) { cancel(err) }
+	c.interrupt = func(err error) { cancel(err) }
 	c.mu.Unlock()
 	return ctx, func() {
 		c.mu.Lock()
-		c.violation = nil
+		c.interrupt = nil
 		c.mu.Unlock()
 		cancel(nil)
 	}
+}
+
+// why is the reason for which a watched context ended, err where it did not.
+func why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && ends(cause) {
+		return cause
+	}
+	return err
 }
 
 // An answer is what a request came to: code 200, or the code of a refusal.
@@ -128,10 +145,7 @@ func (c *client) token(ctx context.Context, what string, req any) (*answer, erro
 func (c *client) request(ctx context.Context, m *nats.Msg) (*answer, error) {
 	reply, err := c.nc.RequestMsgWithContext(ctx, m)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, nats.ErrPermissionViolation) {
-			err = cause
-		}
-		return nil, fmt.Errorf("%s: %w", m.Subject, err)
+		return nil, fmt.Errorf("%s: %w", m.Subject, why(ctx, err))
 	}
 	return read(reply)
 }

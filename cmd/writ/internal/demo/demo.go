@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -80,7 +81,8 @@ func play(ctx context.Context, o Options, fleet []byte) (_ *Report, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	s := &story{Options: o, dir: dir, data: filepath.Join(dir, "data"), report: &Report{Steps: []Step{}}}
+	ctx, cancel := context.WithCancel(ctx)
+	s := &story{Options: o, dir: dir, data: filepath.Join(dir, "data"), report: &Report{Steps: []Step{}}, cancel: cancel}
 	defer func() { err = errors.Join(err, s.clean()) }()
 	if err := os.WriteFile(filepath.Join(dir, "fleet.yaml"), fleet, 0o600); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
@@ -122,6 +124,8 @@ type story struct {
 	dir    string // temporary; holds all that the story makes
 	data   string // the control plane's folder within it
 	report *Report
+	cancel context.CancelFunc
+	open   sync.WaitGroup // questions that await an answer
 
 	plane    *plane.Plane
 	operator *nats.Conn
@@ -133,19 +137,23 @@ type story struct {
 	grant    schemas.IssueReply // the analyst's for the quarter
 	agent    *client            // the analyst, with the credentials of that grant
 	quarter  sales              // what it read
-	draft    schemas.Digest
+	draft    schemas.Digest     // of what it wrote
 	draftSeq uint64
-	lure     string // the tool's output that hijacks it
+	forged   []byte // credentials made with the account's stolen signing key
+	passed   bool   // they were good once
 	pending  chan pending
 	askSeq   uint64 // of the question that writer-2 leaves open
 	sendSeq  uint64 // of the send that is held
 	heldSeq  uint64 // of the write that is held
 	mark     uint64 // the last event before the hijack
+	refusals int    // the risk that refusals alone make
 	end      schemas.VerifyReply
 }
 
 // clean stops what runs and removes the folder.
 func (s *story) clean() error {
+	s.cancel()
+	s.open.Wait()
 	errs := []error{s.stop()}
 	if err := os.RemoveAll(s.dir); err != nil {
 		errs = append(errs, fmt.Errorf("demo: %w", err))

@@ -43,6 +43,18 @@ func (s *story) events(ctx context.Context, req schemas.ReadRequest) ([]*schemas
 	}
 }
 
+// event reads one event.
+func (s *story) event(ctx context.Context, seq uint64) (*schemas.Event, error) {
+	events, err := s.events(ctx, schemas.ReadRequest{From: seq, To: seq})
+	if err != nil {
+		return nil, err
+	}
+	if len(events) != 1 || events[0].Seq != seq {
+		return nil, fmt.Errorf("the ledger has no event %d", seq)
+	}
+	return events[0], nil
+}
+
 // await looks for an event of an agent behind a sequence until there is one.
 func (s *story) await(ctx context.Context, agent string, behind uint64, what string, match func(*schemas.Event) bool) (*schemas.Event, error) {
 	for {

@@ -55,11 +55,11 @@ func (s *story) declared(ctx context.Context) (finding, error) {
 	agents, services, locked := []string{}, []string{}, 0
 	for _, a := range rep.Agents {
 		switch {
-		case a.ID == schemas.MemoryID: // built in
+		case a.AgentID == schemas.MemoryID: // built in
 		case a.Kind == schemas.KindAgent:
-			agents = append(agents, a.ID)
+			agents = append(agents, a.AgentID)
 		default:
-			services = append(services, a.ID)
+			services = append(services, a.AgentID)
 		}
 		if a.State != schemas.Active {
 			locked++

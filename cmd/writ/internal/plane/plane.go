@@ -17,11 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 
-	"github.com/nats-io/nats.go"
-
-	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
 )
@@ -42,23 +38,16 @@ const DefaultTrustDomain = "writ.local"
 
 // A Plane is a running control plane.
 type Plane struct {
+	*Process
 	o      Options
 	server *embed.Server
-	stages *stages
 	http   string
-
-	mu    sync.Mutex
-	conns []*nats.Conn
-	close []func() error // databases, last opened first closed
 }
 
 // Start starts everything and returns when agents can connect. What was
 // started is stopped again where something fails.
 func Start(ctx context.Context, o Options) (_ *Plane, err error) {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	p := &Plane{o: o, stages: newStages(o.Logger)}
+	p := &Plane{o: o, Process: newProcess(o.Data, o.Data, o.Logger)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
@@ -71,9 +60,10 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, Logger: o.Logger}); err != nil {
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, Logger: p.log}); err != nil {
 		return nil, err
 	}
+	p.Process.server = p.server
 	if err := p.server.Provision(ctx); err != nil {
 		return nil, err
 	}
@@ -103,65 +93,21 @@ func (p *Plane) prepare() error {
 	return err
 }
 
-// connect opens a service's connection; it is closed when the plane stops.
-func (p *Plane) connect(role keys.Role) (*nats.Conn, error) {
-	creds, err := keys.Creds(p.o.Data, role)
-	if err != nil {
-		return nil, err
-	}
-	nc, err := bus.Connect(bus.Options{Role: string(role), Server: p.server, Creds: creds, Logger: p.o.Logger})
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	p.conns = append(p.conns, nc)
-	p.mu.Unlock()
-	return nc, nil
-}
-
 // URL is where agents connect.
 func (p *Plane) URL() string { return p.server.URL() }
 
 // HTTP is the base address of the HTTP server.
 func (p *Plane) HTTP() string { return p.http }
 
-// Operator opens a connection as an operator. The caller closes it.
-func (p *Plane) Operator() (*nats.Conn, error) {
-	creds, err := keys.Creds(p.o.Data, keys.RoleOperator)
-	if err != nil {
-		return nil, err
-	}
-	return bus.Connect(bus.Options{Role: string(keys.RoleOperator), Server: p.server, Creds: creds, Logger: p.o.Logger})
-}
-
-// Wait returns when a service fails, with its error, or when the context ends.
-func (p *Plane) Wait(ctx context.Context) error {
-	select {
-	case err := <-p.stages.failed:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
-}
-
-// Stop stops everything, the newest first, and loses nothing: what was
-// accepted and not yet released is in the log, and goes out at the next start.
-func (p *Plane) Stop(context.Context) error {
-	errs := []error{p.stages.stop()}
+// Stop stops everything, the server last, and loses nothing: what was accepted
+// and not yet released is in the log, and goes out at the next start.
+func (p *Plane) Stop(ctx context.Context) error {
+	errs := []error{p.Process.Stop(ctx)}
 	if p.o.Data != "" {
 		if err := os.Remove(p.runtimePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("stop: %w", err))
 		}
 	}
-	p.mu.Lock()
-	for _, nc := range p.conns {
-		nc.Close()
-	}
-	for i := len(p.close) - 1; i >= 0; i-- {
-		errs = append(errs, p.close[i]())
-	}
-	p.conns, p.close = nil, nil
-	p.mu.Unlock()
 	if p.server != nil {
 		p.server.Stop()
 	}

@@ -51,10 +51,7 @@ func (s *stages) start(ctx context.Context, name string, run func(ctx context.Co
 		if err != nil && tctx.Err() == nil {
 			err = fmt.Errorf("%s: %w", name, err)
 			ended <- err
-			select {
-			case s.failed <- err:
-			default: // an earlier error is the cause
-			}
+			s.fail(err)
 			return
 		}
 		if err != nil && !errors.Is(err, context.Canceled) {
@@ -75,6 +72,14 @@ func (s *stages) start(ctx context.Context, name string, run func(ctx context.Co
 		return fmt.Errorf("start %s: %w", name, ctx.Err())
 	case <-timer.C:
 		return fmt.Errorf("start %s: not ready within %s", name, startWithin)
+	}
+}
+
+// fail tells of an error, unless there was one before, which is the cause.
+func (s *stages) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
 	}
 }
 

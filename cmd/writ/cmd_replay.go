@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"iter"
+
+	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/schemas"
+)
+
+type replayCmd struct {
+	To uint64 `placeholder:"SEQ" help:"Only up to this sequence."`
+}
+
+// Run recomputes every verdict from the record. It begins at the first event,
+// for what judged an action is the fold of all that came before.
+func (c *replayCmd) Run(ctx context.Context, app *App) error {
+	cl, err := app.dial()
+	if err != nil {
+		return err
+	}
+	defer cl.close()
+	step, done := app.progress("replayed: event")
+	report, err := monitor.Replay(watched(ctx, cl.read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step))
+	done()
+	if err != nil {
+		return advise(err, "writ ledger verify says whether the ledger is whole")
+	}
+	if app.JSON {
+		err = app.emit(report)
+	} else {
+		app.replayed(report)
+	}
+	if err == nil && report.Mismatches > 0 {
+		err = errShown
+	}
+	return err
+}
+
+// watched reads the record, and tells how far it has come.
+func watched(ctx context.Context, read reader, req schemas.ReadRequest, step func(n, of uint64)) iter.Seq2[*schemas.Event, error] {
+	return func(yield func(*schemas.Event, error) bool) {
+		var end uint64
+		for e, err := range read.events(ctx, req, func(head uint64) { end = head }) {
+			if err == nil {
+				step(e.Seq, end)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+func (t *terminal) replayed(r monitor.ReplayReport) {
+	if r.Mismatches == 0 {
+		t.say("%s: all %d verdicts in %d events come out the same", t.paint(green, "reproduced"), r.Verdicts, r.Events)
+		return
+	}
+	t.say("%s: %d of %d verdicts in %d events come out otherwise, the first at event %d",
+		t.paint(red, "NOT REPRODUCED"), r.Mismatches, r.Verdicts, r.Events, r.FirstMismatch)
+	t.note("next: writ ledger verify, then writ log --after %d --limit 1 --json shows the verdict that was logged", r.FirstMismatch-1)
+}

@@ -1,0 +1,280 @@
+package accounts
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
+)
+
+func maker(t testing.TB) *Maker {
+	t.Helper()
+	data := t.TempDir()
+	if err := keys.Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := keys.OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewMaker(s)
+}
+
+func userKey(t testing.TB) string {
+	t.Helper()
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public
+}
+
+// expand does to a template what the server does: every tag of a name, in
+// every place.
+func expand(subjects []string, tags []string) []string {
+	var out []string
+	for _, s := range subjects {
+		start := strings.Index(s, "{{tag(")
+		if start < 0 {
+			out = append(out, s)
+			continue
+		}
+		end := strings.Index(s, ")}}")
+		name := s[start+len("{{tag(") : end]
+		var filled []string
+		for _, tag := range tags {
+			if v, ok := strings.CutPrefix(tag, name+":"); ok {
+				filled = append(filled, s[:start]+v+s[end+len(")}}"):])
+			}
+		}
+		out = append(out, expand(filled, tags)...)
+	}
+	return out
+}
+
+func matches(pattern, subject string) bool {
+	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
+	for i, token := range p {
+		if token == ">" {
+			return len(s) > i
+		}
+		if i >= len(s) || token != "*" && token != s[i] {
+			return false
+		}
+	}
+	return len(p) == len(s)
+}
+
+func permits(p jwt.Permission, subject string) bool {
+	m := func(pattern string) bool { return matches(pattern, subject) }
+	return slices.ContainsFunc(p.Allow, m) && !slices.ContainsFunc(p.Deny, m)
+}
+
+var (
+	verbs  = []string{"call", "read", "write", "send", "ask"}
+	words  = []string{"a", "b", "data", "data.sales", "data.sales.q1", "pandas", "bash", "x_1", "9"}
+	memory = []string{"memory:get", "memory:put", "memory:delete", "memory:list"}
+)
+
+func randomGrant(r *rand.Rand, public string) schemas.Grant {
+	g := schemas.Grant{JTI: "j", Agent: "alice", Operation: []string{"op", "op2", "call"}[r.IntN(3)], TraceID: strings.Repeat("a", 32), PublicKey: public,
+		IssuedBy: "bob", NotBefore: time.Now().Truncate(time.Second), Expires: time.Now().Truncate(time.Second).Add(time.Minute)}
+	seen := map[string]bool{}
+	for range r.IntN(8) {
+		s := verbs[r.IntN(len(verbs))] + ":" + words[r.IntN(len(words))]
+		if r.IntN(4) == 0 {
+			s = memory[r.IntN(len(memory))]
+		}
+		if schemas.CheckScope(s) == nil && !seen[s] {
+			seen[s] = true
+			g.Scope = append(g.Scope, s)
+		}
+	}
+	for range r.IntN(3) {
+		if tool := words[r.IntN(len(words))]; schemas.CheckID("tool", tool) == nil && !slices.Contains(g.ForbiddenTools, tool) {
+			g.ForbiddenTools = append(g.ForbiddenTools, tool)
+		}
+	}
+	slices.Sort(g.Scope)
+	return g
+}
+
+// universe is every action over the words.
+func universe() []schemas.Action {
+	var out []schemas.Action
+	for _, w := range words {
+		for _, v := range verbs {
+			if a, err := schemas.ParseAction(v + ":" + w); err == nil {
+				out = append(out, a)
+			}
+		}
+		for _, op := range []string{"get", "put", "delete"} {
+			out = append(out, schemas.Action{Verb: "memory", Resource: op + "." + w})
+		}
+	}
+	return append(out, schemas.Action{Verb: "memory", Resource: "list"})
+}
+
+// TestTokenAndNATSGrantTheSameSet holds both faces of a capability against one
+// another, over random grants and every action.
+func TestTokenAndNATSGrantTheSameSet(t *testing.T) {
+	m := maker(t)
+	signer, err := capability.NewSigner("acme.example", m.secrets.Capability)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	public, actions := userKey(t), universe()
+	for range 300 {
+		g := randomGrant(r, public)
+		if _, err := signer.Sign(capability.FromGrant(g, "acme.example", "", g.NotBefore)); err != nil {
+			t.Fatal(err)
+		}
+		claims := capability.FromGrant(g, "acme.example", "", g.NotBefore)
+		tags, err := Tags(g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl := template(keys.OperationKey)
+		pub := jwt.Permission{Allow: expand(tmpl.Pub.Allow, tags), Deny: expand(tmpl.Pub.Deny, tags)}
+		for _, a := range actions {
+			token := slices.Contains(claims.Scopes(), a.Scope())
+			for _, op := range []string{"op", "op2", "call"} {
+				subject := "out." + op + "." + a.Verb + "." + a.Resource
+				if got, want := permits(pub, subject), token && op == g.Operation; got != want {
+					t.Fatalf("%+v: NATS permits %s: %v, the token: %v", g, subject, got, want)
+				}
+			}
+		}
+	}
+}
+
+func TestTagsRefuseWhatIsNoScope(t *testing.T) {
+	for _, bad := range []schemas.Grant{
+		{Operation: "*", Scope: []string{"call:a"}}, {Operation: "op.x"}, {Operation: "token"}, {Operation: "_r"},
+		{Operation: "op", Scope: []string{"call:*"}}, {Operation: "op", Scope: []string{"read:>"}}, {Operation: "op", Scope: []string{"read:a..b"}},
+		{Operation: "op", Scope: []string{"call:a.b"}}, {Operation: "op", Scope: []string{"memory:get.x"}},
+		{Operation: "op", ForbiddenTools: []string{"*"}}, {Operation: "op", ForbiddenTools: []string{"A"}},
+	} {
+		if tags, err := Tags(bad); !errors.Is(err, schemas.ErrName) {
+			t.Errorf("%+v: %v, %v", bad, tags, err)
+		}
+	}
+}
+
+func TestKilledAccountHasNothing(t *testing.T) {
+	m := maker(t)
+	now := time.Now()
+	token, err := m.Account(Account{ID: "alice", Lock: schemas.Killed, Generation: 3}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Imports) != 0 || len(c.SigningKeys) != 0 || c.Limits.Conn != 0 || c.Expires != 0 {
+		t.Errorf("killed: %+v", c)
+	}
+	if !c.Revocations.IsRevoked("U", now.Add(99*365*24*time.Hour)) {
+		t.Error("users of the future are not revoked")
+	}
+}
+
+func TestAccountLivesAnHourAndCarriesItsIssuingTime(t *testing.T) {
+	m := maker(t)
+	at := time.Unix(time.Now().Unix()+7, 0)
+	token, err := m.Account(Account{ID: "alice", Lock: schemas.Active}, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := jwt.DecodeAccountClaims(token) // verifies the signature
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.IssuedAt != at.Unix() || c.Expires != at.Add(TTL).Unix() || c.Version != 2 {
+		t.Errorf("iat %d, exp %d", c.IssuedAt, c.Expires)
+	}
+	if len(c.SigningKeys) != 3 || len(c.Imports) != 2 {
+		t.Errorf("account %+v", c)
+	}
+	for _, i := range c.Imports {
+		if i.Share || i.AllowTrace || !strings.Contains(string(i.Subject), ".alice.>") {
+			t.Errorf("import %+v", i)
+		}
+	}
+}
+
+func TestSuspendedAccountKeepsItsIdentityKeyAlone(t *testing.T) {
+	m := maker(t)
+	token, err := m.Account(Account{ID: "alice", Lock: schemas.Suspended}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := m.secrets.Account("alice", 0, keys.IdentityKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.SigningKeys) != 1 || !c.SigningKeys.Contains(pair.Public()) {
+		t.Errorf("keys %v", c.SigningKeys.Keys())
+	}
+}
+
+func TestCredentialsThatNoServerWouldReadAreRefused(t *testing.T) {
+	m := maker(t)
+	g := randomGrant(rand.New(rand.NewPCG(1, 1)), userKey(t))
+	g.Scope = nil
+	for i := range 200 {
+		g.Scope = append(g.Scope, fmt.Sprintf("read:%s.%d", strings.Repeat("x", 50), i))
+	}
+	_, err := m.Operation(g, 0, time.Now())
+	var r *schemas.Refusal
+	if !errors.As(err, &r) || r.Code != schemas.CodeTooLarge {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestForeignKeysAreRefused(t *testing.T) {
+	m := maker(t)
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := account.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"", "U", "nonsense", public} {
+		if _, err := m.Identity("alice", key, time.Now(), time.Now().Add(time.Hour)); err == nil {
+			t.Errorf("%q was signed for", key)
+		}
+	}
+}
+
+func BenchmarkOperationUser(b *testing.B) {
+	m := maker(b)
+	g := randomGrant(rand.New(rand.NewPCG(1, 2)), userKey(b))
+	for b.Loop() {
+		if _, err := m.Operation(g, 0, time.Now()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package keys
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/jwt/v2"
+	"golang.org/x/mod/sumdb/note"
+)
+
+func initialised(t *testing.T) string {
+	t.Helper()
+	data := t.TempDir()
+	if err := Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func files(t *testing.T, data string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(filepath.Join(data, Dir), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			out = append(out, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestInitMakesWhatEachServiceNeeds(t *testing.T) {
+	data := initialised(t)
+	if _, err := OpenSecrets(data); err != nil {
+		t.Error(err)
+	}
+	l, err := OpenLedger(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := note.NewVerifier(l.Verifier)
+	if err != nil || v.Name() != "acme.example" || v.KeyHash() != l.Signer.KeyHash() {
+		t.Errorf("ledger key %v, %v", v, err)
+	}
+	for role := range roles {
+		if _, err := Creds(data, role); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestInitNeverOverwrites(t *testing.T) {
+	data := initialised(t)
+	before, err := os.ReadFile(filepath.Join(data, Dir, "trust.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Init(data, "other.example"); !errors.Is(err, ErrExists) {
+		t.Errorf("second init: %v", err)
+	}
+	after, err := os.ReadFile(filepath.Join(data, Dir, "trust.json"))
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("keys changed, %v", err)
+	}
+	left, err := os.ReadDir(data)
+	if err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestInitRefusesBadTrustDomains(t *testing.T) {
+	for _, bad := range []string{"", "Acme.example", "acme example", "acme/example", "acme\n", "acme+x", strings.Repeat("a", 300)} {
+		if err := Init(t.TempDir(), bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestAnyFileOrFolderThatOthersMayReadIsRefused(t *testing.T) {
+	data := initialised(t)
+	paths := append(files(t, data), filepath.Join(data, Dir), filepath.Join(data, Dir, "creds"), filepath.Join(data, Dir, "offline"))
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := fs.FileMode(0o600)
+		if info.IsDir() {
+			want = 0o700
+		}
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has mode %o", path, info.Mode().Perm())
+		}
+		for _, loose := range []fs.FileMode{0o040, 0o004, 0o020, 0o001} {
+			if err := os.Chmod(path, want|loose); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(data); !errors.Is(err, ErrPermissions) {
+				t.Errorf("%s with mode %o: %v", path, want|loose, err)
+			}
+		}
+		if err := os.Chmod(path, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(data); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestErrorsHoldNoSecrets(t *testing.T) {
+	data := initialised(t)
+	for _, path := range files(t, data) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret := strings.TrimSpace(string(content))
+		if err := os.WriteFile(path, []byte(secret+"damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, e1 := OpenSecrets(data)
+		_, e2 := OpenLedger(data)
+		for _, err := range []error{e1, e2} {
+			if err != nil && strings.Contains(err.Error(), secret[:min(len(secret), 20)]) {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestKeysOfAnAccountDifferByAgentRoleAndGeneration(t *testing.T) {
+	s, err := OpenSecrets(initialised(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	for _, id := range []string{"a", "b", "a-1"} {
+		for _, role := range []KeyRole{AccountKey, IdentityKey, OperationKey, ServiceKey} {
+			for gen := range 3 {
+				pair, err := s.Account(id, gen, role)
+				if err != nil {
+					t.Fatal(err)
+				}
+				public := pair.Public()
+				name := id + "/" + string(role)
+				if role == OperationKey || role == ServiceKey {
+					name += string(rune('0' + gen))
+				}
+				if other, ok := seen[public]; ok && other != name {
+					t.Errorf("%s and %s share a key", other, name)
+				}
+				seen[public] = name
+			}
+		}
+	}
+	if len(seen) != 3*(2+2*3) {
+		t.Errorf("%d keys", len(seen))
+	}
+}
+
+func TestServerInsistsOnSigningKeys(t *testing.T) {
+	trust, err := Open(initialised(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	op, err := jwt.DecodeOperatorClaims(trust.Operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !op.StrictSigningKeyUsage || op.SystemAccount != trust.Accounts[SYS] {
+		t.Errorf("operator %+v", op.Operator)
+	}
+	for public, token := range trust.JWTs {
+		c, err := jwt.DecodeAccountClaims(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Subject != public || c.Issuer == op.Subject || len(c.SigningKeys) != 1 || c.Limits.LeafNodeConn != 0 {
+			t.Errorf("account %+v", c)
+		}
+	}
+}
+
+func TestEveryRoleHasListsOfRights(t *testing.T) {
+	for role, r := range roles {
+		p := r.permissions(role)
+		if len(p.Pub.Allow) == 0 || len(p.Sub.Allow) == 0 {
+			t.Errorf("%s has an empty list, which means everything", role)
+		}
+		for _, s := range append(append([]string{}, p.Pub.Allow...), p.Sub.Allow...) {
+			if s == ">" || strings.HasPrefix(s, "$SYS.>") || strings.HasPrefix(s, "*") {
+				t.Errorf("%s may %s", role, s)
+			}
+		}
+	}
+}

@@ -1,0 +1,254 @@
+package monitor_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A stand is a monitor on a real server, with the users that meet it.
+type stand struct {
+	t      *testing.T
+	server *embed.Server
+	data   string
+	intake *nats.Conn
+	append map[keys.Role]*bus.Appender
+	n      int
+}
+
+func newStand(t *testing.T) *stand {
+	t.Helper()
+	s := &stand{t: t, data: t.TempDir(), append: map[keys.Role]*bus.Appender{}}
+	if err := keys.Init(s.data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if s.server, err = embed.Start(embed.Options{Data: s.data, DontListen: true}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.server.Stop)
+	if err := s.server.Provision(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.intake = s.connect(keys.RoleIntake)
+	for role, nc := range map[keys.Role]*nats.Conn{keys.RoleIntake: s.intake, keys.RoleIssuer: s.connect(keys.RoleIssuer)} {
+		if s.append[role], err = bus.NewAppender(nc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+func (s *stand) connect(role keys.Role) *nats.Conn {
+	s.t.Helper()
+	creds, err := keys.Creds(s.data, role)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	nc, err := bus.Connect(bus.Options{Role: string(role), Server: s.server, Creds: creds})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(nc.Close)
+	return nc
+}
+
+// serve runs a monitor until the test or stop ends it.
+func (s *stand) serve() (stop func()) {
+	s.t.Helper()
+	svc, err := monitor.NewService(monitor.ServiceOptions{Conn: s.connect(keys.RoleMonitor), Consumer: "monitor",
+		Source: "monitor/1", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(s.t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- svc.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		s.t.Fatalf("the monitor ended before it was ready: %v", err)
+	}
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("the monitor ended with %v", err)
+		}
+	}
+	s.t.Cleanup(stop)
+	return stop
+}
+
+func (s *stand) put(role keys.Role, e *schemas.Event) uint64 {
+	s.t.Helper()
+	s.n++
+	e.ID, e.Source, e.Time = fmt.Sprintf("e-%d", s.n), string(role)+"/1", time.Now().UTC()
+	seq, err := s.append[role].Append(s.t.Context(), e)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return seq
+}
+
+func (s *stand) grant(op string) uint64 {
+	s.t.Helper()
+	g := schemas.Grant{JTI: "jti-" + op, Agent: "analyst", Operation: op, Scope: []string{"call:mail"}, ForbiddenTools: []string{"shell"}, Task: "mail"}
+	return s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.TokenIssued, Agent: "analyst", Operation: op, JTI: g.JTI, Trace: trace, Data: schemas.Marshal(g)})
+}
+
+var trace = schemas.Trace{ID: strings.Repeat("1", 32), Span: strings.Repeat("2", 16)}
+
+func draft(op, tool string) *schemas.Event {
+	body := []byte(`{"to":"team@acme.example"}`)
+	return &schemas.Event{Kind: schemas.MessageAccepted, Agent: "analyst", ID: "draft-" + op + tool, Source: "intake/1", Time: time.Now().UTC(),
+		Trace: trace, Operation: op, Action: schemas.Action{Verb: "call", Resource: tool}, To: "tools", JTI: "jti-" + op,
+		Request: strings.Repeat("3", 32), Expires: time.Now().UTC().Add(time.Minute), Digest: schemas.Sum(body), Data: body}
+}
+
+func (s *stand) request(e *schemas.Event, after uint64) *nats.Msg {
+	s.t.Helper()
+	subject, h, data, err := e.Encode()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h[schemas.HeaderSubject], h[schemas.HeaderAfter] = []string{subject}, []string{strconv.FormatUint(after, 10)}
+	return &nats.Msg{Subject: schemas.Assess, Header: nats.Header(h), Data: data}
+}
+
+func (s *stand) assess(e *schemas.Event, after uint64) (schemas.Verdict, *schemas.Refusal) {
+	s.t.Helper()
+	m, err := s.intake.RequestMsg(s.request(e, after), 10*time.Second)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if r := bus.ReadRefusal(m); r != nil {
+		return schemas.Verdict{}, r
+	}
+	var v schemas.Verdict
+	if err := json.Unmarshal(m.Data, &v); err != nil {
+		s.t.Fatal(err)
+	}
+	return v, nil
+}
+
+func TestServiceJudgesAfterWhatItWasToldToAwait(t *testing.T) {
+	s := newStand(t)
+	s.serve()
+	seq := s.grant("op-1")
+	v, r := s.assess(draft("op-1", "mail"), seq)
+	if r != nil || v.AsOf < seq || v.Decision != schemas.Pass {
+		t.Fatalf("%+v, %v", v, r)
+	}
+	if v, r = s.assess(draft("op-1", "shell"), seq); r != nil || v.Risk < 40 {
+		t.Errorf("a forbidden tool: %+v, %v", v, r)
+	}
+}
+
+func TestServiceRefusesWhatItCannotJudge(t *testing.T) {
+	s := newStand(t)
+	s.serve()
+	seq := s.grant("op-1")
+	// An action that is to be judged after what never comes must not keep one
+	// behind it waiting.
+	late := make(chan *schemas.Refusal)
+	go func() {
+		_, r := s.assess(draft("op-1", "mail"), seq+1000)
+		late <- r
+	}()
+	if _, r := s.assess(draft("op-1", "mail"), seq); r != nil {
+		t.Error(r)
+	}
+	if r := <-late; r == nil || r.Code != schemas.CodeUnavailable {
+		t.Errorf("judged without what it was to await: %v", r)
+	}
+	for name, change := range map[string]func(*nats.Msg){
+		"no sequence":     func(m *nats.Msg) { m.Header.Del(schemas.HeaderAfter) },
+		"no subject":      func(m *nats.Msg) { m.Header.Del(schemas.HeaderSubject) },
+		"foreign header":  func(m *nats.Msg) { m.Header["X-Evil"] = []string{"1"} },
+		"another's event": func(m *nats.Msg) { m.Header[schemas.HeaderSubject] = []string{"ev.analyst.agent.killed"} },
+	} {
+		m := s.request(draft("op-1", "mail"), seq)
+		change(m)
+		answer, err := s.intake.RequestMsg(m, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := bus.ReadRefusal(answer); r == nil || r.Code != schemas.CodeMalformed {
+			t.Errorf("%s: %v, %s", name, r, answer.Data)
+		}
+	}
+}
+
+func TestViolationsRaiseRiskOnceEachAlsoWhenNobodyServedThen(t *testing.T) {
+	s := newStand(t)
+	violation := schemas.Marshal(schemas.Violation{Subject: "writ.in.boss.x", What: "publish", Count: 1})
+	s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.AgentViolation, Agent: "analyst", Data: violation})
+	stop := s.serve()
+	s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.AgentViolation, Agent: "analyst", Data: violation})
+	changes := s.follow(2)
+	if changes[0].Ref != 1 || changes[1].Risk < 70 || changes[1].Lock != schemas.Paused {
+		t.Errorf("changes of risk: %+v", changes)
+	}
+	stop()
+	s.serve()
+	s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.AgentViolation, Agent: "analyst", Data: violation})
+	if changes = s.follow(3); changes[2].Risk < 87 {
+		t.Errorf("the third: risk %d", changes[2].Risk)
+	}
+	rep, err := bus.Call[schemas.RiskReply](t.Context(), s.connect(keys.RoleOperator), schemas.CtlRisk, schemas.RiskRequest{AgentID: "analyst"})
+	if err != nil || rep.Risk < 80 || len(rep.Factors) == 0 || len(rep.History) != 3 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if _, err = bus.Call[schemas.RiskReply](t.Context(), s.connect(keys.RoleOperator), schemas.CtlRisk, schemas.RiskRequest{AgentID: "nobody"}); err == nil || bus.AsRefusal(err).Code != schemas.CodeNotFound {
+		t.Errorf("an unknown agent: %v", err)
+	}
+}
+
+// follow reads the log until it holds so many changes of risk, and fails on
+// one more for the same violation.
+func (s *stand) follow(n int) (out []*schemas.Event) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	seen := map[uint64]bool{}
+	f := bus.Follower{Conn: s.connect(keys.RoleLedger), Consumer: "ledger"}
+	_ = f.Run(ctx, func(entry bus.Entry) error {
+		e, err := entry.Event()
+		if err != nil {
+			s.t.Error(err)
+			return err
+		}
+		if e.Kind == schemas.RiskChanged {
+			if seen[e.Ref] {
+				s.t.Errorf("two changes of risk for %d", e.Ref)
+			}
+			seen[e.Ref] = true
+			if out = append(out, e); len(out) == n {
+				cancel()
+			}
+		}
+		return nil
+	})
+	if len(out) < n {
+		s.t.Fatalf("%d changes of risk, want %d", len(out), n)
+	}
+	return out
+}
