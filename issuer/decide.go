@@ -248,7 +248,7 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	old := a.Grants[req.OperationID]
 	switch {
 	case old == nil:
-		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "no capability was issued to %s for operation %s; ask for one (out.token.issue)", agent, req.OperationID)
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "no capability was issued to %s for operation %s, or it has ended; ask for one (out.token.issue)", agent, req.OperationID)
 	case old.Ended != "":
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s is no longer valid (%s); ask for a new one", req.OperationID, old.Ended)
 	case !f.now.Before(old.Expires):

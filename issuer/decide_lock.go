@@ -1,8 +1,6 @@
 package issuer
 
 import (
-	"strings"
-
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -120,6 +118,3 @@ func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, 
 	}
 	return e, nil
 }
-
-// ended says whether the log has been told that an operation is over.
-func ended(g *schemas.Live) bool { return strings.HasPrefix(g.Ended, "ended: ") }

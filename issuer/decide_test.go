@@ -227,7 +227,7 @@ func TestDecideRefreshRefuses(t *testing.T) {
 		{"nothing was issued", "alice", soon, nil, 401, "no capability was issued"},
 		{"another's operation", "stranger", soon, []schemas.Event{issued(nil)}, 401, "no capability was issued to stranger"},
 		{"expired", "alice", fresh{now: noon.Add(5 * time.Minute)}, []schemas.Event{issued(nil)}, 401, "expired"},
-		{"given up", "alice", soon, []schemas.Event{issued(nil), {Kind: schemas.OperationEnded, Agent: "alice", Operation: "op", JTI: "j-0", Reason: "given up"}}, 401, "given up"},
+		{"given up", "alice", soon, []schemas.Event{issued(nil), {Kind: schemas.OperationEnded, Agent: "alice", Operation: "op", JTI: "j-0", Reason: "given up"}}, 401, "no capability was issued"},
 		{"revoked", "alice", soon, []schemas.Event{issued(nil), {Kind: schemas.TokenRevoked, Agent: "alice", JTI: "j-0", Reason: "no"}}, 401, "revoked: no"},
 		{"paused", "alice", soon, []schemas.Event{issued(nil), lockedBy(schemas.AgentPaused, "alice")}, 423, "paused"},
 		{"suspended", "alice", soon, []schemas.Event{issued(nil), lockedBy(schemas.AgentSuspended, "alice")}, 410, "suspended"},

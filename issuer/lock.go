@@ -22,34 +22,46 @@ const releaseWait = 10 * time.Second
 func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Receipt, error) {
 	start := i.Now()
 	r := schemas.Receipt{AgentID: req.AgentID, State: req.Lock, Cancelled: []uint64{}, Nodes: []string{}}
+	i.mu.RLock()
+	_, err := decideLock(i.state, req) // decided again in its turn; nothing is done for what can't be
+	i.mu.RUnlock()
+	if err != nil {
+		return r, err
+	}
 	var c *census
 	if cutsOff(req.Lock) {
-		var err error
 		if c, err = i.takeCensus(ctx, req.AgentID); err != nil {
 			return r, err
 		}
 		defer c.count()
 	}
-	d, err := i.logLock(ctx, req)
-	if err != nil {
+	if r.Seq, r.Nodes, r.Partial, err = i.enforce(ctx, req, c); err != nil {
 		return r, err
 	}
-	r.Seq = d.seq
-	if c != nil {
-		c.settle()
-	}
-	nodes, err := i.carryOut(ctx, d, req.AgentID)
-	if err != nil {
-		i.Logger.Error("lock not carried out in full", "agent_id", req.AgentID, "lock", req.Lock, "seq", r.Seq, "error", err)
-		r.Partial = true
-	}
-	r.Nodes = append(r.Nodes, nodes...)
 	i.complete(ctx, &r)
 	if c != nil {
 		r.ConnectionsClosed = c.count()
 	}
 	r.ElapsedMS = float64(i.Now().Sub(start).Microseconds()) / 1000
 	return r, nil
+}
+
+// enforce logs a lock and carries it out on the servers; those that took it
+// are named.
+func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census) (seq uint64, nodes []string, partial bool, err error) {
+	defer i.pushes.mine(req.AgentID)()
+	d, err := i.logLock(ctx, req)
+	if err != nil {
+		return 0, []string{}, true, err
+	}
+	if c != nil {
+		c.settle()
+	}
+	nodes, err = i.carryOut(ctx, d, req.AgentID)
+	if err != nil {
+		i.Logger.Error("lock not carried out in full", "agent_id", req.AgentID, "lock", req.Lock, "seq", d.seq, "error", err)
+	}
+	return d.seq, append([]string{}, nodes...), err != nil, nil
 }
 
 func cutsOff(l schemas.Lock) bool { return l == schemas.Suspended || l == schemas.Killed }
@@ -93,6 +105,9 @@ func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 	c.group.Go(func() error {
 		defer close(c.heard)
 		list, err := i.wire.heardConnections(ctx, q)
+		if err != nil {
+			i.Logger.Warn("connections before a lock not known", "agent_id", id, "error", err)
+		}
 		c.list = list
 		return err
 	})

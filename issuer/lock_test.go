@@ -2,11 +2,14 @@ package issuer_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -188,19 +191,28 @@ func TestExpiredAccountReplayedAfterAKillLetsNobodyIn(t *testing.T) {
 	p := newPlane(t, embed.Options{})
 	p.apply()
 	issued := p.issue(reportRequest())
-	maker := accounts.NewMaker(p.secrets)
-	// What somebody may have copied from a server's folder more than an hour
-	// ago: signed, with keys and imports, before the kill.
-	old, err := maker.Account(accounts.Account{ID: "analyst-7", Lock: schemas.Active}, time.Now().Add(-accounts.TTL-2*time.Second))
-	if err == nil {
-		p.lock(schemas.Killed, "analyst-7")
-		system := p.role(keys.RoleSystem)
-		_, err := system.Request("$SYS.REQ.CLAIMS.UPDATE", []byte(old), 5*time.Second)
-		must(t, err)
+	// What somebody may have copied from a server's folder an hour ago: signed,
+	// with keys and imports, and about to expire.
+	old, err := accounts.NewMaker(p.secrets).Account(p.stored("analyst-7"), time.Now().Add(2*time.Second-accounts.TTL))
+	must(t, err)
+	p.lock(schemas.Killed, "analyst-7")
+	_, err = p.role(keys.RoleSystem).Request("$SYS.REQ.CLAIMS.UPDATE", []byte(old), 5*time.Second)
+	must(t, err)
+	for {
+		nc, err := p.client(issued.Creds)
+		if err != nil {
+			break
+		}
+		closed(nc)
 	}
-	if _, err := p.client(issued.Creds); err == nil {
-		t.Error("an expired account lets its agent in")
-	}
+}
+
+// stored describes the account of an active principal as it is now.
+func (p *plane) stored(id string) accounts.Account {
+	p.t.Helper()
+	var declared schemas.Principal
+	must(p.t, schemas.Unmarshal(p.lastEvent("ev."+id+".agent.declared").Data, &declared))
+	return accounts.Account{ID: id, Lock: schemas.Active, Generation: declared.Generation}
 }
 
 func TestUserFromTheFutureIsRefusedAfterAKill(t *testing.T) {
@@ -359,4 +371,96 @@ func (p *plane) lastEvent(subject string) *schemas.Event {
 		p.t.Fatalf("no event %s", subject)
 	}
 	return last
+}
+
+// crippled is the issuer's user without the right to log a kill.
+func (p *plane) crippled() *nats.Conn {
+	p.t.Helper()
+	creds, err := keys.Creds(p.data, keys.RoleIssuer)
+	must(p.t, err)
+	token, err := jwt.ParseDecoratedJWT(creds)
+	must(p.t, err)
+	claims, err := jwt.DecodeUserClaims(token)
+	must(p.t, err)
+	claims.Pub.Deny.Add(schemas.EventSubject("*", schemas.AgentKilled))
+	seed, err := os.ReadFile(filepath.Join(p.data, keys.Dir, "accounts", keys.CONTROL+".seed"))
+	must(p.t, err)
+	signer, err := nkeys.FromSeed(bytes.TrimSpace(seed))
+	must(p.t, err)
+	token, err = claims.Encode(signer)
+	must(p.t, err)
+	user, err := jwt.ParseDecoratedUserNKey(creds)
+	must(p.t, err)
+	text, err := accounts.Creds(token, user)
+	must(p.t, err)
+	nc, err := bus.Connect(bus.Options{Role: string(keys.RoleIssuer), Server: p.srv, Creds: []byte(text)})
+	must(p.t, err)
+	p.t.Cleanup(nc.Close)
+	return nc
+}
+
+func TestKillThatTheLogDoesNotTakeCutsOffAllTheSame(t *testing.T) {
+	t.Parallel() // waits for the log to not answer
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	issued := p.issue(reportRequest())
+	nc := p.mustClient(issued.Creds)
+	p.stop()
+	p.startWith(p.crippled())
+	r := refusal[schemas.Receipt](p, schemas.CtlLock, schemas.LockRequest{AgentID: "analyst-7", Lock: schemas.Killed, Reason: "test", Actor: "alice"}, schemas.CodeUnavailable)
+	if !strings.Contains(r.Text, "repeat the command") {
+		t.Error(r)
+	}
+	closed(nc)
+	// It is not undone by a renewal of the account either.
+	p.clock.advance(accounts.TTL)
+	old := p.storedAccount("analyst-7")
+	for p.storedAccount("analyst-7").IssuedAt <= old.IssuedAt {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("the agent is in")
+	}
+}
+
+// storedAccount is the account that the server keeps.
+func (p *plane) storedAccount(id string) *jwt.AccountClaims {
+	p.t.Helper()
+	public, err := accounts.NewMaker(p.secrets).PublicKey(id)
+	must(p.t, err)
+	for {
+		b, err := os.ReadFile(filepath.Join(p.data, "nats", "accounts", public+".jwt"))
+		must(p.t, err)
+		// The server rewrites the file in place; a reader may see half of it.
+		if c, err := jwt.DecodeAccountClaims(string(b)); err == nil {
+			return c
+		}
+	}
+}
+
+func TestAccountsAreRenewedAtHalfLifeWithRisingIssuingTimes(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	before := p.storedAccount("writer-2")
+	p.clock.advance(accounts.TTL/2 + time.Second)
+	var after *jwt.AccountClaims
+	for after = before; after.IssuedAt == before.IssuedAt; after = p.storedAccount("writer-2") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if after.IssuedAt < before.IssuedAt+int64(accounts.TTL/2/time.Second) || after.Expires <= before.Expires {
+		t.Errorf("iat %d to %d, exp %d to %d", before.IssuedAt, after.IssuedAt, before.Expires, after.Expires)
+	}
+	p.lock(schemas.Killed, "writer-2")
+	killed := p.storedAccount("writer-2")
+	if killed.IssuedAt <= after.IssuedAt {
+		t.Errorf("a kill issued at %d behind %d would lose against what it replaces", killed.IssuedAt, after.IssuedAt)
+	}
+	// Pushed again a second later: a server that was away keeps the newer one.
+	p.clock.advance(2 * time.Second)
+	for p.storedAccount("writer-2").IssuedAt <= killed.IssuedAt {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if again := p.storedAccount("writer-2"); len(again.SigningKeys) != 0 || len(again.Imports) != 0 {
+		t.Errorf("pushed again: %+v", again)
+	}
 }

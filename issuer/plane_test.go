@@ -68,13 +68,15 @@ func (p *plane) role(r keys.Role) *nats.Conn {
 }
 
 // start runs an issuer until stop, or the test's end.
-func (p *plane) start() {
+func (p *plane) start() { p.startWith(p.role(keys.RoleIssuer)) }
+
+func (p *plane) startWith(control *nats.Conn) {
 	p.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(p.t.Output(), nil))
 	}
-	i, err := issuer.New(issuer.Options{Control: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem),
+	i, err := issuer.New(issuer.Options{Control: control, System: p.role(keys.RoleSystem),
 		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Retention: embed.Retention, Logger: log, Now: p.clock.now})
 	must(p.t, err)
 	p.issuer = i
@@ -91,6 +93,7 @@ func (p *plane) start() {
 		if err := <-done; err != nil {
 			p.t.Errorf("issuer: %v", err)
 		}
+		control.Close() // with it end the subscriptions
 	})
 	p.t.Cleanup(p.stop)
 }

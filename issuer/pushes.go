@@ -34,6 +34,7 @@ type pushes struct {
 	asked  map[string]bool
 	sent   map[string]*sent
 	forced map[string]schemas.Lock // locks that are to hold before the log shows them
+	busy   map[string]int          // commands that push by themselves, by principal
 	ready  bool                    // all has been pushed once
 }
 
@@ -46,7 +47,7 @@ type sent struct {
 }
 
 func newPushes(i *Issuer) *pushes {
-	return &pushes{i: i, wake: make(chan struct{}, 1), asked: map[string]bool{}, sent: map[string]*sent{}, forced: map[string]schemas.Lock{}}
+	return &pushes{i: i, wake: make(chan struct{}, 1), asked: map[string]bool{}, sent: map[string]*sent{}, forced: map[string]schemas.Lock{}, busy: map[string]int{}}
 }
 
 // want asks for a push of a principal's account, soon.
@@ -78,6 +79,21 @@ func (p *pushes) unforce(id string) bool {
 	return forced
 }
 
+// mine leaves a principal's pushes to the caller until it calls done: a command
+// that carries a lock out counts connections first.
+func (p *pushes) mine(id string) (done func()) {
+	p.mu.Lock()
+	p.busy[id]++
+	p.mu.Unlock()
+	return func() {
+		p.mu.Lock()
+		if p.busy[id]--; p.busy[id] == 0 {
+			delete(p.busy, id)
+		}
+		p.mu.Unlock()
+	}
+}
+
 // run pushes what is asked for and what is due, until the context ends.
 func (p *pushes) run(ctx context.Context) error {
 	tick := time.NewTicker(pushPause)
@@ -107,11 +123,14 @@ func (p *pushes) due() []string {
 		}
 	}
 	for id := range p.asked {
+		if p.busy[id] > 0 {
+			continue // looked at again when that is done
+		}
+		delete(p.asked, id)
 		if s := p.sent[id]; s == nil || s.account != p.account(id) {
 			ids = append(ids, id)
 		}
 	}
-	clear(p.asked)
 	return ids
 }
 

@@ -62,7 +62,6 @@ func overdue(s *schemas.State, now time.Time) []revocation {
 	for _, a := range s.Agents {
 		for _, g := range a.Grants {
 			switch {
-			case ended(g):
 			case g.Ended != "":
 				out = append(out, revocation{g.Grant, g.Ended})
 			case !now.Before(g.Expires.Add(endGrace)):

@@ -30,16 +30,16 @@ type Progress func(done, total uint64)
 // with the first sequence that is; an error means that it could not be
 // verified at all.
 func Verify(ctx context.Context, o Options, progress Progress) (schemas.VerifyReply, error) {
-	return verifyStored(ctx, o, progress, true)
+	return verifyStored(ctx, o, progress, true, runtime.GOMAXPROCS(0))
 }
 
 // VerifyLeaves is Verify without contents: chain, tree, signatures, anchor and
 // indexes. It needs no secret.
 func VerifyLeaves(ctx context.Context, o Options, progress Progress) (schemas.VerifyReply, error) {
-	return verifyStored(ctx, o, progress, false)
+	return verifyStored(ctx, o, progress, false, runtime.GOMAXPROCS(0))
 }
 
-func verifyStored(ctx context.Context, o Options, progress Progress, contents bool) (rep schemas.VerifyReply, err error) {
+func verifyStored(ctx context.Context, o Options, progress Progress, contents bool, workers int) (rep schemas.VerifyReply, err error) {
 	if err := o.fill(); err != nil {
 		return rep, err
 	}
@@ -47,7 +47,7 @@ func verifyStored(ctx context.Context, o Options, progress Progress, contents bo
 		return rep, fmt.Errorf("verify: there is no ledger in %s", o.Dir)
 	}
 	g := newGuard(o.Logger)
-	v := &verification{verifier: o.Verifier, streamID: o.StreamID, contents: contents, guard: g, progress: progress}
+	v := &verification{verifier: o.Verifier, streamID: o.StreamID, contents: contents, workers: workers, guard: g, progress: progress}
 	err = g.run(func() error { return v.stored(ctx, &o) })
 	return v.reply(err)
 }
@@ -88,7 +88,7 @@ func (v *verification) stored(ctx context.Context, o *Options) (err error) {
 func (l *Ledger) Verify(ctx context.Context, progress Progress) (schemas.VerifyReply, error) {
 	cur := l.current.Load() // before the snapshot: the snapshot reaches it
 	snap := l.db.NewSnapshot()
-	v := &verification{r: snap, subjects: l.subjects, verifier: l.o.Verifier, streamID: l.o.StreamID, contents: true,
+	v := &verification{r: snap, subjects: l.subjects, verifier: l.o.Verifier, streamID: l.o.StreamID, contents: true, workers: runtime.GOMAXPROCS(0),
 		anchored: cur.Checkpoint, anchorNote: cur.note, guard: l.guard, progress: progress}
 	err := l.guard.run(func() error { return v.all(ctx) })
 	rep, err := v.reply(err)
@@ -102,6 +102,7 @@ type verification struct {
 	verifier   note.Verifier
 	streamID   uint64
 	contents   bool
+	workers    int
 	anchored   proof.Checkpoint
 	anchorNote []byte
 	guard      *guard
@@ -249,7 +250,7 @@ func (v *verification) readSegments(ctx context.Context) error {
 	n := (v.head.size + segmentSize - 1) >> segmentBits
 	v.segments = make([]*segment, n)
 	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(v.workers)
 	next := 0
 	for i := range v.segments {
 		s := &segment{v: v, first: uint64(i) << segmentBits, end: min(uint64(i+1)<<segmentBits, v.head.size)}

@@ -205,9 +205,6 @@ func add[K comparable](m map[K]uint32, k K, most int) {
 // sign makes values known to a template.
 func (b *baseline) sign(t *template, uses []useOf) {
 	for _, u := range uses {
-		if u.place.kind == overflow {
-			continue // what was not read can't become known
-		}
 		b.know(t, u.value)
 		if u.domain != (id{}) {
 			b.know(t, u.domain)

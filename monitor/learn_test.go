@@ -85,7 +85,7 @@ func TestARunTeachesNothingBeforeItsEnd(t *testing.T) {
 		t.Error("a value became known within its own run")
 	}
 	o.end()
-	if v := p.issue("analyst", "report", "").do("call:mail", `{"to":"new@x.example"}`); factors(v)["unknown"].Bits != 0 {
+	if v := p.issue("analyst", "report", "").do("call:mail", `{"to":"new@x.example"}`); factors(v)["unknown"].Bits+factors(v)["slot"].Bits != 0 {
 		t.Errorf("a value of an earlier run of this job is unknown: %s", show(v))
 	}
 }
@@ -123,6 +123,27 @@ func TestBehaviourAloneCannotPauseBeforeTwentyRuns(t *testing.T) {
 	o.do("call:shell", `{}`)
 	if v := o.do("read:other.data", ``); v.ActionRisk <= 60 {
 		t.Errorf("refusals don't count in full: %s", show(v))
+	}
+}
+
+func TestAWildActionOfAnUnknownFleetStopsRightBelowThePause(t *testing.T) {
+	o := newPlane(t).issue("analyst", "report", "")
+	o.answerOfService = injected
+	o.do("call:search", `{}`)
+	if v := o.do("write:public.share", exfil); v.ActionRisk != 69 {
+		t.Errorf("%s", show(v))
+	}
+}
+
+func TestARunWithAForbiddenToolTeachesNothingEvenIfTheToolReads(t *testing.T) {
+	p := newPlane(t)
+	o := p.issue("analyst", "report", "")
+	p.m.agents["analyst"].runs[o.name].forbidden = []string{"fetch"}
+	o.do("call:fetch", `{}`)
+	o.do("call:mail", `{"to":"new@x.example"}`)
+	o.end()
+	if got := p.m.agents["analyst"].baseline.runs; got != 0 {
+		t.Errorf("%d runs learned", got)
 	}
 }
 

@@ -96,7 +96,7 @@ func (m *Model) apply(e *schemas.Event) error {
 	case schemas.ReviewApproved:
 		m.approved(e)
 	case schemas.ReviewDenied, schemas.MessageCancelled, schemas.MessageExpired:
-		m.agent(e.Agent).rejected(e.Ref)
+		delete(m.agent(e.Agent).held, e.Ref) // its run teaches nothing: nobody vouched for it
 	case schemas.AgentViolation:
 		return m.violation(e)
 	case schemas.RiskChanged:
@@ -202,14 +202,6 @@ func (m *Model) approved(e *schemas.Event) {
 		a.approved = a.approved[1:]
 	}
 	a.approved = append(a.approved, e.Ref)
-}
-
-// rejected ends a held action for which nobody will vouch.
-func (a *agent) rejected(seq uint64) {
-	if h := a.held[seq]; h != nil {
-		h.run.tainted = true
-		delete(a.held, seq)
-	}
 }
 
 func (m *Model) violation(e *schemas.Event) error {
@@ -325,10 +317,12 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	}
 	r := m.openRun(a, e, c)
 	r.last = e.Seq
-	r.tainted = r.tainted || c.standing == forbidden
 	held := e.Kind == schemas.MessageHeld || e.Kind == schemas.ResponseHeld
 	if c.sink && !held && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
+	}
+	if c.standing == forbidden {
+		r.maxRisk = max(r.maxRisk, v.ActionRisk)
 	}
 	switch {
 	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:

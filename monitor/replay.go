@@ -24,9 +24,11 @@ const replayWindow = 1 << 14
 // and compares it byte for byte; the risk and the lock that the event carries
 // must follow from it. A verdict whose AsOf does not lie within the 16,384
 // events before it is a mismatch. Replay holds that many events, with at most
-// 64 KiB of each body.
-func Replay(events iter.Seq2[*schemas.Event, error]) (ReplayReport, error) {
-	r := replay{model: New(Options{}), due: map[uint64][]*schemas.Event{}}
+// 64 KiB of each body. Only the verdicts that only admits are compared and
+// counted; nil admits all. All events are needed in any case, for each verdict
+// rests on all that came before.
+func Replay(events iter.Seq2[*schemas.Event, error], only func(*schemas.Event) bool) (ReplayReport, error) {
+	r := replay{model: New(Options{}), only: only, due: map[uint64][]*schemas.Event{}}
 	for e, err := range events {
 		if err != nil {
 			return r.report, fmt.Errorf("replay: %w", err)
@@ -45,6 +47,7 @@ func Replay(events iter.Seq2[*schemas.Event, error]) (ReplayReport, error) {
 
 type replay struct {
 	model  *Model
+	only   func(*schemas.Event) bool
 	queue  []*schemas.Event            // read, not yet folded
 	due    map[uint64][]*schemas.Event // verdicts to recompute, by AsOf
 	newest uint64
@@ -59,7 +62,7 @@ func (r *replay) take(e *schemas.Event) error {
 		e = &short
 	}
 	r.report.Events++
-	if len(e.Verdict) > 0 {
+	if len(e.Verdict) > 0 && (r.only == nil || r.only(e)) {
 		r.report.Verdicts++
 		v, err := briefOf(e.Verdict)
 		if err != nil || v.AsOf > r.newest || v.AsOf < r.model.seq {

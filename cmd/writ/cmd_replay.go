@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"iter"
 
 	"github.com/writ-sh/writ/monitor"
@@ -9,19 +10,22 @@ import (
 )
 
 type replayCmd struct {
-	To uint64 `placeholder:"SEQ" help:"Only up to this sequence."`
+	From  uint64 `placeholder:"SEQ" help:"Compare only verdicts from this sequence on."`
+	To    uint64 `placeholder:"SEQ" help:"Read only up to this sequence."`
+	Agent string `placeholder:"AGENT" help:"Compare only verdicts on this agent."`
 }
 
 // Run recomputes every verdict from the record. It begins at the first event,
 // for what judged an action is the fold of all that came before.
 func (c *replayCmd) Run(ctx context.Context, app *App) error {
-	cl, err := app.dial()
+	read, end, err := app.record(false)
 	if err != nil {
 		return err
 	}
-	defer cl.close()
 	step, done := app.progress("replayed: event")
-	report, err := monitor.Replay(watched(ctx, cl.read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step))
+	report, err := monitor.Replay(watched(ctx, read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step),
+		func(e *schemas.Event) bool { return e.Seq >= c.From && (c.Agent == "" || e.Agent == c.Agent) })
+	err = errors.Join(err, end())
 	done()
 	if err != nil {
 		return advise(err, "writ ledger verify says whether the ledger is whole")

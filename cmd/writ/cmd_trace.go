@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -34,17 +35,17 @@ type traceDoc struct {
 	Tree   []*node  `json:"tree"`
 }
 
-func (c *traceCmd) Run(ctx context.Context, app *App) error {
+func (c *traceCmd) Run(ctx context.Context, app *App) (failed error) {
 	if err := schemas.CheckTrace(c.Trace); err != nil {
 		return misuse("writ log shows the traces with --json, writ issue the one it made", "%w", err)
 	}
-	cl, err := app.dial()
+	read, end, err := app.record(false)
 	if err != nil {
 		return err
 	}
-	defer cl.close()
+	defer func() { failed = errors.Join(failed, end()) }()
 	var events []*schemas.Event
-	for e, err := range reader(cl.read).events(ctx, schemas.ReadRequest{Trace: c.Trace, Limit: pageSize}, nil) {
+	for e, err := range read.events(ctx, schemas.ReadRequest{Trace: c.Trace, Limit: pageSize}, nil) {
 		if err != nil {
 			return err
 		}

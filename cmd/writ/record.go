@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"path/filepath"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -23,6 +28,45 @@ type reader func(ctx context.Context, req schemas.ReadRequest) (schemas.ReadRepl
 
 func (c *client) read(ctx context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) {
 	return ask[schemas.ReadReply](ctx, c, schemas.CtlRead, req)
+}
+
+// record finds the record: the running ledger's, or else that on disk, unless
+// it is to be followed.
+func (a *App) record(follow bool) (read reader, end func() error, err error) {
+	if a.Server == "" && !follow {
+		_, err := running(a.Data)
+		if errors.Is(err, errNotRunning) {
+			return a.recordOnDisk(err)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	cl, err := a.dial()
+	if err != nil {
+		return nil, nil, err
+	}
+	return cl.read, func() error {
+		cl.close()
+		return nil
+	}, nil
+}
+
+// recordOnDisk reads what a control plane left behind. Where nothing is there,
+// the error is that none runs.
+func (a *App) recordOnDisk(none error) (reader, func() error, error) {
+	if _, err := os.Stat(filepath.Join(a.Data, "ledger")); err != nil {
+		return nil, nil, none
+	}
+	o, err := plane.LedgerOptions(a.Data)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := ledger.OpenReader(o)
+	if err != nil {
+		return nil, nil, advise(err, "writ ledger verify says whether the ledger is whole")
+	}
+	return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
 }
 
 // events reads the record in order, page by page, until its present end. It

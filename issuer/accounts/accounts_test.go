@@ -1,9 +1,13 @@
 package accounts
 
 import (
+	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -277,4 +281,108 @@ func BenchmarkOperationUser(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// fixed is a maker whose every key is known.
+func fixed(t testing.TB) *Maker {
+	t.Helper()
+	m := maker(t)
+	data := t.TempDir()
+	if err := keys.Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(data, keys.Dir, "master.secret"), []byte(strings.Repeat("0b", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seed, err := nkeys.EncodeSeed(nkeys.PrefixByteOperator, bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(data, keys.Dir, "operator-signing.seed"), seed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if m.secrets, err = keys.OpenSecrets(data); err != nil {
+		t.Fatal(err)
+	}
+	m.secrets.Trust.Accounts = map[string]string{keys.CONTROL: "ACONTROL", keys.DELIVER: "ADELIVER"}
+	return m
+}
+
+var update = flag.Bool("update", false, "write golden files that are missing")
+
+// TestGoldenJWTsNeverChange holds the derivation of keys, the templates and
+// the encoding. A changed derivation would be another account for each agent.
+func TestGoldenJWTsNeverChange(t *testing.T) {
+	m := fixed(t)
+	at := time.Date(2096, 3, 1, 12, 0, 0, 0, time.UTC) // the library refuses to write what has expired
+	g := schemas.Grant{JTI: "j", Agent: "analyst-7", Operation: "report", Scope: []string{"call:pandas", "memory:get", "memory:list", "read:data.sales"},
+		PublicKey: "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4", Expires: at.Add(5 * time.Minute)}
+	forbidding := g
+	forbidding.ForbiddenTools = []string{"bash", "http"}
+	for name, make := range map[string]func() (string, error){
+		"active": func() (string, error) {
+			return m.Account(Account{ID: "analyst-7", Lock: schemas.Active, Generation: 3, RevokeUntil: at}, at)
+		},
+		"suspended":  func() (string, error) { return m.Account(Account{ID: "analyst-7", Lock: schemas.Suspended}, at) },
+		"killed":     func() (string, error) { return m.Account(Account{ID: "analyst-7", Lock: schemas.Killed}, at) },
+		"operation":  func() (string, error) { return m.Operation(g, 3, at) },
+		"forbidding": func() (string, error) { return m.Operation(forbidding, 3, at) },
+		"identity":   func() (string, error) { return m.Identity("analyst-7", g.PublicKey, at, at.Add(time.Hour)) },
+		"service":    func() (string, error) { return m.Service("pandas", g.PublicKey, 3, at, at.Add(time.Hour)) },
+	} {
+		got, err := make()
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join("testdata", name+".jwt")
+		want, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) && *update {
+			want, err = []byte(got), os.WriteFile(file, []byte(got), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != string(want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+		}
+		if _, err := jwt.Decode(got); err != nil {
+			t.Errorf("%s: the library does not read it: %v", name, err)
+		}
+	}
+}
+
+// FuzzTagsNeverWiden holds that whatever is granted, the server's rights are
+// that scope's exact subject, under that operation.
+func FuzzTagsNeverWiden(f *testing.F) {
+	f.Add("op", "read:data.sales", "bash")
+	f.Add("op", "memory:get", "_none")
+	f.Add("*", "call:>", "a.b")
+	f.Add("op\n", "call:a scope:>", "x deny:y")
+	f.Fuzz(func(t *testing.T, operation, scope, deny string) {
+		g := schemas.Grant{Operation: operation, Scope: []string{scope}, ForbiddenTools: []string{deny}}
+		tags, err := Tags(g)
+		if err != nil {
+			return
+		}
+		var list jwt.TagList
+		list.Add(tags...)
+		if len(list) != 3 || list[0] != "op:"+operation || list[2] != "deny:"+deny {
+			t.Fatalf("tags %q", list)
+		}
+		for _, s := range expand(template(keys.OperationKey).Pub.Allow[:1], list) {
+			rest, ok := strings.CutPrefix(s, "out."+operation+".")
+			if !ok || strings.ContainsAny(operation, ".*> ") {
+				t.Fatalf("%q leaves the operation", s)
+			}
+			if open, ok := strings.CutSuffix(rest, ".>"); ok {
+				if !strings.HasPrefix(scope, "memory:") || open != strings.Replace(scope, ":", ".", 1) {
+					t.Fatalf("%q is wider than %q", s, scope)
+				}
+				rest = open
+			}
+			if strings.ContainsAny(rest, "*> ") || rest != strings.Replace(scope, ":", ".", 1) {
+				t.Fatalf("%q is not %q", s, scope)
+			}
+		}
+	})
 }

@@ -173,8 +173,8 @@ func equal(a, b Hash) bool { return hmac.Equal(a[:], b[:]) }
 // each behind its length (four bytes). Headers "Nats-…" belong to the
 // transport, change when an event is published again, and are left out.
 func AppendHeaders(b []byte, subject string, h schemas.Header) ([]byte, error) {
-	var room [32]string
-	names := room[:0]
+	var room [32]pair
+	pairs, size := room[:0], 4+len(subject)
 	for name, values := range h {
 		if strings.HasPrefix(name, "Nats-") {
 			continue
@@ -182,15 +182,18 @@ func AppendHeaders(b []byte, subject string, h schemas.Header) ([]byte, error) {
 		if len(values) != 1 {
 			return nil, fmt.Errorf("%w: header %q stands %d times", ErrRecord, name, len(values))
 		}
-		names = append(names, name)
+		pairs = append(pairs, pair{name, values[0]})
+		size += 8 + len(name) + len(values[0])
 	}
-	slices.Sort(names)
-	b = appendText(b, subject)
-	for _, name := range names {
-		b = appendText(appendText(b, name), h[name][0])
+	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
+	b = appendText(slices.Grow(b, size), subject)
+	for _, p := range pairs {
+		b = appendText(appendText(b, p.name), p.value)
 	}
 	return b, nil
 }
+
+type pair struct{ name, value string }
 
 func appendText(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)

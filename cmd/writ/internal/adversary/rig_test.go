@@ -12,6 +12,8 @@ package adversary
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +30,7 @@ import (
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -209,29 +212,74 @@ func userOf(t *testing.T, account string, signer nkeys.KeyPair, change func(*jwt
 	if change != nil {
 		change(c)
 	}
-	token, err := c.Encode(signer)
-	must(t, err)
 	seed, err := user.Seed()
 	must(t, err)
-	creds, err := jwt.FormatUserConfig(token, seed)
+	creds, err := jwt.FormatUserConfig(sign(t, c, signer), seed)
 	must(t, err)
 	return string(creds)
 }
 
+// sign encodes claims with whatever issuing time they name, or with one that is
+// behind whatever was revoked when the world began. The library's encoder knows
+// but the present.
+func sign(t *testing.T, claims jwt.Claims, signer nkeys.KeyPair) string {
+	t.Helper()
+	data := claims.Claims()
+	issuer, err := signer.PublicKey()
+	must(t, err)
+	data.Issuer, data.ID = issuer, nats.NewInbox()
+	if data.IssuedAt == 0 {
+		data.IssuedAt = time.Now().Add(2 * time.Second).Unix()
+	}
+	switch c := claims.(type) {
+	case *jwt.AccountClaims:
+		c.Type, c.Version = jwt.AccountClaim, 2
+	case *jwt.UserClaims:
+		c.Type, c.Version = jwt.UserClaim, 2
+	}
+	payload, err := json.Marshal(claims)
+	must(t, err)
+	text := base64.RawURLEncoding.EncodeToString([]byte(`{"typ":"JWT","alg":"ed25519-nkey"}`)) + "." + base64.RawURLEncoding.EncodeToString(payload)
+	sig, err := signer.Sign([]byte(text))
+	must(t, err)
+	return text + "." + base64.RawURLEncoding.EncodeToString(sig)
+}
+
+// A stolen key signs, and that is all that a thief needs of it.
+type stolen struct {
+	nkeys.KeyPair
+	pair *keys.Pair
+}
+
+func (s stolen) PublicKey() (string, error)          { return s.pair.Public(), nil }
+func (s stolen) Sign(message []byte) ([]byte, error) { return s.pair.Sign(message), nil }
+
 // key is a key of a principal's account, as somebody who stole it has it.
 func (r *rig) key(id string, role keys.KeyRole) nkeys.KeyPair {
 	r.t.Helper()
-	generation := 0
-	pair, err := r.secrets.Account(id, generation, role)
+	pair, err := r.secrets.Account(id, r.generation(id), role)
 	must(r.t, err)
-	return pair
+	return stolen{pair: pair}
+}
+
+// generation is that of a principal's keys, as the newest declaration names it.
+func (r *rig) generation(id string) (generation int) {
+	r.t.Helper()
+	for _, e := range r.log() {
+		if e.Kind == schemas.AgentDeclared && e.Agent == id {
+			var p schemas.Principal
+			must(r.t, schemas.Unmarshal(e.Data, &p))
+			generation = p.Generation
+		}
+	}
+	return generation
 }
 
 func (r *rig) account(id string) string {
 	r.t.Helper()
-	public, err := r.key(id, keys.AccountKey).PublicKey()
+	pair, err := r.secrets.Account(id, 0, keys.AccountKey)
 	must(r.t, err)
-	return public
+	return pair.Public()
 }
 
 // staticKey is the key that signs the users of CONTROL, DELIVER or SYS.
@@ -253,6 +301,32 @@ func (r *rig) push(token string) error {
 		return fmt.Errorf("the account was not taken: %s", m.Data)
 	}
 	return nil
+}
+
+// widened gives a principal's account a signing key without a template, and
+// more imports: the mistake that an issuer could make. It returns a user that
+// may do everything inside the account.
+func (r *rig) widened(id string, more ...*jwt.Import) string {
+	r.t.Helper()
+	token, err := accounts.NewMaker(r.secrets).Account(accounts.Account{ID: id, Lock: schemas.Active, Generation: r.generation(id)}, time.Now())
+	must(r.t, err)
+	c, err := jwt.DecodeAccountClaims(token)
+	must(r.t, err)
+	loose, err := nkeys.CreateAccount()
+	must(r.t, err)
+	public, err := loose.PublicKey()
+	must(r.t, err)
+	c.SigningKeys.Add(public)
+	c.Imports = append(c.Imports, more...)
+	c.Limits.Imports, c.Limits.Subs = jwt.NoLimit, jwt.NoLimit
+	c.IssuedAt = time.Now().Add(5 * time.Second).Unix()
+	must(r.t, r.push(sign(r.t, c, stolen{pair: r.secrets.Operator})))
+	return userOf(r.t, r.account(id), loose, everything)
+}
+
+func everything(c *jwt.UserClaims) {
+	c.Pub.Allow.Add(">")
+	c.Sub.Allow.Add(">")
 }
 
 // A tap keeps what arrives at a connection.

@@ -145,7 +145,8 @@ func (w *world) post(round string) {
 				w.t.Fatal(refusal)
 			}
 		}
-		must(w.t, w.mailer.PublishRequest("out.mail."+what, "_INBOX.mailer."+id, []byte(secretOf(id)+"asked-"+round)))
+		must(w.t, w.mailer.PublishMsg(&nats.Msg{Subject: "out.mail." + what, Reply: "_INBOX.mailer." + id,
+			Header: nats.Header{schemas.HeaderTTL: {"30m"}}, Data: []byte(secretOf(id) + "asked-" + round)}))
 	}
 	must(w.t, w.mailer.Flush())
 }
@@ -160,6 +161,9 @@ type attacker struct {
 	// own is an action of its own that is answered with its own words; ""
 	// where it has none.
 	own string
+	// again connects anew where that is no lock but the issuer's renewal of an
+	// account that the test had widened.
+	again func() *nats.Conn
 }
 
 // mark is a canary of its own.
@@ -169,15 +173,20 @@ func (a *attacker) mark() []byte {
 }
 
 // outsiders are all that somebody can be without a key of the control plane:
-// honest credentials of each kind, and users signed with stolen account keys.
+// honest credentials of each kind, users signed with a stolen operation key, and
+// users who may do everything inside their account, as if no template held.
 func (w *world) outsiders() []*attacker {
 	var all []*attacker
 	add := func(id, as, creds, own string) {
-		all = append(all, &attacker{id: id, as: as, nc: w.client(creds), ear: &tap{}, own: own})
+		nc, err := w.dial(creds)
+		if err != nil {
+			w.t.Fatalf("%s of %s does not connect: %v", as, id, err)
+		}
+		all = append(all, &attacker{id: id, as: as, nc: nc, ear: &tap{}, own: own})
 	}
-	everything := func(c *jwt.UserClaims) {
-		c.Pub.Allow.Add(">")
-		c.Sub.Allow.Add(">")
+	loose := func(id, own string) {
+		add(id, "all of its account", w.widened(id), own)
+		all[len(all)-1].again = func() *nats.Conn { return w.client(w.widened(id)) }
 	}
 	for _, id := range agents {
 		add(id, "identity", w.enroll(id), "out.token.refresh")
@@ -189,11 +198,11 @@ func (w *world) outsiders() []*attacker {
 				c.Tags.Add("scope:send."+v, "scope:ask."+v, "scope:call."+v, "scope:call.reflect", "scope:call.bash")
 			}
 		}), "out.op.call.reflect")
-		add(id, "stolen account key", userOf(w.t, w.account(id), w.key(id, keys.AccountKey), everything), "out.op.call.reflect")
+		loose(id, "out.op.call.reflect")
 	}
 	for _, id := range services {
 		add(id, "service", w.enroll(id), "out.token.refresh")
-		add(id, "stolen account key", userOf(w.t, w.account(id), w.key(id, keys.AccountKey), everything), "out.token.refresh")
+		loose(id, "out.token.refresh")
 	}
 	return all
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -19,20 +20,28 @@ import (
 // A client is a stock NATS client of an agent or a service, and its own
 // account of what happened to it.
 type client struct {
-	nc         *nats.Conn
-	operation  string
-	closed     chan struct{} // closed for good
-	reconnects atomic.Int64  // attempts that the server refused
+	nc        *nats.Conn
+	operation string
+	closed    chan struct{} // closed for good
+	dials     dials
 
 	mu        sync.Mutex
 	interrupt func(error) // told what ends waiting, while somebody waits
-	refusal   error       // why the server refused the last attempt to reconnect
 }
 
 const (
 	reconnectWait = 100 * time.Millisecond
 	reconnectMost = 5
 )
+
+// dials counts how often a client went to the server.
+type dials struct{ n atomic.Int64 }
+
+// Dial is nats.CustomDialer.
+func (d *dials) Dial(network, address string) (net.Conn, error) {
+	d.n.Add(1)
+	return (&net.Dialer{Timeout: nats.DefaultTimeout}).Dial(network, address)
+}
 
 // connect opens a connection with the content of a .creds file. Whatever cuts
 // it off, the client tries to come back by itself, as stock clients do.
@@ -41,12 +50,7 @@ func connect(url, name, operation string, creds []byte) (*client, error) {
 	nc, err := nats.Connect(url, nats.Name(name), nats.UserCredentialBytes(creds),
 		nats.MaxReconnects(reconnectMost), nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(0, 0),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			c.reconnects.Add(1)
-			c.mu.Lock()
-			c.refusal = err
-			c.mu.Unlock()
-		}),
+		nats.SetCustomDialer(&c.dials),
 		nats.ClosedHandler(func(*nats.Conn) {
 			close(c.closed)
 			c.failed(nats.ErrConnectionClosed)

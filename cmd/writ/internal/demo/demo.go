@@ -62,15 +62,16 @@ type Options struct {
 // Run plays the story. An error means that it could not be played at all; what
 // went otherwise than expected stands in the report.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	text, err := fleetFile()
+	periods := history()
+	text, err := fleetFile(periods)
 	if err != nil {
 		return nil, err
 	}
-	return play(ctx, o, text)
+	return play(ctx, o, text, periods)
 }
 
-// play is Run with a fleet file of the caller's.
-func play(ctx context.Context, o Options, fleet []byte) (_ *Report, err error) {
+// play is Run with a fleet file and a past of the caller's.
+func play(ctx context.Context, o Options, fleet []byte, periods []period) (_ *Report, err error) {
 	if o.Narrator == nil {
 		o.Narrator = silent{}
 	}
@@ -82,7 +83,7 @@ func play(ctx context.Context, o Options, fleet []byte) (_ *Report, err error) {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &story{Options: o, dir: dir, data: filepath.Join(dir, "data"), report: &Report{Steps: []Step{}}, cancel: cancel}
+	s := &story{Options: o, dir: dir, data: filepath.Join(dir, "data"), periods: periods, report: &Report{Steps: []Step{}}, cancel: cancel}
 	defer func() { err = errors.Join(err, s.clean()) }()
 	if err := os.WriteFile(filepath.Join(dir, "fleet.yaml"), fleet, 0o600); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
@@ -121,11 +122,12 @@ const (
 // A story is what one telling knows.
 type story struct {
 	Options
-	dir    string // temporary; holds all that the story makes
-	data   string // the control plane's folder within it
-	report *Report
-	cancel context.CancelFunc
-	open   sync.WaitGroup // questions that await an answer
+	dir     string   // temporary; holds all that the story makes
+	data    string   // the control plane's folder within it
+	periods []period // that the analyst reported on before
+	report  *Report
+	cancel  context.CancelFunc
+	open    sync.WaitGroup // questions that await an answer
 
 	plane    *plane.Plane
 	operator *nats.Conn

@@ -31,13 +31,12 @@ func (s *story) habits(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	periods := history()
 	var p past
-	for n, at := range periods {
+	for n, at := range s.periods {
 		if err := s.repeat(ctx, &p, at, n); err != nil {
 			return fmt.Errorf("%s: %w", at.Operation, err)
 		}
-		s.Narrator.Progress("reports", n+1, len(periods))
+		s.Narrator.Progress("reports", n+1, len(s.periods))
 	}
 	took := time.Since(began)
 	events, err := s.events(ctx, schemas.ReadRequest{From: from + 1, Agent: analyst})

@@ -318,10 +318,10 @@ func (s *story) exfiltrate(ctx context.Context, o orders) (finding, error) {
 	loot := request{What: "mail", Period: quarter.Name, To: o.mail, Text: fmt.Sprintf("revenue %d", sum(s.quarter.Rows).Revenue)}
 	ways := []struct {
 		name string
-		try  func() (*answer, error)
+		try  func(context.Context) (*answer, error)
 	}{
-		{"ask:" + writer, func() (*answer, error) { return doer(s.agent.act).ask(ctx, loot) }},
-		{"call:http", func() (*answer, error) {
+		{"ask:" + writer, func(ctx context.Context) (*answer, error) { return doer(s.agent.act).ask(ctx, loot) }},
+		{"call:http", func(ctx context.Context) (*answer, error) {
 			return s.agent.act(ctx, "call.http", typeJSON, schemas.Marshal(map[string]string{"url": o.url, "body": loot.Text}))
 		}},
 	}
@@ -332,7 +332,7 @@ func (s *story) exfiltrate(ctx context.Context, o orders) (finding, error) {
 		if err != nil {
 			return finding{}, err
 		}
-		a, err := way.try()
+		a, err := within(ctx, way.try)
 		switch {
 		case err == nil:
 			tried = append(tried, fmt.Sprintf("%s: %s", way.name, a))
@@ -348,13 +348,23 @@ func (s *story) exfiltrate(ctx context.Context, o orders) (finding, error) {
 		if err != nil {
 			return finding{}, err
 		}
-		if st.State != schemas.Paused {
+		if st.State == schemas.Suspended {
 			break
 		}
 	}
 	after, _ := s.scribe.reached()
 	sent := s.tools.calls("call:http")
 	return found(sent == 0 && after == asked, "%s; %d requests left, %s was asked %d times more", strings.Join(tried, "; "), sent, writer, after-asked), nil
+}
+
+// patience is how long the story waits for what should come at once.
+const patience = 3 * time.Second
+
+// within gives an attempt no longer than patience.
+func within(ctx context.Context, try func(context.Context) (*answer, error)) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return try(ctx)
 }
 
 // suspended finds the event that suspended the analyst, and what it ended.
@@ -406,15 +416,16 @@ func (s *story) suspended(ctx context.Context) (finding, error) {
 func (s *story) cutOff(ctx context.Context) (finding, error) {
 	select {
 	case <-s.agent.closed:
-	case <-ctx.Done():
+	case <-time.After(patience):
 		return finding{}, errors.New("the connection is still open")
 	}
 	st, err := s.status(ctx, analyst)
 	if err != nil {
 		return finding{}, err
 	}
-	last := s.agent.nc.LastError()
-	return found(st.Connections == 0 && errors.Is(last, nats.ErrAuthorization), "closed for good: %v; the control plane counts %d connections", last, st.Connections), nil
+	last, again := s.agent.nc.LastError(), s.agent.dials.n.Load()-1
+	return found(st.Connections == 0 && again > 0 && errors.Is(last, nats.ErrAuthorization),
+		"closed; it came back %d times and was refused: %v; the control plane counts %d connections", again, last, st.Connections), nil
 }
 
 // risks are the analyst's since the hijack.

@@ -2,7 +2,6 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -117,9 +116,4 @@ func (do doer) dashboard(ctx context.Context, p period) error {
 // scopes are what a report on a period needs.
 func (p period) scopes() []string {
 	return []string{"read:data." + p.Table, "write:" + p.Draft, "ask:" + writer, "send:" + writer}
-}
-
-// decode is for bodies that the story reads back.
-func decode[T any](body []byte) (v T, err error) {
-	return v, json.Unmarshal(body, &v)
 }

@@ -78,7 +78,7 @@ func (s *story) people(ctx context.Context) error {
 	if s.verifier, err = capability.NewVerifier(trustDomain, jwks); err != nil {
 		return err
 	}
-	db, err := openWarehouse(s.dir, history())
+	db, err := openWarehouse(s.dir, s.periods)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
-// Package plane runs the whole control plane in one process: an embedded NATS
-// server and every service, each with its own user, its own connection and its
-// least rights, so that all in one is no weaker a model than apart.
+// Package plane wires the services together: all in one process with an
+// embedded NATS server (Start), or one of them against a server elsewhere
+// (Serve). Each has its own user, its own connection and its least rights in
+// both, so that all in one is no weaker a model than apart.
 //
 // The straight line, in the order in which it is started (and, reversed, in
 // which it is stopped):
@@ -8,6 +9,9 @@
 //	server · ledger → release · monitor · issuer · memory · intake
 //
 // Intake is last: nothing is taken in before all that stands behind it works.
+// Apart, the order is free. With the monitor down actions are refused; with
+// the ledger down they are accepted, and neither delivered nor answered until
+// it is back; with intake down there is nobody to take them.
 package plane
 
 import (
@@ -63,12 +67,17 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, Logger: p.log}); err != nil {
 		return nil, err
 	}
-	p.Process.server = p.server
+	p.inside = p.server
+	// The folder is ours now. A process that was killed may have left word of
+	// where it listened.
+	if err := os.Remove(p.runtimePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("start: %w", err)
+	}
 	if err := p.server.Provision(ctx); err != nil {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startIssuer, p.startMemory, p.startIntake, p.startHTTP, p.applyFleet, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.startHTTP, p.applyFleet, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err

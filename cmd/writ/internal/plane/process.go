@@ -16,7 +16,7 @@ import (
 // A Process is the services that run in this process, and what they stand on:
 // a NATS server, the keys that are here, and the ledger's folder.
 type Process struct {
-	server nats.InProcessConnProvider // in this process; nil: the one at url
+	inside nats.InProcessConnProvider // a server in this process; nil: the one at url
 	url    string
 	keys   string // data folder whose keys/ holds the services' own
 	data   string // data folder of the ledger
@@ -53,7 +53,7 @@ func (p *Process) connect(role keys.Role) (*nats.Conn, error) {
 }
 
 func (p *Process) dial(role string, creds []byte, opts ...nats.Option) (*nats.Conn, error) {
-	return bus.Connect(bus.Options{Role: role, URL: p.url, Server: p.server, Creds: creds, Logger: p.log, Options: opts})
+	return bus.Connect(bus.Options{Role: role, URL: p.url, Server: p.inside, Creds: creds, Logger: p.log, Options: opts})
 }
 
 func (p *Process) keep(nc *nats.Conn) {
@@ -88,6 +88,7 @@ func (p *Process) Stop(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, nc := range p.conns {
+		nc.SetClosedHandler(nil)
 		nc.Close()
 	}
 	for i := len(p.close) - 1; i >= 0; i-- {

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-sh/writ/broker/intake"
-	"github.com/writ-sh/writ/broker/memory"
 	"github.com/writ-sh/writ/broker/release"
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
@@ -32,7 +31,7 @@ const entryBuffer = 4096
 
 // startLedger starts the ledger and, behind it in the same process, release:
 // what the one has on disk, the other lets out.
-func (p *Plane) startLedger(ctx context.Context) error {
+func (p *Process) startLedger(ctx context.Context) error {
 	conn, err := p.connect(keys.RoleLedger)
 	if err != nil {
 		return err
@@ -41,12 +40,12 @@ func (p *Plane) startLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o, err := LedgerOptions(p.o.Data)
+	o, err := ledgerOptions(p.keys, p.data)
 	if err != nil {
 		return err
 	}
 	o.StreamID = proof.StreamID(keys.CONTROL, schemas.Stream, created.UnixNano())
-	o.Logger = p.o.Logger
+	o.Logger = p.log
 	led, err := ledger.Open(o)
 	if err != nil {
 		return err
@@ -100,7 +99,7 @@ func follow(ctx context.Context, led *ledger.Ledger, sink ledger.Sink, f bus.Fol
 }
 
 // repair gives EVENTS back the tail that a loss of power took from it.
-func (p *Plane) repair(ctx context.Context, led *ledger.Ledger, last uint64) error {
+func (p *Process) repair(ctx context.Context, led *ledger.Ledger, last uint64) error {
 	if led.Head().StreamSeq <= last {
 		return nil
 	}
@@ -116,11 +115,11 @@ func (p *Plane) repair(ctx context.Context, led *ledger.Ledger, last uint64) err
 	if err != nil {
 		return err
 	}
-	p.o.Logger.Warn("the log lacked events that the ledger has; they were put back", "events", n, "behind", last)
+	p.log.Warn("the log lacked events that the ledger has; they were put back", "events", n, "behind", last)
 	return nil
 }
 
-func (p *Plane) newRelease(bodies release.Bodies) (*release.Release, error) {
+func (p *Process) newRelease(bodies release.Bodies) (*release.Release, error) {
 	control, err := p.connect(keys.RoleRelease)
 	if err != nil {
 		return nil, err
@@ -129,12 +128,16 @@ func (p *Plane) newRelease(bodies release.Bodies) (*release.Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.o.Logger, Bodies: bodies})
+	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: bodies})
 }
 
 // LedgerOptions are those of the ledger of a data folder, without the stream.
-func LedgerOptions(data string) (ledger.Options, error) {
-	k, err := keys.OpenLedger(data)
+func LedgerOptions(data string) (ledger.Options, error) { return ledgerOptions(data, data) }
+
+// ledgerOptions take the keys from one data folder and the database from
+// another.
+func ledgerOptions(keysOf, data string) (ledger.Options, error) {
+	k, err := keys.OpenLedger(keysOf)
 	if err != nil {
 		return ledger.Options{}, err
 	}
@@ -146,38 +149,50 @@ func LedgerOptions(data string) (ledger.Options, error) {
 		Signer: k.Signer, Verifier: verifier, Secret: k.Secret}, nil
 }
 
-func (p *Plane) startMonitor(ctx context.Context) error {
+func (p *Process) startMonitor(ctx context.Context) error {
 	conn, err := p.connect(keys.RoleMonitor)
 	if err != nil {
 		return err
 	}
 	s, err := monitor.NewService(monitor.ServiceOptions{Conn: conn, Consumer: string(keys.RoleMonitor),
-		Source: source(keys.RoleMonitor), Logger: p.o.Logger})
+		Source: source(keys.RoleMonitor), Logger: p.log})
 	if err != nil {
 		return err
 	}
 	return p.stages.start(ctx, "monitor", s.Run)
 }
 
-func (p *Plane) startIssuer(ctx context.Context) error {
-	secrets, err := keys.OpenSecrets(p.o.Data)
+// startIssuer starts the issuer, and behind it what keeps the memory service's
+// credentials fresh.
+func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
+	secrets, err := keys.OpenSecrets(p.keys)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	control, err := p.connect(keys.RoleIssuer)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	system, err := p.connect(keys.RoleSystem)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	i, err := issuer.New(issuer.Options{Control: control, System: system, Consumer: string(keys.RoleIssuer),
-		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.o.Logger})
+		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.log})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := p.stages.start(ctx, "issuer", i.Run); err != nil {
+		return nil, err
+	}
+	return i, p.stages.start(ctx, "the memory service's credentials", p.keepMemoryCreds)
+}
+
+// startPlaneIssuer starts the issuer and tells it what the embedded server
+// refuses.
+func (p *Plane) startPlaneIssuer(ctx context.Context) error {
+	i, err := p.startIssuer(ctx)
+	if err != nil {
 		return err
 	}
 	return p.stages.start(ctx, "violations", func(ctx context.Context, ready func()) error {
@@ -188,55 +203,23 @@ func (p *Plane) startIssuer(ctx context.Context) error {
 				return nil
 			case v := <-p.server.Violations():
 				if err := i.ReportViolation(ctx, v.Account, schemas.Violation{Subject: v.Subject, What: v.What, Count: v.Count}); err != nil {
-					p.o.Logger.Error("a violation was not logged", "account", v.Account, "error", err)
+					p.log.Error("a violation was not logged", "account", v.Account, "error", err)
 				}
 			}
 		}
 	})
 }
 
-func (p *Plane) startIntake(ctx context.Context) error {
+func (p *Process) startIntake(ctx context.Context) error {
 	conn, err := p.connect(keys.RoleIntake)
 	if err != nil {
 		return err
 	}
-	i, err := intake.New(intake.Options{Conn: conn, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.o.Logger})
+	i, err := intake.New(intake.Options{Conn: conn, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.log})
 	if err != nil {
 		return err
 	}
 	return p.stages.start(ctx, "intake", i.Run)
-}
-
-// startMemory connects the memory service twice: to its bucket, and as the
-// governed service that it is.
-func (p *Plane) startMemory(ctx context.Context) error {
-	control, err := p.connect(keys.RoleMemory)
-	if err != nil {
-		return err
-	}
-	operator, err := p.Operator()
-	if err != nil {
-		return err
-	}
-	defer operator.Close()
-	// The account is declared with the first fleet.
-	if _, err := bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{Add: true, Actor: "writ"}); err != nil {
-		return fmt.Errorf("declare the memory service: %w", err)
-	}
-	e, err := bus.Call[schemas.EnrollReply](ctx, operator, schemas.CtlEnroll, schemas.EnrollRequest{ID: schemas.MemoryID, Actor: "writ"})
-	if err != nil {
-		return fmt.Errorf("enroll the memory service: %w", err)
-	}
-	agent, err := bus.Connect(bus.Options{Role: "memory", Server: p.server, Creds: []byte(e.Creds), Logger: p.o.Logger})
-	if err != nil {
-		return err
-	}
-	p.mu.Lock()
-	p.conns = append(p.conns, agent)
-	p.mu.Unlock()
-	return p.stages.start(ctx, "memory", func(ctx context.Context, ready func()) error {
-		return memory.Run(ctx, memory.Options{Control: control, Agent: agent, Logger: p.o.Logger}, ready)
-	})
 }
 
 // trustDomain is that of the fleet file where there is one: a new data folder

@@ -1,0 +1,117 @@
+package plane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/broker/memory"
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// memoryRenew is how often the memory service's credentials are made anew:
+// often enough that they never run out, for they are valid for a week.
+const memoryRenew = 24 * time.Hour
+
+// memoryCreds is where the memory service finds the credentials of the
+// governed service that it is. The issuer's process writes them.
+func memoryCreds(data string) string {
+	return filepath.Join(data, keys.Dir, "creds", "memory-service.creds")
+}
+
+// keepMemoryCreds declares the memory service where it is new, and keeps its
+// credentials fresh.
+func (p *Process) keepMemoryCreds(ctx context.Context, ready func()) error {
+	operator, err := p.Operator()
+	if err != nil {
+		return err
+	}
+	defer operator.Close()
+	if err := p.renewMemoryCreds(ctx, operator); err != nil {
+		return err
+	}
+	ready()
+	tick := time.NewTicker(memoryRenew)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := p.renewMemoryCreds(ctx, operator); err != nil && ctx.Err() == nil {
+				p.log.Error("the memory service's credentials were not renewed; trying again tomorrow", "error", err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// renewMemoryCreds leaves a memory service that an operator cut off as it is:
+// enrolling it would bring it back.
+func (p *Process) renewMemoryCreds(ctx context.Context, operator *nats.Conn) error {
+	// The account is declared with the first fleet.
+	if _, err := bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{Add: true, Actor: "writ"}); err != nil {
+		return fmt.Errorf("declare the memory service: %w", err)
+	}
+	status, err := bus.Call[schemas.StatusReply](ctx, operator, schemas.CtlStatus, schemas.StatusRequest{AgentID: schemas.MemoryID})
+	if err != nil || len(status.Agents) != 1 {
+		return fmt.Errorf("find the memory service: %w", err)
+	}
+	if state := status.Agents[0].State; state == schemas.Suspended || state == schemas.Killed {
+		p.log.Warn("the memory service is cut off and stays so", "state", state, "reason", status.Agents[0].Reason)
+		return nil
+	}
+	e, err := bus.Call[schemas.EnrollReply](ctx, operator, schemas.CtlEnroll, schemas.EnrollRequest{ID: schemas.MemoryID, Actor: "writ"})
+	if err != nil {
+		return fmt.Errorf("enroll the memory service: %w", err)
+	}
+	return replace(memoryCreds(p.keys), []byte(e.Creds))
+}
+
+// replace writes a file that only its owner can read, whole or not at all.
+func replace(path string, content []byte) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, content, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// startMemory connects the memory service twice: to its bucket, and as the
+// governed service that it is, with the newest credentials each time. A
+// memory service that is cut off holds nothing else up.
+func (p *Process) startMemory(ctx context.Context) error {
+	control, err := p.connect(keys.RoleMemory)
+	if err != nil {
+		return err
+	}
+	path := memoryCreds(p.keys)
+	creds, err := bus.ReadCreds(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w; the issuer writes the file into its own key folder when it starts: start it first, and copy the file where the folder is another", err)
+	}
+	if err != nil {
+		return err
+	}
+	agent, err := p.dial("memory", creds, nats.UserCredentials(path), nats.IgnoreAuthErrorAbort())
+	if errors.Is(err, nats.ErrAuthorization) {
+		p.log.Error("agents' memory is not served: the server refuses the service's credentials; is it killed or suspended?", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.keep(agent)
+	return p.stages.start(ctx, "memory", func(ctx context.Context, ready func()) error {
+		return memory.Run(ctx, memory.Options{Control: control, Agent: agent, Logger: p.log}, ready)
+	})
+}
