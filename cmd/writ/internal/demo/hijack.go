@@ -79,7 +79,7 @@ func (s *story) hijack(ctx context.Context) error {
 	s.step(ctx, "exfiltration", "an unknown address gets nothing, not even through writer-2, whom it may ask", func(ctx context.Context) (finding, error) {
 		return s.exfiltrate(ctx, o)
 	})
-	s.step(ctx, "suspension", "at risk 90 or more it is suspended; what is open or held is cancelled, and who waits is told", s.suspended)
+	s.step(ctx, "suspension", "at risk 90 or more it is suspended; what is open or held is cancelled; who waits gets 410 or loses its connection, and writer-2 is told", s.suspended)
 	s.step(ctx, "cut off", "its connection is closed, and its own attempts to come back are refused", s.cutOff)
 	s.Narrator.Risk(analyst, s.risks(ctx))
 	return nil
@@ -326,6 +326,7 @@ func (s *story) exfiltrate(ctx context.Context, o orders) (finding, error) {
 		}},
 	}
 	var tried []string
+	var state schemas.Lock
 	for n := range 2 * len(ways) {
 		way := ways[n%len(ways)]
 		from, err := s.head(ctx)
@@ -348,13 +349,14 @@ func (s *story) exfiltrate(ctx context.Context, o orders) (finding, error) {
 		if err != nil {
 			return finding{}, err
 		}
-		if st.State == schemas.Suspended {
+		if state = st.State; state == schemas.Suspended {
 			break
 		}
 	}
 	after, _ := s.scribe.reached()
 	sent := s.tools.calls("call:http")
-	return found(sent == 0 && after == asked, "%s; %d requests left, %s was asked %d times more", strings.Join(tried, "; "), sent, writer, after-asked), nil
+	return found(sent == 0 && after == asked && state == schemas.Suspended, "%s; %d requests left, %s was asked %d times more; %s is %s",
+		strings.Join(tried, "; "), sent, writer, after-asked, analyst, state), nil
 }
 
 // patience is how long the story waits for what should come at once.
@@ -393,11 +395,11 @@ func (s *story) suspended(ctx context.Context) (finding, error) {
 			return finding{}, err
 		}
 	}
-	told := ""
+	told, freed := "", false
 	select {
 	case p := <-s.pending:
-		if told = fmt.Sprint(p.err); p.err == nil {
-			told = p.answer.String()
+		if told, freed = fmt.Sprint(p.err), errors.Is(p.err, nats.ErrConnectionClosed); p.err == nil {
+			told, freed = p.answer.String(), p.answer.code == schemas.CodeCancelled
 		}
 	case <-ctx.Done():
 		return finding{}, errors.New("whoever waits for writer-2 was told nothing")
@@ -407,7 +409,7 @@ func (s *story) suspended(ctx context.Context) (finding, error) {
 		time.Sleep(lookEvery)
 		heard = s.scribe.heard(s.askSeq)
 	}
-	return found(lock.Risk >= 90 && heard && st.State == schemas.Suspended,
+	return found(lock.Risk >= 90 && heard && freed && st.State == schemas.Suspended,
 		"event %d (%s) at risk %d: %s; cancelled: the open question %d and the held message %d; the caller saw %q; %s was told: %t",
 		lock.Seq, lock.Kind, lock.Risk, because(lock), s.askSeq, s.sendSeq, told, writer, heard), nil
 }

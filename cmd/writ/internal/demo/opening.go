@@ -82,7 +82,7 @@ func (s *story) people(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.tools = &toolbox{db: db, verifier: s.verifier, served: map[string]int{}}
+	s.tools = &toolbox{db: db, verifier: s.verifier, served: map[string]int{}, verified: map[string]int{}}
 	for _, svc := range []struct {
 		id, verb string
 		do       handler

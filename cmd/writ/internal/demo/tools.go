@@ -28,8 +28,7 @@ type toolbox struct {
 
 	mu       sync.Mutex
 	served   map[string]int // deliveries, by scope
-	verified int
-	refused  int // deliveries whose capability was no good
+	verified map[string]int // those of them whose capability was good
 }
 
 // A handler carries out one delivery.
@@ -71,10 +70,9 @@ func (t *toolbox) admit(scope string, m *nats.Msg) error {
 	defer t.mu.Unlock()
 	t.served[scope]++
 	if err != nil {
-		t.refused++
 		return schemas.Refuse(schemas.CodeUnauthorized, "%v", err)
 	}
-	t.verified++
+	t.verified[scope]++
 	return nil
 }
 
@@ -83,6 +81,13 @@ func (t *toolbox) calls(scope string) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.served[scope]
+}
+
+// good is how many of them came with a capability that verified.
+func (t *toolbox) good(scope string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.verified[scope]
 }
 
 func (t *toolbox) close() error {

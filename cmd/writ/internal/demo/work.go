@@ -36,7 +36,7 @@ func (s *story) work(ctx context.Context) error {
 	do := doer(s.agent.act)
 	var t totals
 	var svg, summary []byte
-	s.step(ctx, "read", "the quarter comes out of the warehouse, whole, to whoever shows that it may", func(ctx context.Context) (finding, error) {
+	s.step(ctx, "read", "the quarter comes out of the warehouse, whole, once that has verified the capability", func(ctx context.Context) (finding, error) {
 		var err error
 		if s.quarter, err = do.readTable(ctx, quarter); err != nil {
 			return finding{}, err
@@ -45,7 +45,10 @@ func (s *story) work(ctx context.Context) error {
 		if err != nil {
 			return finding{}, err
 		}
-		return found(len(stored.Rows) > 0 && slices.Equal(s.quarter.Rows, stored.Rows), "%d of %d rows; the warehouse had verified the capability offline", len(s.quarter.Rows), len(stored.Rows)), nil
+		scope := "read:data." + quarter.Table
+		asked, good := s.tools.calls(scope), s.tools.good(scope)
+		return found(len(stored.Rows) > 0 && slices.Equal(s.quarter.Rows, stored.Rows) && asked > 0 && good == asked,
+			"%d of %d rows; the warehouse was asked %d times and verified %d capabilities offline", len(s.quarter.Rows), len(stored.Rows), asked, good), nil
 	})
 	s.step(ctx, "compute", "pandas gives the same totals as a count by hand, matplotlib a chart", func(ctx context.Context) (finding, error) {
 		var err error

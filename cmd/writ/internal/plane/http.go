@@ -198,6 +198,7 @@ func (p *Plane) announce(context.Context) error {
 	if err := os.Rename(tmp, p.runtimePath()); err != nil {
 		return fmt.Errorf("announce: %w", err)
 	}
+	p.announced = true
 	return nil
 }
 

@@ -46,6 +46,8 @@ type Plane struct {
 	o      Options
 	server *embed.Server
 	http   string
+
+	announced bool // runtime.json is ours
 }
 
 // Start starts everything and returns when agents can connect. What was
@@ -64,7 +66,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, Logger: p.log}); err != nil {
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, Logger: p.log}); err != nil {
 		return nil, err
 	}
 	p.inside = p.server
@@ -77,7 +79,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.startHTTP, p.applyFleet, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.applyFleet, p.listen, p.startHTTP, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err
@@ -102,6 +104,10 @@ func (p *Plane) prepare() error {
 	return err
 }
 
+// listen opens the server to agents: after the issuer has pushed every lock, and
+// when all that takes their messages works.
+func (p *Plane) listen(context.Context) error { return p.server.Listen() }
+
 // URL is where agents connect.
 func (p *Plane) URL() string { return p.server.URL() }
 
@@ -112,7 +118,7 @@ func (p *Plane) HTTP() string { return p.http }
 // and not yet released is in the log, and goes out at the next start.
 func (p *Plane) Stop(ctx context.Context) error {
 	errs := []error{p.Process.Stop(ctx)}
-	if p.o.Data != "" {
+	if p.announced {
 		if err := os.Remove(p.runtimePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("stop: %w", err))
 		}
