@@ -34,6 +34,7 @@ const (
 
 // handle takes one message through to the log.
 func (i *Intake) handle(ctx context.Context, ln *lane, a arrival) {
+	running := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendGrace)
 	defer cancel()
 	e := i.read(a)
@@ -51,13 +52,15 @@ func (i *Intake) handle(ctx context.Context, ln *lane, a arrival) {
 	if err == nil {
 		err = i.append(ctx, ln, e)
 	}
+	if err == nil {
+		err = i.awaitLock(running, e)
+	}
 	if err != nil {
 		i.Logger.Error("not accepted", "agent", e.Agent, "operation", e.Operation, "action", e.Action, "error", err)
 	}
 }
 
-// append puts the event into the log. When it changed what the agent may do,
-// the agent's next message waits until that is known here.
+// append puts the event into the log.
 func (i *Intake) append(ctx context.Context, ln *lane, e *schemas.Event) error {
 	seq, err := i.log.Append(ctx, e)
 	if err != nil {
@@ -70,11 +73,18 @@ func (i *Intake) append(ctx context.Context, ln *lane, e *schemas.Event) error {
 	if e.Kind == schemas.MessageAccepted {
 		i.asked.remember(e)
 	}
+	return nil
+}
+
+// awaitLock holds the agent's next message back until a lock that this one put
+// on is known here. While stopping nothing comes back from the log, and no
+// next message is taken.
+func (i *Intake) awaitLock(running context.Context, e *schemas.Event) error {
 	if e.Lock == "" {
 		return nil
 	}
-	if err := i.folded.Wait(ctx, seq, appendGrace); err != nil {
-		return fmt.Errorf("the lock of event %d did not come back from the log: %w", seq, err)
+	if err := i.folded.Wait(running, e.Seq, appendGrace); err != nil && running.Err() == nil {
+		return fmt.Errorf("the lock of event %d did not come back from the log: %w", e.Seq, err)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
@@ -23,6 +24,7 @@ type upCmd struct {
 const stopWithin = 10 * time.Second
 
 func (c *upCmd) Run(ctx context.Context, app *App) error {
+	tuneMemory()
 	if app.Server != "" {
 		return misuse("leave --server and --as out", "writ up runs a control plane of its own")
 	}
@@ -79,4 +81,13 @@ func (c *upCmd) notStarted(ctx context.Context, app *App, err error) error {
 		return advise(err, "writ status --data "+app.Data+" shows the one that runs")
 	}
 	return advise(err, "writ doctor --data "+app.Data+" looks for the cause")
+}
+
+// tuneMemory lets the heap grow to five times what is live before it is
+// collected: a control plane's live heap is small, and its garbage is what
+// passes through. GOGC, where it is set, says otherwise.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
 }

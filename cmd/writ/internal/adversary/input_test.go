@@ -239,7 +239,7 @@ func TestNothingBeyondTheCeilingIsIssued(t *testing.T) {
 		"more than the ceiling":  {schemas.IssueRequest{OperationID: "x", Scope: []string{"read:data.q2"}}, 403},
 		"a forbidden tool":       {schemas.IssueRequest{OperationID: "x", Tools: []string{"bash"}}, 403},
 		"a longer life":          {schemas.IssueRequest{OperationID: "x", Tools: []string{"echo"}, TTLSeconds: 86400}, 403},
-		"a negative life":        {schemas.IssueRequest{OperationID: "x", Tools: []string{"echo"}, TTLSeconds: -1}, 400},
+		"a negative life":        {schemas.IssueRequest{OperationID: "x", Tools: []string{"echo"}, TTLSeconds: -1}, 403},
 		"more tokens":            {schemas.IssueRequest{OperationID: "x", Tools: []string{"echo"}, MaxTokens: 1}, 403},
 		"for another":            {schemas.IssueRequest{AgentID: "alice", OperationID: "x", Tools: []string{"echo"}}, 403},
 		"for a service":          {schemas.IssueRequest{AgentID: "echo", OperationID: "x"}, 404},

@@ -55,7 +55,7 @@ func start(t *testing.T, fleet string) *rig {
 	must(t, os.WriteFile(file, []byte(fleet), 0o600))
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
 	r := &rig{t: t, data: filepath.Join(dir, "data")}
 	var err error

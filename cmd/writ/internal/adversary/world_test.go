@@ -70,6 +70,10 @@ func secretOf(id string) string { return secret + id + "-" }
 func newWorld(t *testing.T) *world {
 	w := &world{rig: start(t, worldFleet()), inbox: map[string]*tap{}, conn: map[string]*nats.Conn{},
 		asked: map[string]*schemas.Event{}, roles: map[keys.Role]*tap{}}
+	for _, id := range services { // a service's thresholds, as high as an agent's
+		call[schemas.ApplyReply](w.rig, schemas.CtlApply, schemas.ApplyRequest{Add: true, Actor: "rig", Principals: []schemas.Principal{{ID: id, Kind: schemas.KindService,
+			Serves: []string{"call:" + id}, Tools: map[string]schemas.Tool{id: {Class: "read"}}, Thresholds: &schemas.Thresholds{Pause: 100, Suspend: 100}}}})
+	}
 	w.serve(w.client(w.enroll("reflect")), "in.call.reflect", w.reflected)
 	for _, id := range victims {
 		w.conn[id] = w.client(w.credsOf(id))
@@ -160,10 +164,8 @@ type attacker struct {
 	n   int
 	// own is an action of its own that is answered with its own words; ""
 	// where it has none.
-	own string
-	// again connects anew where that is no lock but the issuer's renewal of an
-	// account that the test had widened.
-	again func() *nats.Conn
+	own   string
+	creds func() string // fresh ones
 }
 
 // mark is a canary of its own.
@@ -172,39 +174,71 @@ func (a *attacker) mark() []byte {
 	return fmt.Appendf(nil, "%s%s:%s-%d", canary, a.id, strings.ReplaceAll(a.as, " ", "-"), a.n)
 }
 
-// outsiders are all that somebody can be without a key of the control plane:
+// words are a canary in a form that a's own action is answered with.
+func (a *attacker) words() []byte {
+	if a.own == "out.token.release" { // the refusal names the operation
+		return schemas.Marshal(schemas.ReleaseRequest{OperationID: string(a.mark())})
+	}
+	return a.mark()
+}
+
+// attackersOf are all that somebody can be who has hijacked a principal:
 // honest credentials of each kind, users signed with a stolen operation key, and
-// users who may do everything inside their account, as if no template held.
-func (w *world) outsiders() []*attacker {
-	var all []*attacker
-	add := func(id, as, creds, own string) {
-		nc, err := w.dial(creds)
-		if err != nil {
-			w.t.Fatalf("%s of %s does not connect: %v", as, id, err)
-		}
-		all = append(all, &attacker{id: id, as: as, nc: nc, ear: &tap{}, own: own})
+// users who may do everything inside the account, as if no template held.
+func (w *world) attackersOf(id string) (all []*attacker) {
+	add := func(as, own string, creds func() string) {
+		a := &attacker{id: id, as: as, ear: &tap{}, own: own, creds: creds}
+		w.join(a)
+		all = append(all, a)
 	}
-	loose := func(id, own string) {
-		add(id, "all of its account", w.widened(id), own)
-		all[len(all)-1].again = func() *nats.Conn { return w.client(w.widened(id)) }
+	own := "out.op.call.reflect"
+	if slices.Contains(services, id) {
+		own = "out.token.release"
+		add("service", own, func() string { return w.enroll(id) })
+	} else {
+		add("identity", "out.token.release", func() string { return w.enroll(id) })
+		add("operation", own, func() string { return w.credsOf(id) })
+		add("stolen operation key", own, func() string { return w.stolenOperation(id) })
 	}
-	for _, id := range agents {
-		add(id, "identity", w.enroll(id), "out.token.refresh")
-		add(id, "operation", w.credsOf(id), "out.op.call.reflect")
-		add(id, "stolen operation key", userOf(w.t, w.account(id), w.key(id, keys.OperationKey), func(c *jwt.UserClaims) {
-			c.SetScoped(true)
-			c.Tags.Add("op:op", "op:mail", "deny:_none")
-			for _, v := range victims {
-				c.Tags.Add("scope:send."+v, "scope:ask."+v, "scope:call."+v, "scope:call.reflect", "scope:call.bash")
-			}
-		}), "out.op.call.reflect")
-		loose(id, "out.op.call.reflect")
-	}
-	for _, id := range services {
-		add(id, "service", w.enroll(id), "out.token.refresh")
-		loose(id, "out.token.refresh")
-	}
+	add("all of its account", own, func() string { return w.widened(id) })
 	return all
+}
+
+// stolenOperation claims every scope there could be, for two operations.
+func (w *world) stolenOperation(id string) string {
+	return userOf(w.t, w.account(id), w.key(id, keys.OperationKey), func(c *jwt.UserClaims) {
+		c.SetScoped(true)
+		c.Tags.Add("op:op", "op:mail", "deny:_none")
+		for _, v := range victims {
+			c.Tags.Add("scope:send."+v, "scope:ask."+v, "scope:call."+v, "scope:call.reflect", "scope:call.bash")
+		}
+	})
+}
+
+// join connects an attacker. One whom its risk had locked out is let in again
+// by an operator, for what is tested is what stops the next attack.
+func (w *world) join(a *attacker) {
+	w.t.Helper()
+	for try := 1; ; try++ {
+		w.pardon(a.id)
+		nc, err := w.dial(a.creds())
+		if err == nil {
+			a.nc = nc
+			return
+		}
+		if try == 20 {
+			w.t.Fatalf("%s of %s does not connect: %v", a.as, a.id, err)
+		}
+	}
+}
+
+// pardon resumes a principal that is locked.
+func (w *world) pardon(id string) {
+	w.t.Helper()
+	status := call[schemas.StatusReply](w.rig, schemas.CtlStatus, schemas.StatusRequest{AgentID: id})
+	if len(status.Agents) == 1 && status.Agents[0].State != schemas.Active {
+		call[schemas.Receipt](w.rig, schemas.CtlLock, schemas.LockRequest{AgentID: id, Lock: schemas.Active, Reason: "the test goes on", Actor: "rig"})
+	}
 }
 
 // breaches are the effects of successful attacks that can be seen now.
@@ -224,6 +258,9 @@ func (w *world) breaches(attackers []*attacker) []string {
 	}
 	for role, inbox := range w.roles {
 		for _, got := range inbox.holding(canary) {
+			if strings.Contains(got, "ce-type:") {
+				continue // an event of the log, which services read
+			}
 			note("the service %s received %.300s", role, got)
 		}
 	}
@@ -240,11 +277,11 @@ func (w *world) breaches(attackers []*attacker) []string {
 			}
 		}
 	}
-	return append(out, w.traces()...)
+	return append(out, w.traces(attackers)...)
 }
 
 // traces are what only a successful attack leaves in the log.
-func (w *world) traces() []string {
+func (w *world) traces(attackers []*attacker) []string {
 	w.t.Helper()
 	var out []string
 	for _, e := range w.log() {
@@ -252,7 +289,9 @@ func (w *world) traces() []string {
 		switch {
 		case e.Actor != "" && e.Actor != "rig" && e.Actor != "writ" && !slices.Contains(agents, e.Actor) && e.Kind != schemas.AgentViolation:
 			out = append(out, fmt.Sprintf("%d: %s of %s by %q", e.Seq, e.Kind, e.Agent, e.Actor))
-		case e.Lock != "" || lockKinds[e.Kind]:
+		case lockKinds[e.Kind] && e.Actor != "rig",
+			// A lock by verdict is one's own fault, and nobody else's.
+			e.Lock != "" && !slices.ContainsFunc(attackers, func(a *attacker) bool { return a.id == e.Agent }):
 			out = append(out, fmt.Sprintf("%d: %s puts the lock %q on %s: %s", e.Seq, e.Kind, e.Lock, e.Agent, e.Reason))
 		case marked && e.Kind == schemas.MessageAccepted && (e.Agent != who || e.To != "reflect" && e.To != schemas.MemoryID):
 			out = append(out, fmt.Sprintf("%d: accepted for %s from %s, with the canary of %s", e.Seq, e.To, e.Agent, who))
@@ -266,10 +305,13 @@ func (w *world) traces() []string {
 var lockKinds = map[schemas.Kind]bool{schemas.AgentPaused: true, schemas.AgentSuspended: true, schemas.AgentKilled: true,
 	schemas.AgentResumed: true, schemas.AgentRemoved: true, schemas.TokenRevoked: true, schemas.ReviewApproved: true}
 
-// unharmed demands that everybody still has what was theirs.
-func (w *world) unharmed() {
+// unharmed demands that everybody but the attacker still has what was theirs.
+func (w *world) unharmed(attacker string) {
 	w.t.Helper()
 	for _, id := range agents {
+		if id == attacker {
+			continue
+		}
 		answer, refusal := ask(w.t, w.conn[id], &nats.Msg{Subject: "out.op.memory.get.diary.today"})
 		if refusal != nil || string(answer.Data) != secretOf(id)+"memory" {
 			w.t.Errorf("the memory of %s holds %q, %v", id, answer.Data, refusal)
@@ -277,6 +319,9 @@ func (w *world) unharmed() {
 		works(w.t, w.conn[id], "out.op.call.reflect")
 	}
 	for _, id := range victims { // whoever was asked can still answer
+		if id == attacker {
+			continue
+		}
 		token := schemas.ResponseToken(w.asked[id].Request, w.asked[id].Seq)
 		must(w.t, w.conn[id].Publish("out._r."+token, []byte("the true answer of "+id)))
 		until(w.t, id+" answered", func() bool { return len(w.mail.holding("the true answer of "+id)) > 0 })

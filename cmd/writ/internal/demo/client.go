@@ -24,12 +24,14 @@ type client struct {
 	operation string
 	closed    chan struct{} // closed for good
 	dials     dials
+	slowed    int // times that it was over its rate; of who uses the client
 
 	mu        sync.Mutex
 	interrupt func(error) // told what ends waiting, while somebody waits
 }
 
 const (
+	rateWait      = 250 * time.Millisecond
 	reconnectWait = 100 * time.Millisecond
 	reconnectMost = 5
 )
@@ -118,8 +120,9 @@ func (a *answer) String() string {
 	return fmt.Sprintf("%d %s", a.code, a.text)
 }
 
-// act does one action of the client's operation. What the server itself
-// refuses is an error that matches nats.ErrPermissionViolation.
+// act does one action of the client's operation, at the rate that it is
+// allowed. What the server itself refuses is an error that matches
+// nats.ErrPermissionViolation.
 func (c *client) act(ctx context.Context, action, contentType string, body []byte) (*answer, error) {
 	m := nats.NewMsg("out." + c.operation + "." + action)
 	m.Data = body
@@ -128,20 +131,26 @@ func (c *client) act(ctx context.Context, action, contentType string, body []byt
 	}
 	ctx, done := c.watched(ctx)
 	defer done()
-	return c.request(ctx, m)
+	return c.atRate(ctx, m)
 }
 
-// token asks the issuer on out.token.<what>.
+// token asks the issuer on out.token.<what>, at the rate that it allows.
 func (c *client) token(ctx context.Context, what string, req any) (*answer, error) {
+	return c.atRate(ctx, &nats.Msg{Subject: "out.token." + what, Data: schemas.Marshal(req)})
+}
+
+// atRate does what 429 asks for: it slows down and sends again.
+func (c *client) atRate(ctx context.Context, m *nats.Msg) (*answer, error) {
 	for {
-		a, err := c.request(ctx, &nats.Msg{Subject: "out.token." + what, Data: schemas.Marshal(req)})
+		a, err := c.request(ctx, m)
 		if err != nil || a.code != schemas.CodeRate {
 			return a, err
 		}
-		select { // what it says is to slow down
-		case <-time.After(reconnectWait):
+		c.slowed++
+		select {
+		case <-time.After(rateWait):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("%s: %w", m.Subject, why(ctx, ctx.Err()))
 		}
 	}
 }

@@ -19,6 +19,7 @@ type past struct {
 	operations int
 	actions    int
 	alarms     int // actions that were held although nothing was wrong
+	slowed     int // times that it was over its rate, and waited
 	suspended  int // operations that were cut off although nothing was wrong
 }
 
@@ -55,8 +56,8 @@ func (s *story) habits(ctx context.Context) error {
 			}
 		}
 		return found(ended >= 300 && p.suspended == 0 && p.alarms*100 <= 4*p.operations,
-			"%d operations ended after %d governed actions in %.1f s; %d false alarms, %d suspensions; highest risk %d",
-			ended, p.actions, took.Seconds(), p.alarms, p.suspended, peak), nil
+			"%d operations ended after %d governed actions in %.1f s; %d times slowed down by its rate; %d false alarms, %d suspensions; highest risk %d",
+			ended, p.actions, took.Seconds(), p.slowed, p.alarms, p.suspended, peak), nil
 	})
 	return nil
 }
@@ -102,7 +103,10 @@ func (s *story) operate(ctx context.Context, p *past, req schemas.IssueRequest, 
 	if err != nil {
 		return err
 	}
-	defer c.nc.Close()
+	defer func() {
+		p.slowed += c.slowed
+		c.nc.Close()
+	}()
 	p.operations++
 	err = work(func(ctx context.Context, action, contentType string, body []byte) (*answer, error) {
 		return s.patiently(ctx, p, c, action, contentType, body)
