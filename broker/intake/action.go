@@ -70,8 +70,11 @@ func (i *Intake) append(ctx context.Context, ln *lane, e *schemas.Event) error {
 	if len(e.Verdict) > 0 {
 		ln.after = seq
 	}
-	if e.Kind == schemas.MessageAccepted {
+	switch e.Kind {
+	case schemas.MessageAccepted:
 		i.asked.remember(e)
+	case schemas.ResponseAccepted:
+		i.lanes.heard(e.To, seq)
 	}
 	return nil
 }
@@ -208,7 +211,7 @@ func (i *Intake) awaitGrant(ctx context.Context, agent string) {
 
 // assess asks the monitor, and does what its verdict says.
 func (i *Intake) assess(ctx context.Context, ln *lane, e *schemas.Event) error {
-	v, raw, err := i.judge.ask(ctx, e, ln.after)
+	v, raw, err := i.judge.ask(ctx, e, i.lanes.after(ln))
 	if err != nil {
 		deny(e, schemas.Refuse(schemas.CodeUnavailable, "the monitor gave no verdict; nothing was done, try again"))
 		i.Logger.Error("no verdict", "agent", e.Agent, "error", err)

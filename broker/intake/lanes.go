@@ -43,9 +43,10 @@ type account struct {
 	tokens  float64
 	last    time.Time
 	waiting int
-	stale   bool  // limits must be read anew
-	second  int64 // in which the last shed message was let through to be logged
-	shed    int   // since then
+	heard   uint64 // newest answer that was given to the account
+	stale   bool   // limits must be read anew
+	second  int64  // in which the last shed message was let through to be logged
+	shed    int    // since then
 }
 
 type lane struct {
@@ -143,6 +144,23 @@ func (a *account) admit(answer bool, now time.Time) bool {
 	}
 	a.tokens--
 	return true
+}
+
+// heard notes that an answer for an account is in the log.
+func (l *lanes) heard(agent string, seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if acc := l.accounts[agent]; acc != nil {
+		acc.heard = max(acc.heard, seq)
+	}
+}
+
+// after is the sequence that the monitor must have folded before it judges the
+// lane's next action: what the agent did, was granted and was told before.
+func (l *lanes) after(ln *lane) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(ln.after, ln.account.heard)
 }
 
 // forget makes the next message read the account's limits anew.

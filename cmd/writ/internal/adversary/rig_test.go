@@ -257,7 +257,12 @@ func (s stolen) Sign(message []byte) ([]byte, error) { return s.pair.Sign(messag
 // key is a key of a principal's account, as somebody who stole it has it.
 func (r *rig) key(id string, role keys.KeyRole) nkeys.KeyPair {
 	r.t.Helper()
-	pair, err := r.secrets.Account(id, r.generation(id), role)
+	return r.keyOf(id, r.generation(id), role)
+}
+
+func (r *rig) keyOf(id string, generation int, role keys.KeyRole) nkeys.KeyPair {
+	r.t.Helper()
+	pair, err := r.secrets.Account(id, generation, role)
 	must(r.t, err)
 	return stolen{pair: pair}
 }
@@ -303,10 +308,15 @@ func (r *rig) push(token string) error {
 	return nil
 }
 
-// widened gives a principal's account a signing key without a template, and
-// more imports: the mistake that an issuer could make. It returns a user that
-// may do everything inside the account.
+// widened is a user who may do everything inside a principal's account, and
+// through more imports of it: the mistake that an issuer could make.
 func (r *rig) widened(id string, more ...*jwt.Import) string {
+	r.t.Helper()
+	return userOf(r.t, r.account(id), r.widenedKey(id, more...), everything)
+}
+
+// widenedKey gives an account a signing key that no template bounds.
+func (r *rig) widenedKey(id string, more ...*jwt.Import) nkeys.KeyPair {
 	r.t.Helper()
 	token, err := accounts.NewMaker(r.secrets).Account(accounts.Account{ID: id, Lock: schemas.Active, Generation: r.generation(id)}, time.Now())
 	must(r.t, err)
@@ -321,7 +331,7 @@ func (r *rig) widened(id string, more ...*jwt.Import) string {
 	c.Limits.Imports, c.Limits.Subs = jwt.NoLimit, jwt.NoLimit
 	c.IssuedAt = time.Now().Add(5 * time.Second).Unix()
 	must(r.t, r.push(sign(r.t, c, stolen{pair: r.secrets.Operator})))
-	return userOf(r.t, r.account(id), loose, everything)
+	return loose
 }
 
 func everything(c *jwt.UserClaims) {

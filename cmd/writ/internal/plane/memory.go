@@ -86,32 +86,45 @@ func replace(path string, content []byte) error {
 	return nil
 }
 
+// memoryRetry is how long the memory service waits before it asks again to be
+// let in.
+const memoryRetry = 2 * time.Second
+
 // startMemory connects the memory service twice: to its bucket, and as the
-// governed service that it is, with the newest credentials each time. A
-// memory service that is cut off holds nothing else up.
+// governed service that it is.
 func (p *Process) startMemory(ctx context.Context) error {
 	control, err := p.connect(keys.RoleMemory)
 	if err != nil {
 		return err
 	}
-	path := memoryCreds(p.keys)
-	creds, err := bus.ReadCreds(path)
+	creds, err := bus.ReadCreds(memoryCreds(p.keys))
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w; the issuer writes the file into its own key folder when it starts: start it first, and copy the file where the folder is another", err)
 	}
 	if err != nil {
 		return err
 	}
-	agent, err := p.dial("memory", creds, nats.UserCredentials(path), nats.IgnoreAuthErrorAbort())
-	if errors.Is(err, nats.ErrAuthorization) {
-		p.log.Error("agents' memory is not served: the server refuses the service's credentials; is it killed or suspended?", "error", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	p.keep(agent)
 	return p.stages.start(ctx, "memory", func(ctx context.Context, ready func()) error {
+		agent, err := p.dialMemory(creds)
+		if err != nil {
+			// One that is killed or suspended holds nothing else up.
+			p.log.Error("agents' memory is not served: the memory service is not let in; writ status memory says whether it was cut off", "error", err)
+			ready()
+		}
+		for ; err != nil; agent, err = p.dialMemory(creds) {
+			select {
+			case <-time.After(memoryRetry):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		p.keep(agent)
 		return memory.Run(ctx, memory.Options{Control: control, Agent: agent, Logger: p.log}, ready)
 	})
+}
+
+// dialMemory connects with the newest credentials, now and whenever the
+// connection breaks.
+func (p *Process) dialMemory(creds []byte) (*nats.Conn, error) {
+	return p.dial(schemas.MemoryID, creds, nats.UserCredentials(memoryCreds(p.keys)), nats.IgnoreAuthErrorAbort())
 }
