@@ -35,7 +35,8 @@ var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.po
 
 // Options of an Intake. All but Workers and Now are needed.
 type Options struct {
-	Conn     *nats.Conn // in CONTROL, as the user intake
+	Conn     *nats.Conn // in CONTROL, as the user intake: the log and the monitor
+	Inlet    *nats.Conn // as the same user: what agents publish; a flood delays no verdict
 	Consumer string     // name of the consumer over Filters
 	Source   string     // ce-source of what it appends
 	Logger   *slog.Logger
@@ -112,7 +113,7 @@ func (i *Intake) Run(ctx context.Context, ready func()) error {
 
 // take subscribes to what agents publish, until the context ends.
 func (i *Intake) take(ctx context.Context, ready func()) error {
-	sub, err := i.Conn.QueueSubscribe(schemas.OutPrefix+".*.>", "intake", func(m *nats.Msg) {
+	sub, err := i.Inlet.QueueSubscribe(schemas.OutPrefix+".*.>", "intake", func(m *nats.Msg) {
 		i.lanes.put(m, i.Now())
 	})
 	if err != nil {
@@ -126,14 +127,16 @@ func (i *Intake) take(ctx context.Context, ready func()) error {
 	if err := bus.Handle(i.Conn, i.Logger, schemas.CtlHealth, i.health); err != nil {
 		return err
 	}
-	if err := i.Conn.Flush(); err != nil {
-		return fmt.Errorf("intake: subscribe: %w", err)
+	for _, nc := range []*nats.Conn{i.Conn, i.Inlet} {
+		if err := nc.Flush(); err != nil {
+			return fmt.Errorf("intake: subscribe: %w", err)
+		}
 	}
 	ready()
 	<-ctx.Done()
 	// What already arrived is finished by the workers' own context; what
 	// did not is the next replica's.
-	if err := sub.Unsubscribe(); err != nil && i.Conn.IsConnected() {
+	if err := sub.Unsubscribe(); err != nil && i.Inlet.IsConnected() {
 		return fmt.Errorf("intake: unsubscribe: %w", err)
 	}
 	return nil

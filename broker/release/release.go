@@ -52,9 +52,12 @@ type Release struct {
 	log   *bus.Appender
 	emits chan emission
 
-	mu   sync.Mutex // guards core, and that effects happen in its order
-	core *Core
-	seq  uint64 // last event folded
+	confirmed chan struct{} // closed by Confirm
+
+	mu      sync.Mutex // guards core, and that effects happen in its order
+	core    *Core
+	seq     uint64   // last event folded
+	pending []Effect // of the last run, not yet carried out
 }
 
 // An emission is work for the log: events, and the mark behind them.
@@ -70,7 +73,7 @@ const (
 	retryPause = 100 * time.Millisecond
 )
 
-// New prepares a release. Replay, then Run.
+// New prepares a release. Replay, then Run, then Confirm.
 func New(o Options) (*Release, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -79,14 +82,16 @@ func New(o Options) (*Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Release{Options: o, log: log, core: NewCore(), emits: make(chan emission, 4096)}, nil
+	return &Release{Options: o, log: log, core: NewCore(), emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
 }
 
 // Replay folds the ledger's records, in order, before anything new arrives.
 // What the last mark covers has been carried out and is not repeated; what
-// comes behind it is carried out by Run, once more perhaps.
+// comes behind it is kept for Confirm: once more perhaps, and not before it is
+// known that the ledger's tail is what the log says.
 func (r *Release) Replay(records func(yield func(*schemas.Event) error) error) error {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	var open []Effect
 	err := records(func(e *schemas.Event) error {
 		effects, err := r.core.Step(e)
@@ -106,17 +111,30 @@ func (r *Release) Replay(records func(yield func(*schemas.Event) error) error) e
 		return nil
 	})
 	if err != nil {
-		r.mu.Unlock()
 		return fmt.Errorf("release: replay: %w", err)
 	}
-	open = append(open, r.core.Unfinished()...)
-	seq := r.seq
-	r.mu.Unlock()
-	if len(open) == 0 {
+	r.pending = append(open, r.core.Unfinished()...)
+	return nil
+}
+
+// Confirm says that the ledger's tail is what the log says: what the last run
+// left undone is carried out, and time begins to count. It is called once.
+func (r *Release) Confirm() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.confirmed)
+	return r.resume()
+}
+
+// resume carries out what the last run left undone.
+func (r *Release) resume() error {
+	if len(r.pending) == 0 {
 		return nil
 	}
-	r.Logger.Info("release: carrying out what the last run did not mark as done", "effects", len(open))
-	return r.carryOut(context.Background(), open, seq, false)
+	r.Logger.Info("release: carrying out what the last run did not mark as done", "effects", len(r.pending))
+	pending := r.pending
+	r.pending = nil
+	return r.carryOut(context.Background(), pending, r.seq, false)
 }
 
 // behind keeps the effects of events behind a mark.
@@ -164,6 +182,10 @@ func (r *Release) health(context.Context, struct{}) (schemas.Health, error) {
 func (r *Release) Durable(batch []*schemas.Event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// What is new comes behind a tail that was compared with the log.
+	if err := r.resume(); err != nil {
+		return err
+	}
 	var effects []Effect
 	urgent := false
 	for _, e := range batch {
@@ -294,6 +316,11 @@ func (r *Release) absent(m *nats.Msg) {
 
 // watch looks at the clock for what is due.
 func (r *Release) watch(ctx context.Context) error {
+	select {
+	case <-r.confirmed:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for {

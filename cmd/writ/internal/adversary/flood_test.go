@@ -2,6 +2,7 @@ package adversary
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,15 +23,21 @@ func beside(t *testing.T, alice *nats.Conn, attack func(stop <-chan struct{})) {
 	var g sync.WaitGroup
 	g.Go(func() { attack(stop) })
 	lost := 0
+	took := make([]time.Duration, 0, honestRequests)
 	for i := range honestRequests {
 		body := fmt.Sprintf("honest %d", i)
+		began := time.Now()
 		m, err := alice.Request("out.op.call.echo", []byte(body), within)
+		took = append(took, time.Since(began))
 		if err != nil || string(m.Data) != body {
 			lost++
+			t.Log(i, err, m)
 		}
 	}
 	close(stop)
 	g.Wait()
+	slices.Sort(took)
+	t.Logf("honest requests: p50 %s, p99 %s", took[len(took)/2].Round(time.Microsecond), took[len(took)*99/100].Round(time.Microsecond))
 	if lost > 0 {
 		t.Errorf("%d of %d honest requests were lost", lost, honestRequests)
 	}
@@ -121,4 +128,34 @@ func TestFloodOfOneAgentLosesNothingOfOthers(t *testing.T) {
 			r.sound()
 		})
 	}
+}
+
+// An agent that has everything delivered to it thirty-two times over and reads
+// none of it is cut off by the server; nobody else waits for it.
+func TestNeverReadingSubscriberStallsNobody(t *testing.T) {
+	r, alice, creds := storm(t)
+	big := []byte(strings.Repeat("x", 512<<10))
+	w := r.speak(creds)
+	for i := range 32 {
+		w.say(fmt.Sprintf("SUB _INBOX.> %d\r\n", i))
+	}
+	w.say("PING\r\n")
+	if got := w.hear("PONG"); got != "PONG" {
+		t.Fatalf("it gets %q", got)
+	}
+	nc := r.client(creds)
+	beside(t, alice, func(stop <-chan struct{}) {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if nc.PublishRequest("out.op.call.echo", "_INBOX.never.read", big) != nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond) // within its rate: all are answered
+		}
+	})
+	r.sound()
 }

@@ -265,7 +265,7 @@ func TestAStockClientIsRefusedByTheServerAndByIntakeInWordsItUnderstands(t *test
 		t.Fatalf("give up: %s %s", code, released.Header.Get(schemas.HeaderError))
 	}
 	m := r.request(done, "out.done.call.echo", "x")
-	if m.Header.Get(schemas.HeaderErrorCode) != "401" || !strings.Contains(m.Header.Get(schemas.HeaderError), "no longer valid") {
+	if m.Header.Get(schemas.HeaderErrorCode) != "401" || !strings.Contains(m.Header.Get(schemas.HeaderError), "holds no capability for operation done") {
 		t.Errorf("a capability that was given up: %v", m.Header)
 	}
 

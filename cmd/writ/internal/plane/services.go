@@ -2,6 +2,7 @@ package plane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,9 +72,38 @@ func (p *Process) startLedger(ctx context.Context) error {
 		if err := led.Serve(conn); err != nil {
 			return err
 		}
-		return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From(),
-			CaughtUp: func(uint64) { ready() }})
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error {
+			return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
+		})
+		g.Go(func() error {
+			if err := confirmed(ctx, led); err != nil {
+				return err
+			}
+			if err := rel.Confirm(); err != nil {
+				return err
+			}
+			ready()
+			return nil
+		})
+		return g.Wait()
 	})
+}
+
+// confirmed returns when the ledger's tail has been compared with the log:
+// from then on it signs.
+func confirmed(ctx context.Context, led *ledger.Ledger) error {
+	for {
+		_, err := led.Checkpoint(ctx, led.Head().Size)
+		if !errors.Is(err, ledger.ErrUnconfirmed) {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // follow is the straight line's middle: what stands in EVENTS goes through the
@@ -215,7 +245,11 @@ func (p *Process) startIntake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	i, err := intake.New(intake.Options{Conn: conn, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.log})
+	inlet, err := p.connect(keys.RoleIntake)
+	if err != nil {
+		return err
+	}
+	i, err := intake.New(intake.Options{Conn: conn, Inlet: inlet, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.log})
 	if err != nil {
 		return err
 	}
