@@ -102,6 +102,18 @@ func TestHijackWithRefusalsPassesBothThresholds(t *testing.T) {
 	}
 }
 
+// The server refuses a forbidden tool before intake sees it: that must weigh as
+// much as where intake refuses it, and more than a tool that was not asked for.
+func TestAForbiddenToolWeighsTheSameWhoeverRefusesIt(t *testing.T) {
+	for subject, low := range map[string]int{"out.report.call.shell": 40, "out.report.call.unlisted": 0} {
+		p := newPlane(t)
+		p.issue("analyst", "report", defaultTask)
+		if risk := p.violate("analyst", subject); risk < low || low == 0 && risk >= 40 {
+			t.Errorf("%s: risk %d", subject, risk)
+		}
+	}
+}
+
 // violate logs what the server refused, and the change of risk behind it.
 func (p *plane) violate(agent, subject string) int {
 	p.t.Helper()

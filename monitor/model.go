@@ -209,7 +209,8 @@ func (m *Model) violation(e *schemas.Event) error {
 	if err := schemas.Unmarshal(e.Data, &v); err != nil {
 		return err
 	}
-	m.agent(e.Agent).refuse(violationUnits(v), e.Time)
+	a := m.agent(e.Agent)
+	a.refuse(a.violationUnits(v), e.Time)
 	if len(m.pending) < maxPending {
 		m.pending[e.Seq] = violation{e.Agent, e.ID}
 	}

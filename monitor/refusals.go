@@ -97,11 +97,15 @@ func (s standing) String() string {
 		"no capability for this operation", "the capability has ended"}[s]
 }
 
-// violationUnits is what a violation weighs, which the server itself refused:
-// the namespace of another agent or of the control plane as much as a forbidden
-// tool. Repetitions within the second weigh one unit more, together.
-func violationUnits(v schemas.Violation) fixed {
+// violationUnits is what a violation weighs, which the server itself refused: a
+// tool that one of the agent's capabilities forbids by name as much as where
+// intake refuses it, and so the namespace of another agent or of the control
+// plane. Repetitions within the second weigh one unit more, together.
+func (a *agent) violationUnits(v schemas.Violation) fixed {
 	units := unitsSink
+	if a.forbids(v.Subject) {
+		units = unitsForbidden
+	}
 	for _, prefix := range []string{schemas.OutPrefix + ".", schemas.InPrefix + ".", schemas.EventPrefix + ".", "writ.", "_INBOX_", "_R_.", "$"} {
 		if strings.HasPrefix(v.Subject, prefix) {
 			units = unitsForbidden
@@ -111,6 +115,21 @@ func violationUnits(v schemas.Violation) fixed {
 		units += unitsAimed
 	}
 	return units
+}
+
+// forbids says whether a subject out.<operation>.call.<tool> names a tool that a
+// capability of the agent forbids, for whatever operation.
+func (a *agent) forbids(subject string) bool {
+	parts := strings.Split(subject, ".")
+	if len(parts) != 4 || parts[0] != "out" || parts[2] != schemas.VerbCall {
+		return false
+	}
+	for _, r := range a.runs { // any of them: the order makes no difference
+		if slices.Contains(r.forbidden, parts[3]) {
+			return true
+		}
+	}
+	return false
 }
 
 // refusalRisk is 100·(1 − 2^(−units/3)), rounded down.

@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/bench"
+	"github.com/writ-sh/writ/cmd/writ/internal/demo"
 	"github.com/writ-sh/writ/cmd/writ/internal/drive"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
@@ -161,6 +162,7 @@ var documents = map[string][]any{
 	"review list": {schemas.ReviewsReply{}, schemas.Review{}}, "review deny": {schemas.ReviewReply{}},
 	"risk": {schemas.RiskReply{}, schemas.Verdict{}, schemas.Factor{}, schemas.RiskPoint{}},
 	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {monitor.ReplayReport{}},
+	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
 	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "verify": {verification{}}, "doctor": {check{}},
 	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},

@@ -50,6 +50,10 @@ var ErrGap = errors.New("the log has a gap")
 const (
 	batch    = 512
 	idlePoll = time.Second
+	// batchBytes bounds what the server holds for one follower at once: well
+	// below its max_pending, at which it would cut the follower off, and above
+	// the longest event.
+	batchBytes = 6 << 20
 )
 
 // Run hands over entries until the context ends, fn fails, or the log can't
@@ -71,7 +75,7 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 	if err != nil {
 		return fmt.Errorf("follow the log: consumer %s: %w", f.Consumer, err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(4*batch), jetstream.PullExpiry(30*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxMessagesWithBytesLimit(4*batch, batchBytes), jetstream.PullExpiry(30*time.Second))
 	if err != nil {
 		return fmt.Errorf("follow the log: consumer %s: %w", f.Consumer, err)
 	}
@@ -205,7 +209,7 @@ func (r *reader) get(ctx context.Context, from, end uint64, filter string, fn fu
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	opts := []jetstreamext.GetBatchOpt{jetstreamext.GetBatchSeq(from)}
+	opts := []jetstreamext.GetBatchOpt{jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchMaxBytes(batchBytes)}
 	if filter != "" {
 		opts = append(opts, jetstreamext.GetBatchSubject(filter))
 	}

@@ -136,15 +136,17 @@ var testName = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w*`)
 
 // A defence that names a test is one that somebody attacks. A name that no
 // test has would be a claim.
-func TestEveryTestThatTheThreatModelNamesExists(t *testing.T) {
+func TestEveryTestThatDocumentsNameExists(t *testing.T) {
 	have := tests(t)
-	named := testName.FindAllString(read(t, "docs/threat-model.md"), -1)
-	if len(named) < 20 {
-		t.Fatalf("docs/threat-model.md names %d tests", len(named))
-	}
-	for _, name := range named {
-		if !have[name] {
-			t.Errorf("docs/threat-model.md names %s, and there is no such test", name)
+	for doc, least := range map[string]int{"docs/threat-model.md": 20, "README.md": 5} {
+		named := testName.FindAllString(read(t, doc), -1)
+		if len(named) < least {
+			t.Fatalf("%s names %d tests", doc, len(named))
+		}
+		for _, name := range named {
+			if !have[name] {
+				t.Errorf("%s names %s, and there is no such test", doc, name)
+			}
 		}
 	}
 }

@@ -31,6 +31,7 @@ type client struct {
 }
 
 const (
+	answerWithin  = 10 * time.Second // for what is no question to another agent
 	rateWait      = 250 * time.Millisecond
 	reconnectWait = 100 * time.Millisecond
 	reconnectMost = 5
@@ -136,6 +137,8 @@ func (c *client) act(ctx context.Context, action, contentType string, body []byt
 
 // token asks the issuer on out.token.<what>, at the rate that it allows.
 func (c *client) token(ctx context.Context, what string, req any) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	return c.atRate(ctx, &nats.Msg{Subject: "out.token." + what, Data: schemas.Marshal(req)})
 }
 

@@ -14,13 +14,19 @@ import (
 // dashboardEvery is how many reports stand between two dashboards.
 const dashboardEvery = 12
 
+// between is the pause between the beginnings of two of the analyst's actions:
+// a little under schemas.DefaultRate. What is over the rate is shed, and only
+// the first in each second is told so.
+const between = 5500 * time.Microsecond
+
 // A past is what came of the analyst's earlier work.
 type past struct {
 	operations int
 	actions    int
-	alarms     int // actions that were held although nothing was wrong
-	slowed     int // times that it was over its rate, and waited
-	suspended  int // operations that were cut off although nothing was wrong
+	alarms     int       // actions that were held although nothing was wrong
+	slowed     int       // times that it was over its rate, and waited
+	next       time.Time // when it may act again
+	suspended  int       // operations that were cut off although nothing was wrong
 }
 
 // habits lets the analyst do its job, as it did for years.
@@ -128,6 +134,20 @@ func (s *story) operate(ctx context.Context, p *past, req schemas.IssueRequest, 
 // nothing wrong with it.
 func (s *story) patiently(ctx context.Context, p *past, c *client, action, contentType string, body []byte) (*answer, error) {
 	p.actions++
+	now := time.Now()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	wait := time.NewTimer(p.next.Sub(now))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	p.next = p.next.Add(between)
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	a, err := c.act(ctx, action, contentType, body)
 	if err != nil {
 		return nil, err
