@@ -48,7 +48,7 @@ type Options struct {
 // Bounds of the server, each of which held under attack.
 const (
 	maxHeader       = schemas.MaxHeader
-	maxPending      = 64 << 20         // bytes waiting for one client
+	maxPending      = 16 << 20         // bytes waiting for one client
 	writeDeadline   = 2 * time.Second  // of one write to a client
 	maxControlLine  = 8 << 10          // bytes of a protocol line, the connecting JWT included
 	resolverSync    = 90 * time.Second // between peers' comparisons of accounts
@@ -156,7 +156,7 @@ func serverOptions(o Options, trust *keys.Trust) (*server.Options, error) {
 		MaxPending:             maxPending,
 		MaxControlLine:         maxControlLine,
 		WriteDeadline:          writeDeadline,
-		NoFastProducerStall:    false,
+		NoFastProducerStall:    true,
 		JetStream:              true,
 		StoreDir:               store,
 		JetStreamMaxMemory:     jetStreamMemory,
