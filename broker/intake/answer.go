@@ -25,6 +25,7 @@ func (i *Intake) decideAnswer(ctx context.Context, ln *lane, e *schemas.Event, m
 	if asked == nil || asked.request != e.Request || asked.to != e.Agent {
 		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeNotFound, "it answers nothing that was delivered to "+e.Agent
 		e.Ref, e.Request, e.Tokens = 0, "", 0
+		e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
 		return nil
 	}
 	e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from

@@ -127,15 +127,11 @@ func laneOf(agent, rest string) string {
 	return agent
 }
 
-// admit takes one token from the account's bucket. Answers cost nothing: how
-// many there can be is bounded by the requests that were delivered; both are
-// bounded by how much may wait.
+// admit takes one token from the account's bucket. A service's answers cost
+// nothing: it is asked by many, and bounded by how much may wait.
 func (a *account) admit(answer bool, now time.Time) bool {
-	if answer {
-		if a.limits.service {
-			return a.waiting < serviceDepth
-		}
-		return a.waiting < laneDepth
+	if answer && a.limits.service {
+		return a.waiting < serviceDepth
 	}
 	a.tokens = min(float64(a.limits.Burst), a.tokens+a.limits.PerSecond*max(0, now.Sub(a.last).Seconds()))
 	a.last = now

@@ -169,3 +169,21 @@ func TestHeadersOfAgentsArePassedOverOrRefused(t *testing.T) {
 		t.Errorf("of forged headers remains %+v, %v", h, r)
 	}
 }
+
+// An agent may answer what was asked of it, at its rate; made-up answers must
+// not cost more than made-up actions.
+func TestAFloodOfAnswersIsShedLikeAnyOther(t *testing.T) {
+	l := testLanes()
+	for i := range 1000 {
+		l.put(from("flood", fmt.Sprintf("_r.%032x-1", i)), time.Unix(1000, 0))
+	}
+	total := 0
+	for subject, n := range drain(l) {
+		if subject != "shed" {
+			total += n
+		}
+	}
+	if total != 21 {
+		t.Fatalf("%d answers went on; want the burst of 20, and one to be logged as shed", total)
+	}
+}

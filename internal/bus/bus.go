@@ -44,7 +44,7 @@ func Connect(o Options) (*nats.Conn, error) {
 		nats.CustomInboxPrefix("_INBOX_" + o.Role),
 		nats.UserCredentialBytes(o.Creds),
 		nats.MaxReconnects(-1),
-		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectWait(20 * time.Millisecond),
 		nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			log.Error("nats", "role", o.Role, "error", err)
