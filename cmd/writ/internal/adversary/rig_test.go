@@ -267,17 +267,14 @@ func (r *rig) keyOf(id string, generation int, role keys.KeyRole) nkeys.KeyPair 
 	return stolen{pair: pair}
 }
 
-// generation is that of a principal's keys, as the newest declaration names it.
-func (r *rig) generation(id string) (generation int) {
+// generation is that of a principal's keys, by the log.
+func (r *rig) generation(id string) int {
 	r.t.Helper()
+	state := schemas.NewState()
 	for _, e := range r.log() {
-		if e.Kind == schemas.AgentDeclared && e.Agent == id {
-			var p schemas.Principal
-			must(r.t, schemas.Unmarshal(e.Data, &p))
-			generation = p.Generation
-		}
+		must(r.t, state.Apply(e))
 	}
-	return generation
+	return state.Agents[id].Generation
 }
 
 func (r *rig) account(id string) string {
