@@ -46,7 +46,10 @@ type Report struct {
 	P99      int64 `json:"p99_us"`
 }
 
-const callTimeout = 15 * time.Second
+const (
+	callTimeout = 15 * time.Second
+	settleTries = 20
+)
 
 // Run drives the recorded runs, in file order.
 func Run(ctx context.Context, o Options) (*Report, error) {
@@ -169,9 +172,7 @@ func (d *driver) run(ctx context.Context, run *traces.Run) error {
 	if len(run.Calls) == 0 {
 		return nil
 	}
-	grant, err := bus.Call[schemas.IssueReply](ctx, d.Operator, schemas.CtlIssue, schemas.IssueRequest{
-		AgentID: run.Suite, OperationID: "run-" + run.ID, Tools: toolsOf(run, d.Capability), TTLSeconds: 3600,
-		Task: run.Prompt, Job: jobOf(run), Actor: d.Actor})
+	grant, err := d.issue(ctx, run)
 	if err != nil {
 		var r *schemas.Refusal
 		if errors.As(err, &r) && r.Code == schemas.CodeMalformed && len(toolsOf(run, d.Capability)) == 0 {
@@ -197,6 +198,24 @@ func (d *driver) run(ctx context.Context, run *traces.Run) error {
 		return err
 	}
 	return d.giveUp(ctx, nc, grant.OperationID)
+}
+
+// issue asks for the run's capability. A lock that the last run's end brought
+// about may show only now: it is settled like any other.
+func (d *driver) issue(ctx context.Context, run *traces.Run) (schemas.IssueReply, error) {
+	for try := 1; ; try++ {
+		grant, err := bus.Call[schemas.IssueReply](ctx, d.Operator, schemas.CtlIssue, schemas.IssueRequest{
+			AgentID: run.Suite, OperationID: "run-" + run.ID, Tools: toolsOf(run, d.Capability), TTLSeconds: 3600,
+			Task: run.Prompt, Job: jobOf(run), Actor: d.Actor})
+		var r *schemas.Refusal
+		locked := errors.As(err, &r) && (r.Code == schemas.CodeCancelled || r.Code == schemas.CodeHeld)
+		if !locked || try == settleTries {
+			return grant, err
+		}
+		if err := d.settle(ctx, run.Suite); err != nil {
+			return grant, err
+		}
+	}
 }
 
 func jobOf(run *traces.Run) string {
