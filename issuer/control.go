@@ -41,7 +41,7 @@ func (i *Issuer) serveControl() error {
 }
 
 func (i *Issuer) health(context.Context, struct{}) (schemas.Health, error) {
-	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.at()}, nil
+	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At()}, nil
 }
 
 func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) { return i.jwks, nil }

@@ -73,7 +73,7 @@ type Issuer struct {
 	jwks   []byte
 	wire   *wire
 	pushes *pushes
-	folded *watermark
+	folded *bus.Watermark
 	gates  *gates // one command at a time issues for a principal
 	locks  *gates // one command at a time locks a principal, or declares it
 
@@ -109,7 +109,7 @@ func New(o Options) (*Issuer, error) {
 		return nil, err
 	}
 	i := &Issuer{Options: o, log: log, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
-		wire: &wire{nc: o.System}, folded: newWatermark(), gates: newGates(), locks: newGates(),
+		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), gates: newGates(), locks: newGates(),
 		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, nil
@@ -195,7 +195,7 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	if before != after {
 		i.pushes.want(e.Agent)
 	}
-	i.folded.set(e.Seq)
+	i.folded.Set(e.Seq)
 	return nil
 }
 
@@ -258,7 +258,7 @@ func (i *Issuer) append(ctx context.Context, e *schemas.Event) (uint64, error) {
 		return 0, err
 	}
 	e.Seq = seq
-	return seq, i.folded.wait(ctx, seq)
+	return seq, i.folded.Wait(ctx, seq, foldWait)
 }
 
 func (i *Issuer) stamp(e *schemas.Event) {

@@ -179,7 +179,7 @@ func (i *Issuer) carryOut(ctx context.Context, d lockDecision, id string) (nodes
 		return err
 	})
 	g.Go(func() error {
-		if err := i.folded.wait(ctx, d.seq); err != nil {
+		if err := i.folded.Wait(ctx, d.seq, foldWait); err != nil {
 			return err
 		}
 		i.pushes.unforce(id) // the state says it now
