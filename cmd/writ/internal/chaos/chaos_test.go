@@ -127,7 +127,7 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	defer log.Close()
-	r.cmd = exec.Command(r.binary, "up", "--data", r.data, "--listen", r.listen, "--fleet", filepath.Join(filepath.Dir(r.data), "fleet.yaml"))
+	r.cmd = exec.Command(r.binary, "up", "--data", r.data, "--listen", r.listen, "--http", "127.0.0.1:0", "--fleet", filepath.Join(filepath.Dir(r.data), "fleet.yaml"))
 	r.cmd.Stdout, r.cmd.Stderr = log, log
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
