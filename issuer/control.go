@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -153,7 +154,37 @@ func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas
 		reply.Agents = reply.Agents[:limit]
 		reply.Next = reply.Agents[limit-1].AgentID
 	}
+	i.addRisks(ctx, reply.Agents)
 	return reply, i.countConnections(ctx, reply.Agents)
+}
+
+// riskWait bounds how long a status waits for the monitor.
+const riskWait = 2 * time.Second
+
+// addRisks puts in what the monitor says now. Without it, the newest that the
+// issuer itself folded stands: whoever looks for what is down must get an
+// answer.
+func (i *Issuer) addRisks(ctx context.Context, list []schemas.AgentStatus) {
+	ctx, cancel := context.WithTimeout(ctx, riskWait)
+	defer cancel()
+	ids := make([]string, len(list))
+	for n := range list {
+		ids[n] = list[n].AgentID
+	}
+	rep, err := bus.Call[schemas.RisksReply](ctx, i.Control, schemas.CtlRisks, schemas.RisksRequest{AgentIDs: ids})
+	if err != nil {
+		i.Logger.Warn("the monitor does not say the agents' risks", "error", err)
+		return
+	}
+	at := 0
+	for _, r := range rep.Risks { // in the order of the list
+		for at < len(list) && list[at].AgentID != r.AgentID {
+			at++
+		}
+		if at < len(list) {
+			list[at].Risk, list[at].LastSeq = r.Risk, max(list[at].LastSeq, r.Seq)
+		}
+	}
 }
 
 func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentStatus {

@@ -47,10 +47,11 @@ import (
 )
 
 // Filters are the events that the issuer folds: what bears on what an agent
-// may do, and what became of its actions.
+// may do, and what became of its actions. Accepted ones change nothing here,
+// and are most of the log.
 var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
 	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held",
-	"ev.*.message.accepted", "ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark"}
+	"ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark"}
 
 // Options of an Issuer. All but Now are needed.
 type Options struct {
@@ -68,6 +69,7 @@ type Options struct {
 type Issuer struct {
 	Options
 	log    *bus.Appender
+	reader *bus.Reader
 	maker  *accounts.Maker
 	signer *capability.Signer
 	jwks   []byte
@@ -108,7 +110,11 @@ func New(o Options) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Issuer{Options: o, log: log, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
+	reader, err := bus.NewReader(o.Control)
+	if err != nil {
+		return nil, err
+	}
+	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), gates: newGates(), locks: newGates(),
 		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
 	i.pushes = newPushes(i)

@@ -204,10 +204,15 @@ func (i *Issuer) complete(ctx context.Context, r *schemas.Receipt) {
 			r.Partial = true
 		}
 		i.mu.RLock()
-		r.LastAcceptedSeq = t.last
 		r.Cancelled = append(r.Cancelled, t.cancelled...)
 		i.mu.RUnlock()
 		slices.Sort(r.Cancelled)
+		last, err := i.reader.Newest(ctx, schemas.EventSubject(r.AgentID, schemas.MessageAccepted), r.Seq)
+		if err != nil {
+			i.Logger.Warn("last accepted action not known for a receipt", "agent_id", r.AgentID, "seq", r.Seq, "error", err)
+			r.Partial = true
+		}
+		r.LastAcceptedSeq = last
 	}
 	head, err := bus.Call[schemas.Head](ctx, i.Control, schemas.CtlHead, schemas.HeadRequest{Min: r.Seq})
 	if err != nil {

@@ -2,38 +2,34 @@ package issuer
 
 import "github.com/writ-sh/writ/schemas"
 
-// tracks follow what became of the locks: what was accepted last before each,
-// what was cancelled, and when release had worked through the log up to it.
-// They are a fold; the issuer's mutex guards them.
+// tracks follow what became of the locks: what was cancelled, and when release
+// had worked through the log up to each. They are a fold; the issuer's mutex
+// guards them.
 type tracks struct {
-	accepted map[string]uint64 // newest accepted action, by agent
-	newest   map[string]*track // by agent
-	pending  []*track          // release has not been through yet
+	newest  map[string]*track // by agent
+	pending []*track          // release has not been through yet
 }
 
 // A track is one lock's.
 type track struct {
 	agent     string
 	seq       uint64
-	last      uint64   // the agent's newest accepted action before it; 0 where there is none in the log
 	cancelled []uint64 // sequences of the actions, in the order of their cancellation
 	done      chan struct{}
 }
 
 func newTracks() *tracks {
-	return &tracks{accepted: map[string]uint64{}, newest: map[string]*track{}}
+	return &tracks{newest: map[string]*track{}}
 }
 
 // fold takes one event; locked says that it changed its agent's lock.
 func (t *tracks) fold(e *schemas.Event, locked bool) {
 	if locked {
-		n := &track{agent: e.Agent, seq: e.Seq, last: t.accepted[e.Agent], done: make(chan struct{})}
+		n := &track{agent: e.Agent, seq: e.Seq, done: make(chan struct{})}
 		t.newest[e.Agent] = n
 		t.pending = append(t.pending, n)
 	}
 	switch e.Kind {
-	case schemas.MessageAccepted:
-		t.accepted[e.Agent] = e.Seq
 	case schemas.MessageCancelled:
 		for _, p := range t.pending {
 			if p.agent == e.Agent || p.agent == e.To {
@@ -53,6 +49,5 @@ func (t *tracks) fold(e *schemas.Event, locked bool) {
 		t.pending = left
 	case schemas.AgentRemoved:
 		delete(t.newest, e.Agent)
-		delete(t.accepted, e.Agent)
 	}
 }

@@ -31,7 +31,7 @@ func (s *subjects) prepare(streamID uint64, e Entry) (p sealedEvent, err error) 
 	if err != nil {
 		return p, err
 	}
-	b, err := proof.AppendHeaders(make([]byte, 0, 2048+len(e.Data)), e.Subject, e.Header)
+	b, err := proof.AppendHeaders(s.takeRoom(2048+len(e.Data)), e.Subject, e.Header)
 	if err != nil {
 		return p, err
 	}

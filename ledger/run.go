@@ -267,6 +267,7 @@ func (l *Ledger) apply(ready []sealedEvent, slots chan struct{}, commits chan<- 
 		events := make([]*schemas.Event, n)
 		for i := range events {
 			events[i] = ready[i].event
+			l.subjects.giveRoom(ready[i].sealed) // the batch has its own copy
 		}
 		commits <- commit{batch: b, events: events, head: sum}
 		ready = ready[n:]

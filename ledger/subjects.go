@@ -43,6 +43,8 @@ type subjects struct {
 	root   []byte
 	kek    cipher.AEAD
 
+	rooms sync.Pool // of *[]byte, in which contents are sealed
+
 	mu       sync.RWMutex
 	rows     uint64
 	byName   map[string]*subject // those that were asked for
@@ -233,6 +235,24 @@ func (s *subjects) close() error {
 		return nil
 	}
 	return s.file.Close()
+}
+
+// mostRoom bounds what is kept of one large content.
+const mostRoom = 64 << 10
+
+// takeRoom is a slice of length 0 and of that capacity or more.
+func (s *subjects) takeRoom(size int) []byte {
+	if b, ok := s.rooms.Get().(*[]byte); ok && cap(*b) >= size {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, size)
+}
+
+// giveRoom takes a slice back that nobody uses any more.
+func (s *subjects) giveRoom(b []byte) {
+	if b = b[:0]; cap(b) > 0 && cap(b) <= mostRoom {
+		s.rooms.Put(&b)
+	}
 }
 
 // salt is the record's, see proof.Record.SaltInput.

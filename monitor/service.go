@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
@@ -38,13 +37,14 @@ type Service struct {
 	changed chan struct{}
 }
 
-// A question is a request for a verdict that waits for the fold.
+// A question is a request for verdicts.
 type question struct {
-	msg   *nats.Msg
-	draft *schemas.Event
-	after uint64
-	late  time.Time // from then on it is refused
-	known time.Time // until then its capability may still be on its way
+	msg     *nats.Msg
+	drafts  []*schemas.Event
+	after   uint64
+	patient bool      // wait for capabilities that are not known yet
+	late    time.Time // from then on it is refused
+	known   time.Time // until then a capability may still be on its way
 }
 
 // How long a request for a verdict may wait: for the agent's previous action,
@@ -53,6 +53,9 @@ const (
 	foldWait  = 2 * time.Second
 	grantWait = 250 * time.Millisecond
 )
+
+// Intake sends as much of a body as is read of it.
+var _ [0]struct{} = [maxRead - schemas.MaxJudged]struct{}{}
 
 // NewService prepares a service; Run starts it.
 func NewService(o ServiceOptions) (*Service, error) {
@@ -104,6 +107,9 @@ func (s *Service) serve(ctx context.Context, ready func()) error {
 		return fmt.Errorf("monitor: subscribe: %w", err)
 	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisk, s.risk); err != nil {
+		return err
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisks, s.risks); err != nil {
 		return err
 	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlHealth, s.health); err != nil {
@@ -159,42 +165,39 @@ func (s *Service) ask(m *nats.Msg) {
 
 func (s *Service) question(m *nats.Msg) (question, error) {
 	now := s.Now()
-	q := question{msg: m, late: now.Add(foldWait), known: now.Add(grantWait)}
-	header := make(schemas.Header, len(m.Header))
-	for name, values := range m.Header {
-		if name != schemas.HeaderAfter && name != schemas.HeaderSubject {
-			header[name] = values
-		}
-	}
-	after, err := strconv.ParseUint(m.Header.Get(schemas.HeaderAfter), 10, 64)
-	if err != nil {
-		return q, fmt.Errorf("%s: %w", schemas.HeaderAfter, err)
-	}
-	q.after = after
-	q.draft, err = schemas.Decode(m.Header.Get(schemas.HeaderSubject), header, m.Data)
-	if err != nil {
-		return q, err
-	}
-	if q.draft.Kind == schemas.RiskChanged {
-		return q, errors.New("a change of risk is no action")
-	}
-	return q, nil
+	req, drafts, err := bus.ReadAssess(m.Data)
+	return question{msg: m, drafts: drafts, after: req.After, patient: req.Patient,
+		late: now.Add(foldWait), known: now.Add(grantWait)}, err
 }
 
 // answer answers a question, unless it must wait.
 func (s *Service) answer(q question, now time.Time) bool {
-	switch {
-	case s.model.Seq() < q.after:
+	if s.model.Seq() < q.after {
 		if now.Before(q.late) {
 			return false
 		}
 		s.refuse(q.msg, schemas.Refuse(schemas.CodeUnavailable, "the monitor has folded the log up to %d and was to judge after %d", s.model.Seq(), q.after))
 		return true
-	case !s.model.Follows(q.draft) && now.Before(q.known):
-		return false
 	}
-	if err := q.msg.Respond(schemas.Marshal(s.model.Assess(q.draft))); err != nil {
-		s.Logger.Error("verdict not sent", "agent", q.draft.Agent, "error", err)
+	expired := !now.Before(q.known)
+	rulings := make([]schemas.Ruling, len(q.drafts))
+	for i, d := range q.drafts {
+		if !s.model.Follows(d) && !expired {
+			if q.patient {
+				return false
+			}
+			rulings[i].Unknown = true
+			continue
+		}
+		v := s.model.Assess(d)
+		rulings[i] = schemas.Ruling{Verdict: schemas.Marshal(v), Risk: v.Risk, Decision: v.Decision}
+	}
+	data, err := bus.WriteAssess(rulings)
+	if err == nil {
+		err = q.msg.Respond(data)
+	}
+	if err != nil {
+		s.Logger.Error("verdicts not sent", "drafts", len(q.drafts), "error", err)
 	}
 	return true
 }
@@ -275,6 +278,24 @@ func (s *Service) risk(_ context.Context, req schemas.RiskRequest) (schemas.Risk
 	rep, known := s.model.Risk(req.AgentID, s.Now())
 	if !known && s.model.fleet.Agents[req.AgentID] == nil {
 		return rep, schemas.Refuse(schemas.CodeNotFound, "%s is not in the fleet; writ status lists who is", req.AgentID)
+	}
+	return rep, nil
+}
+
+// mostRisks bounds one question about several agents.
+const mostRisks = 10_000
+
+func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.RisksReply, error) {
+	if len(req.AgentIDs) > mostRisks {
+		return schemas.RisksReply{}, schemas.Refuse(schemas.CodeMalformed, "%d agents: at most %d can be asked about at once", len(req.AgentIDs), mostRisks)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rep, now := schemas.RisksReply{Risks: []schemas.AgentRisk{}}, s.Now()
+	for _, id := range req.AgentIDs {
+		if a := s.model.agents[id]; a != nil {
+			rep.Risks = append(rep.Risks, schemas.AgentRisk{AgentID: id, Risk: a.riskNow(now), Seq: a.lastSeq})
+		}
 	}
 	return rep, nil
 }

@@ -3,9 +3,9 @@ package monitor_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -123,42 +123,65 @@ func draft(op, tool string) *schemas.Event {
 		Request: strings.Repeat("3", 32), Expires: time.Now().UTC().Add(time.Minute), Digest: schemas.Sum(body), Data: body}
 }
 
-func (s *stand) request(e *schemas.Event, after uint64) *nats.Msg {
+func (s *stand) assess(after uint64, drafts ...*schemas.Event) ([]schemas.Verdict, error) {
 	s.t.Helper()
-	subject, h, data, err := e.Encode()
+	req := schemas.AssessRequest{After: after, Patient: true}
+	for _, e := range drafts {
+		req.Drafts = append(req.Drafts, schemas.DraftOf(e))
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	rulings, err := bus.AskVerdicts(ctx, s.intake, &req)
 	if err != nil {
-		s.t.Fatal(err)
+		return nil, err
 	}
-	h[schemas.HeaderSubject], h[schemas.HeaderAfter] = []string{subject}, []string{strconv.FormatUint(after, 10)}
-	return &nats.Msg{Subject: schemas.Assess, Header: nats.Header(h), Data: data}
-}
-
-func (s *stand) assess(e *schemas.Event, after uint64) (schemas.Verdict, *schemas.Refusal) {
-	s.t.Helper()
-	m, err := s.intake.RequestMsg(s.request(e, after), 10*time.Second)
-	if err != nil {
-		s.t.Fatal(err)
+	verdicts := make([]schemas.Verdict, len(rulings))
+	for i, r := range rulings {
+		if err := json.Unmarshal(r.Verdict, &verdicts[i]); err != nil {
+			s.t.Fatal(err)
+		}
+		if v := verdicts[i]; v.Risk != r.Risk || v.Decision != r.Decision {
+			s.t.Errorf("the ruling says %d, %s, its verdict %d, %s", r.Risk, r.Decision, v.Risk, v.Decision)
+		}
 	}
-	if r := bus.ReadRefusal(m); r != nil {
-		return schemas.Verdict{}, r
-	}
-	var v schemas.Verdict
-	if err := json.Unmarshal(m.Data, &v); err != nil {
-		s.t.Fatal(err)
-	}
-	return v, nil
+	return verdicts, nil
 }
 
 func TestServiceJudgesAfterWhatItWasToldToAwait(t *testing.T) {
 	s := newStand(t)
 	s.serve()
 	seq := s.grant("op-1")
-	v, r := s.assess(draft("op-1", "mail"), seq)
-	if r != nil || v.AsOf < seq || v.Decision != schemas.Pass {
-		t.Fatalf("%+v, %v", v, r)
+	v, err := s.assess(seq, draft("op-1", "mail"), draft("op-1", "shell"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if v, r = s.assess(draft("op-1", "shell"), seq); r != nil || v.Risk < 40 {
-		t.Errorf("a forbidden tool: %+v, %v", v, r)
+	if v[0].AsOf < seq || v[0].Decision != schemas.Pass {
+		t.Errorf("%+v", v[0])
+	}
+	if v[1].Risk < 40 {
+		t.Errorf("a forbidden tool: %+v", v[1])
+	}
+}
+
+// A draft whose capability the monitor does not know yet must not keep those
+// that came with it waiting; whoever asks for it alone is patient.
+func TestAnUnknownCapabilityDelaysNobodyElse(t *testing.T) {
+	s := newStand(t)
+	s.serve()
+	seq := s.grant("op-1")
+	req := &schemas.AssessRequest{After: seq, Drafts: []schemas.Draft{
+		schemas.DraftOf(draft("op-1", "mail")), schemas.DraftOf(draft("op-2", "mail"))}}
+	rulings, err := bus.AskVerdicts(t.Context(), s.intake, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rulings[0].Unknown || !rulings[1].Unknown || len(rulings[1].Verdict) > 0 {
+		t.Fatalf("%+v", rulings)
+	}
+	// Patience ends: the draft is then judged as what it is.
+	v, err := s.assess(seq, draft("op-2", "mail"))
+	if err != nil || len(v) != 1 || v[0].Decision == "" {
+		t.Errorf("an operation that was never granted: %+v, %v", v, err)
 	}
 }
 
@@ -168,26 +191,39 @@ func TestServiceRefusesWhatItCannotJudge(t *testing.T) {
 	seq := s.grant("op-1")
 	// An action that is to be judged after what never comes must not keep one
 	// behind it waiting.
-	late := make(chan *schemas.Refusal)
+	late := make(chan error)
 	go func() {
-		_, r := s.assess(draft("op-1", "mail"), seq+1000)
-		late <- r
+		_, err := s.assess(seq+1000, draft("op-1", "mail"))
+		late <- err
 	}()
-	if _, r := s.assess(draft("op-1", "mail"), seq); r != nil {
-		t.Error(r)
+	if _, err := s.assess(seq, draft("op-1", "mail")); err != nil {
+		t.Error(err)
 	}
-	if r := <-late; r == nil || r.Code != schemas.CodeUnavailable {
-		t.Errorf("judged without what it was to await: %v", r)
+	var r *schemas.Refusal
+	if err := <-late; !errors.As(err, &r) || r.Code != schemas.CodeUnavailable {
+		t.Errorf("judged without what it was to await: %v", err)
 	}
-	for name, change := range map[string]func(*nats.Msg){
-		"no sequence":     func(m *nats.Msg) { m.Header.Del(schemas.HeaderAfter) },
-		"no subject":      func(m *nats.Msg) { m.Header.Del(schemas.HeaderSubject) },
-		"foreign header":  func(m *nats.Msg) { m.Header["X-Evil"] = []string{"1"} },
-		"another's event": func(m *nats.Msg) { m.Header[schemas.HeaderSubject] = []string{"ev.analyst.agent.killed"} },
+	for name, change := range map[string]func(*schemas.Draft){
+		"another's event":        func(d *schemas.Draft) { d.Kind = schemas.AgentKilled },
+		"a change of risk":       func(d *schemas.Draft) { d.Kind = schemas.RiskChanged },
+		"no agent":               func(d *schemas.Draft) { d.Agent = "" },
+		"a wildcard for agent":   func(d *schemas.Draft) { d.Agent = "*" },
+		"no action of ours":      func(d *schemas.Draft) { d.Action = "call.>" },
+		"an operation with dots": func(d *schemas.Draft) { d.Operation = "a.b" },
+		"a body past the bound":  func(d *schemas.Draft) { d.Body = make([]byte, schemas.MaxJudged+2) },
 	} {
-		m := s.request(draft("op-1", "mail"), seq)
-		change(m)
-		answer, err := s.intake.RequestMsg(m, 10*time.Second)
+		d := schemas.DraftOf(draft("op-1", "mail"))
+		change(&d)
+		_, err := bus.AskVerdicts(t.Context(), s.intake, &schemas.AssessRequest{After: seq, Drafts: []schemas.Draft{d}})
+		if !errors.As(err, &r) || r.Code != schemas.CodeMalformed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, data := range map[string][]byte{
+		"nothing": nil, "JSON": []byte(`{"after":1}`), "an array that ends": {0x83, 0x01},
+		"a string of indefinite length": {0x83, 0x01, 0xf4, 0x81, 0x5f, 0x41, 0x00, 0xff}, "trailing bytes": {0x83, 0x01, 0xf4, 0x80, 0x00},
+	} {
+		answer, err := s.intake.Request(schemas.Assess, data, 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,16 +21,8 @@ const (
 	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
 	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
 	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
+	CtlRisks   = "writ.ctl.monitor.risks"  // RisksRequest → RisksReply
 	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
-
-	// Assess is where intake asks the monitor: the headers and body of an
-	// event without verdict, and the two headers below → Verdict.
-	Assess = "writ.assess"
-	// HeaderSubject, on such a request, is the event's subject.
-	HeaderSubject = "Writ-Subject"
-	// HeaderAfter, on such a request, is the sequence up to which the monitor
-	// must have folded before it answers: the agent's previous action.
-	HeaderAfter = "Writ-After"
 )
 
 // ApplyRequest declares the whole fleet. Without Prune, principals that are
@@ -276,6 +268,24 @@ type ReadReply struct {
 
 type RiskRequest struct {
 	AgentID string `json:"agent_id"`
+}
+
+// RisksRequest asks for the present risk of several agents, 10,000 at most.
+type RisksRequest struct {
+	AgentIDs []string `json:"agent_ids"`
+}
+
+// RisksReply holds an entry for each agent of which the monitor knows, in the
+// order of the request.
+type RisksReply struct {
+	Risks []AgentRisk `json:"risks"`
+}
+
+// AgentRisk is an agent's present risk, and the newest action behind it.
+type AgentRisk struct {
+	AgentID string `json:"agent_id"`
+	Risk    int    `json:"risk"`
+	Seq     uint64 `json:"seq"`
 }
 
 // RiskReply explains an agent's present risk.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -32,64 +31,38 @@ const (
 	appendGrace = 10 * time.Second       // for what was judged to reach the log, also while stopping
 )
 
-// handle takes one message through to the log.
-func (i *Intake) handle(ctx context.Context, ln *lane, a arrival) {
-	running := ctx
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendGrace)
-	defer cancel()
-	e := i.read(a)
-	if e == nil {
-		return
-	}
-	var err error
+// prepare reads a message and decides about it, as far as that can be done
+// without waiting.
+func (i *Intake) prepare(t *task) step {
+	t.event = i.read(t.arrival)
 	switch {
-	case e.Kind == schemas.MessageDenied:
-	case e.Kind == schemas.ResponseAccepted:
-		err = i.decideAnswer(ctx, ln, e, a.msg)
-	default:
-		err = i.decide(ctx, ln, e)
+	case t.event == nil:
+		return dropped
+	case t.event.Kind == schemas.MessageDenied:
+		return toLog
+	case t.event.Kind == schemas.ResponseAccepted:
+		asked := i.asked.known(t.event.Request, t.event.Ref)
+		if asked == nil {
+			return tooEarly
+		}
+		return i.decideAnswer(t, asked)
 	}
-	if err == nil {
-		err = i.append(ctx, ln, e)
-	}
-	if err == nil {
-		err = i.awaitLock(running, e)
-	}
-	if err != nil {
-		i.Logger.Error("not accepted", "agent", e.Agent, "operation", e.Operation, "action", e.Action, "error", err)
-	}
+	return i.decide(t, false)
 }
 
-// append puts the event into the log.
-func (i *Intake) append(ctx context.Context, ln *lane, e *schemas.Event) error {
-	seq, err := i.log.Append(ctx, e)
+// await waits for what prepare lacked, and decides.
+func (i *Intake) await(ctx context.Context, t *task) step {
+	e := t.event
+	if e.Kind != schemas.ResponseAccepted {
+		i.awaitGrant(ctx, e.Agent)
+		return i.decide(t, true)
+	}
+	asked, err := i.asked.find(ctx, e.Ref)
 	if err != nil {
-		return err
+		i.failed(e, err)
+		return dropped
 	}
-	e.Seq = seq
-	if len(e.Verdict) > 0 {
-		ln.after = seq
-	}
-	switch e.Kind {
-	case schemas.MessageAccepted:
-		i.asked.remember(e)
-	case schemas.ResponseAccepted:
-		i.lanes.heard(e.To, seq)
-	}
-	return nil
-}
-
-// awaitLock holds the agent's next message back until a lock that this one put
-// on is known here. While stopping nothing comes back from the log, and no
-// next message is taken.
-func (i *Intake) awaitLock(running context.Context, e *schemas.Event) error {
-	if e.Lock == "" {
-		return nil
-	}
-	if err := i.folded.Wait(running, e.Seq, appendGrace); err != nil && running.Err() == nil {
-		return fmt.Errorf("the lock of event %d did not come back from the log: %w", e.Seq, err)
-	}
-	return nil
+	return i.decideAnswer(t, asked)
 }
 
 // read makes a draft event of what arrived. Kind is MessageDenied where it can
@@ -157,12 +130,13 @@ func deny(e *schemas.Event, r *schemas.Refusal) *schemas.Event {
 	return e
 }
 
-// decide checks the capability and asks the monitor.
-func (i *Intake) decide(ctx context.Context, ln *lane, e *schemas.Event) error {
+// decide checks the capability. Unless it must come to an end now, a
+// capability that is not known here may still be on its way.
+func (i *Intake) decide(t *task, final bool) step {
+	e := t.event
 	ad, refusal := i.admit(e)
-	if refusal != nil && refusal.Code == schemas.CodeUnauthorized {
-		i.awaitGrant(ctx, e.Agent)
-		ad, refusal = i.admit(e)
+	if refusal != nil && refusal.Code == schemas.CodeUnauthorized && !final {
+		return tooEarly
 	}
 	claimed := e.Trace
 	e.Trace = schemas.Trace{}
@@ -174,15 +148,13 @@ func (i *Intake) decide(ctx context.Context, ln *lane, e *schemas.Event) error {
 		if claimed.ID == g.TraceID {
 			e.Trace.Span = claimed.Span
 		}
+		t.lane.after = max(t.lane.after, g.Seq) // the monitor must know the task too
 	}
 	e.To = ad.To
-	if ad.Grant != nil {
-		ln.after = max(ln.after, ad.Grant.Seq) // the monitor must know the task too
-	}
 	if refusal != nil {
 		deny(e, refusal)
 		if e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {
-			return nil // locked or unknown: there is no behaviour to judge
+			return toLog // locked or unknown: there is no behaviour to judge
 		}
 	} else if ad.Hold {
 		e.Kind = schemas.MessageHeld
@@ -190,7 +162,7 @@ func (i *Intake) decide(ctx context.Context, ln *lane, e *schemas.Event) error {
 	} else if ad.Approval != 0 {
 		e.Ref = ad.Approval
 	}
-	return i.assess(ctx, ln, e)
+	return toJudge
 }
 
 func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
@@ -207,42 +179,6 @@ func (i *Intake) awaitGrant(ctx context.Context, agent string) {
 		// Where it does not come in time, the refusal stands.
 		_ = i.folded.Wait(ctx, seq, grantWait)
 	}
-}
-
-// assess asks the monitor, and does what its verdict says.
-func (i *Intake) assess(ctx context.Context, ln *lane, e *schemas.Event) error {
-	v, raw, err := i.judge.ask(ctx, e, i.lanes.after(ln))
-	if err != nil {
-		deny(e, schemas.Refuse(schemas.CodeUnavailable, "the monitor gave no verdict; nothing was done, try again"))
-		i.Logger.Error("no verdict", "agent", e.Agent, "error", err)
-		e.Trace, e.JTI = schemas.Trace{}, ""
-		return nil
-	}
-	e.Verdict, e.Risk = raw, v.Risk
-	answer := e.Kind == schemas.ResponseAccepted || e.Kind == schemas.ResponseHeld
-	switch v.Decision {
-	case schemas.Pass:
-	case schemas.Pause:
-		e.Lock = schemas.Paused
-		if e.Kind == schemas.MessageAccepted && e.Ref == 0 {
-			e.Kind = schemas.MessageHeld
-			e.Code, e.Reason = schemas.CodeHeld, fmt.Sprintf("risk %d: held for review, and the agent is paused", v.Risk)
-		} else if e.Kind == schemas.ResponseAccepted {
-			e.Kind = schemas.ResponseHeld
-		}
-	default: // also what we don't know: fail closed
-		e.Lock = schemas.Suspended
-		if answer {
-			e.Kind = schemas.ResponseDenied
-		} else {
-			e.Kind = schemas.MessageDenied
-		}
-		e.Code, e.Reason = schemas.CodeCancelled, fmt.Sprintf("risk %d: the agent is suspended", v.Risk)
-	}
-	if e.Lock != "" && e.Reason == "" {
-		e.Reason = fmt.Sprintf("risk %d", v.Risk)
-	}
-	return nil
 }
 
 func spanOf(seq uint64) string { return fmt.Sprintf("%016x", seq) }
@@ -361,23 +297,4 @@ func parseTTL(v string) (time.Duration, error) {
 		return 0, errors.New("it is neither a number of seconds nor a duration like 30s")
 	}
 	return d, nil
-}
-
-// A ruling is the part of a verdict that intake acts on. The event carries the
-// whole, as the monitor wrote it.
-type ruling struct {
-	Risk     int    `json:"risk"`
-	Decision string `json:"decision"`
-}
-
-// rulingOf reads the ruling of a verdict. One that can't be read, or is out of
-// bounds, is none.
-func rulingOf(raw []byte) (r ruling, err error) {
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return r, fmt.Errorf("verdict: %w", err)
-	}
-	if r.Risk < 0 || r.Risk > 100 {
-		return r, fmt.Errorf("verdict: risk %d is not within 0 to 100", r.Risk)
-	}
-	return r, nil
 }

@@ -14,27 +14,24 @@ import (
 
 // decideAnswer checks that an answer fits a request that was delivered to its
 // sender, and completes the event with what the request says. The request is
-// found by the sequence in the answer's subject; the random id beside it, which
-// only the recipient was given, binds the two.
-func (i *Intake) decideAnswer(ctx context.Context, ln *lane, e *schemas.Event, m *nats.Msg) error {
-	asked, err := i.asked.find(ctx, e.Ref)
-	if err != nil {
-		return err
-	}
+// found by the sequence and the random id in the answer's subject; the id,
+// which only the recipient was given, binds the two.
+func (i *Intake) decideAnswer(t *task, asked *asked) step {
+	e := t.event
 	e.Reply = ""
 	if asked == nil || asked.request != e.Request || asked.to != e.Agent {
 		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeNotFound, "it answers nothing that was delivered to "+e.Agent
 		e.Ref, e.Request, e.Tokens = 0, "", 0
 		e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
-		return nil
+		return toLog
 	}
 	e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from
-	e.Input, e.Trace = asked.digest, schemas.Trace{ID: asked.trace, Span: spanOf(asked.seq)}
+	e.Input, e.Trace = asked.digest, schemas.Trace{ID: asked.trace, Span: spanOf(e.Ref)}
 	if d := e.Time.Sub(asked.time); d >= time.Microsecond {
 		e.Latency = d
 	}
 	lock, streams, agent, metered := i.responder(e.Agent)
-	e.Final = !streams || len(m.Data) == 0
+	e.Final = !streams || len(t.msg.Data) == 0
 	if !metered {
 		e.Tokens = 0
 	}
@@ -44,12 +41,12 @@ func (i *Intake) decideAnswer(ctx context.Context, ln *lane, e *schemas.Event, m
 		e.Kind = schemas.ResponseHeld
 	default:
 		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeCancelled, fmt.Sprintf("%s is %s", e.Agent, lock)
-		return nil
+		return toLog
 	}
 	if !agent || e.Action.Verb == schemas.VerbSend {
-		return nil // a service's answer is no act of its own; an answer to a send goes nowhere
+		return toLog // a service's answer is no act of its own; an answer to a send goes nowhere
 	}
-	return i.assess(ctx, ln, e)
+	return toJudge
 }
 
 // responder says what is known of who answers.
@@ -65,7 +62,7 @@ func (i *Intake) responder(id string) (lock schemas.Lock, streams, agent, metere
 
 // asked is what an answer must fit.
 type asked struct {
-	seq       uint64
+	seq       uint64 // 0 until the log has acknowledged it
 	request   string
 	from, to  string
 	operation string
@@ -77,28 +74,36 @@ type asked struct {
 
 const rememberMax = 1 << 16
 
-// requests finds requests by sequence: in memory what this replica appended
-// itself, else in the log.
+// requests finds requests: in memory what this replica appended itself, else
+// in the log.
 type requests struct {
 	nc *nats.Conn
 
 	mu    sync.Mutex
-	bySeq map[uint64]*asked
-	order []uint64 // oldest first
+	byID  map[string]*asked
+	order []string // oldest first
 }
 
 func newRequests(nc *nats.Conn) *requests {
-	return &requests{nc: nc, bySeq: map[uint64]*asked{}}
+	return &requests{nc: nc, byID: map[string]*asked{}}
 }
 
-func (r *requests) remember(e *schemas.Event) {
+// remember takes requests that are about to be appended: the answer may be
+// here before the acknowledgement of the log. Until then only release can hold
+// the sequence that an answer names against the request's id, and does.
+func (r *requests) remember(events []*schemas.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.bySeq[e.Seq] = askedOf(e)
-	r.order = append(r.order, e.Seq)
-	if len(r.order) > rememberMax {
-		delete(r.bySeq, r.order[0])
-		r.order = r.order[1:]
+	for _, e := range events {
+		if e.Kind != schemas.MessageAccepted {
+			continue
+		}
+		r.byID[e.Request] = askedOf(e)
+		r.order = append(r.order, e.Request)
+		if len(r.order) > rememberMax {
+			delete(r.byID, r.order[0])
+			r.order = r.order[1:]
+		}
 	}
 }
 
@@ -107,14 +112,30 @@ func askedOf(e *schemas.Event) *asked {
 		action: e.Action, digest: e.Digest, trace: e.Trace.ID, time: e.Time}
 }
 
-// find returns the request under seq, nil where none stands there.
-func (r *requests) find(ctx context.Context, seq uint64) (*asked, error) {
+// settle notes where requests stand in the log.
+func (r *requests) settle(events []*schemas.Event) {
 	r.mu.Lock()
-	known := r.bySeq[seq]
-	r.mu.Unlock()
-	if known != nil {
-		return known, nil
+	defer r.mu.Unlock()
+	for _, e := range events {
+		if a := r.byID[e.Request]; a != nil && e.Kind == schemas.MessageAccepted {
+			a.seq = e.Seq
+		}
 	}
+}
+
+// known returns the request with an id that stands, or is about to stand,
+// under seq; nil where this replica remembers none.
+func (r *requests) known(id string, seq uint64) *asked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.byID[id]; a != nil && (a.seq == 0 || a.seq == seq) {
+		return a
+	}
+	return nil
+}
+
+// find returns the request under seq in the log, nil where none stands there.
+func (r *requests) find(ctx context.Context, seq uint64) (*asked, error) {
 	body := []byte(`{"seq":` + strconv.FormatUint(seq, 10) + `}`)
 	e, err := r.get(ctx, "$JS.API.DIRECT.GET."+schemas.Stream, body)
 	if err != nil || e == nil {
@@ -158,31 +179,4 @@ func (r *requests) get(ctx context.Context, subject string, body []byte) (*schem
 	}
 	e.Seq = seq
 	return e, nil
-}
-
-// judge asks the monitor for verdicts.
-type judge struct{ nc *nats.Conn }
-
-func newJudge(nc *nats.Conn) *judge { return &judge{nc: nc} }
-
-// ask returns the verdict, decoded and as it will stand in the event. The
-// monitor is told the agent's previous action, so that it judges with it.
-func (j *judge) ask(ctx context.Context, e *schemas.Event, after uint64) (v ruling, raw []byte, err error) {
-	subject, header, data, err := e.Encode()
-	if err != nil {
-		return v, nil, err
-	}
-	header[schemas.HeaderSubject] = []string{subject}
-	header[schemas.HeaderAfter] = []string{strconv.FormatUint(after, 10)}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	m, err := j.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: schemas.Assess, Header: nats.Header(header), Data: data})
-	if err != nil {
-		return v, nil, fmt.Errorf("ask the monitor: %w", err)
-	}
-	if code := m.Header.Get(schemas.HeaderErrorCode); code != "" {
-		return v, nil, fmt.Errorf("the monitor refused: %s %s", code, m.Header.Get(schemas.HeaderError))
-	}
-	v, err = rulingOf(m.Data)
-	return v, m.Data, err
 }

@@ -8,7 +8,8 @@
 // order: shed what is over the agent's rate, before anything is parsed; parse
 // the subject; check headers and size; check the live capability
 // (schemas.State.Admit); ask the monitor for a verdict; append. Messages of one
-// agent are handled one at a time, so that each verdict knows the one before.
+// agent are handled one at a time, so that each verdict knows the one before;
+// those of many agents go together, in rounds, through the last two.
 //
 // Guarantees: no header of an agent becomes a header of an event; an action
 // that the monitor did not judge is not accepted; a message that could not be
@@ -33,14 +34,13 @@ import (
 var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
 	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held"}
 
-// Options of an Intake. All but Workers and Now are needed.
+// Options of an Intake. All but Now are needed.
 type Options struct {
 	Conn     *nats.Conn // in CONTROL, as the user intake: the log and the monitor
 	Inlet    *nats.Conn // as the same user: what agents publish; a flood delays no verdict
 	Consumer string     // name of the consumer over Filters
 	Source   string     // ce-source of what it appends
 	Logger   *slog.Logger
-	Workers  int              // actions in progress at once; 256 where 0
 	Now      func() time.Time // the clock; time.Now where nil
 }
 
@@ -48,11 +48,12 @@ type Options struct {
 // nothing but a fold of the log.
 type Intake struct {
 	Options
-	log    *bus.Appender
-	judge  *judge
-	lanes  *lanes
-	asked  *requests
-	folded *bus.Watermark
+	log     *bus.Appender
+	lanes   *lanes
+	asked   *requests
+	folded  *bus.Watermark
+	waits   *errgroup.Group // set by Run: tasks that wait by themselves
+	patient chan struct{}   // one for each of them
 
 	mu    sync.RWMutex // guards state
 	state *schemas.State
@@ -60,9 +61,6 @@ type Intake struct {
 
 // New prepares an intake; Run starts it.
 func New(o Options) (*Intake, error) {
-	if o.Workers == 0 {
-		o.Workers = 256
-	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -70,10 +68,9 @@ func New(o Options) (*Intake, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Intake{Options: o, log: log, state: schemas.NewState(), folded: bus.NewWatermark()}
+	i := &Intake{Options: o, log: log, state: schemas.NewState(), folded: bus.NewWatermark(), patient: make(chan struct{}, patientMax)}
 	i.lanes = newLanes(i.limits)
 	i.asked = newRequests(o.Conn)
-	i.judge = newJudge(o.Conn)
 	return i, nil
 }
 
@@ -85,9 +82,12 @@ func (i *Intake) Run(ctx context.Context, ready func()) error {
 	f := bus.Follower{Conn: i.Conn, Consumer: i.Consumer, Filters: Filters,
 		CaughtUp: func(uint64) { close(caughtUp) }}
 	g.Go(func() error { return f.Run(ctx, i.fold) })
-	for range i.Workers {
+	i.waits = g
+	for range rounds {
 		g.Go(func() error {
-			i.lanes.work(ctx, i.handle)
+			for tasks := i.lanes.take(roundMax, roundBytes); tasks != nil; tasks = i.lanes.take(roundMax, roundBytes) {
+				i.round(ctx, tasks)
+			}
 			return nil
 		})
 	}

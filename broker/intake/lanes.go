@@ -1,7 +1,6 @@
 package intake
 
 import (
-	"context"
 	"strings"
 	"sync"
 	"time"
@@ -15,7 +14,6 @@ import (
 const (
 	laneDepth    = 256   // messages that may wait for one agent
 	serviceDepth = 16384 // answers that may wait for one service
-	spread       = 16    // lanes of a service: answers of different requests need no order
 )
 
 type limits struct {
@@ -23,9 +21,10 @@ type limits struct {
 	service bool
 }
 
-// lanes hold what arrived, one queue per account, and hand it out so that no
-// two messages of one lane are in progress at once. A flood fills its own lane
-// alone and is shed there, by the stamped account and before it is parsed.
+// lanes hold what arrived, one queue per agent and per request that a service
+// answers, and hand it out so that no two messages of one lane are in progress
+// at once. A flood fills its own lane alone and is shed there, by the stamped
+// account and before it is parsed.
 type lanes struct {
 	limits func(agent string) limits
 
@@ -51,6 +50,7 @@ type account struct {
 
 type lane struct {
 	account *account
+	key     string // of a lane that is made for one request's answers, and goes with them
 	queue   []arrival
 	busy    bool
 	after   uint64 // sequence of the newest action, for the monitor to have seen
@@ -99,13 +99,16 @@ func (l *lanes) put(m *nats.Msg, now time.Time) {
 		a.shed = acc.shed + 1
 		acc.second, acc.shed = now.Unix(), 0
 	}
-	key := agent
+	// Answers to different requests need no order among one another; the
+	// chunks of a stream do.
+	key, passing := agent, ""
 	if answer && acc.limits.service {
-		key = laneOf(agent, rest)
+		key = m.Subject
+		passing = key
 	}
 	ln := l.lanes[key]
 	if ln == nil {
-		ln = &lane{account: acc}
+		ln = &lane{account: acc, key: passing}
 		l.lanes[key] = ln
 	}
 	ln.account = acc
@@ -116,15 +119,6 @@ func (l *lanes) put(m *nats.Msg, now time.Time) {
 		l.ready = append(l.ready, ln)
 		l.some.Signal()
 	}
-}
-
-// laneOf keeps all answers to one request in one lane: the chunks of a stream
-// stay in order.
-func laneOf(agent, rest string) string {
-	if len(rest) > len("_r.") {
-		return agent + "/" + string(rune('a'+rest[len("_r.")]%spread))
-	}
-	return agent
 }
 
 // admit takes one token from the account's bucket. A service's answers cost
@@ -168,8 +162,17 @@ func (l *lanes) forget(agent string) {
 	}
 }
 
-// next waits for a lane that has something; nil when the lanes are closed.
-func (l *lanes) next() *lane {
+// A task is a message on its way through intake; its lane is busy meanwhile.
+type task struct {
+	arrival
+	lane  *lane
+	event *schemas.Event // the draft, and then the event
+}
+
+// take waits for lanes that have something, and takes the first message of
+// each: at most max, and at most so many bytes where it is more than one. It
+// gives nil when the lanes are closed.
+func (l *lanes) take(max, bytes int) []task {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.ready) == 0 && !l.closed {
@@ -178,38 +181,50 @@ func (l *lanes) next() *lane {
 	if l.closed {
 		return nil
 	}
-	ln := l.ready[0]
-	l.ready[0] = nil
-	l.ready = l.ready[1:]
-	return ln
+	n := 0
+	for n < min(len(l.ready), max) {
+		bytes -= len(l.ready[n].queue[0].msg.Data)
+		if bytes < 0 && n > 0 {
+			break
+		}
+		n++
+	}
+	tasks := make([]task, n)
+	for i, ln := range l.ready[:n] {
+		tasks[i] = task{arrival: ln.queue[0], lane: ln}
+		ln.queue[0] = arrival{}
+		ln.queue = ln.queue[1:]
+		l.ready[i] = nil
+	}
+	if l.ready = l.ready[n:]; len(l.ready) > 0 {
+		l.some.Signal()
+	}
+	return tasks
 }
 
-// close lets work return; what still waits is dropped, and answered by nobody.
+// done frees the lanes of tasks for what waits in them.
+func (l *lanes) done(tasks ...*task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range tasks {
+		ln := t.lane
+		ln.account.waiting--
+		if len(ln.queue) == 0 {
+			if ln.busy = false; ln.key != "" {
+				delete(l.lanes, ln.key)
+			}
+			continue
+		}
+		l.ready = append(l.ready, ln)
+		l.some.Signal()
+	}
+}
+
+// close lets take return nil; what still waits is dropped, and answered by
+// nobody.
 func (l *lanes) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	l.some.Broadcast()
-}
-
-// work handles lanes that have something, one message at a time, until the
-// lanes are closed.
-func (l *lanes) work(ctx context.Context, handle func(context.Context, *lane, arrival)) {
-	for ln := l.next(); ln != nil; ln = l.next() {
-		l.mu.Lock()
-		a := ln.queue[0]
-		ln.queue[0] = arrival{}
-		ln.queue = ln.queue[1:]
-		l.mu.Unlock()
-		handle(ctx, ln, a)
-		l.mu.Lock()
-		ln.account.waiting--
-		if len(ln.queue) > 0 {
-			l.ready = append(l.ready, ln)
-			l.some.Signal()
-		} else {
-			ln.busy, ln.queue = false, nil
-		}
-		l.mu.Unlock()
-	}
 }

@@ -1,7 +1,6 @@
 package intake
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -27,14 +26,13 @@ func from(agent, rest string) *nats.Msg {
 func drain(l *lanes) map[string]int {
 	got := map[string]int{}
 	for len(l.ready) > 0 {
-		ln := l.next()
-		for _, a := range ln.queue {
-			got[a.msg.Subject]++
-			if a.shed > 0 {
+		for _, t := range l.take(100, 1<<20) {
+			got[t.msg.Subject]++
+			if t.shed > 0 {
 				got["shed"]++
 			}
+			l.done(&t)
 		}
-		ln.queue, ln.busy, ln.account.waiting = nil, false, 0
 	}
 	return got
 }
@@ -65,12 +63,20 @@ func TestTheFirstShedMessageOfEachSecondCountsTheOthers(t *testing.T) {
 	for range 21 {
 		l.put(from("flood", "op.call.x"), time.Unix(1011, 0))
 	}
+	told := 0
 	for len(l.ready) > 0 {
-		for _, a := range l.next().queue {
-			if a.shed > 0 && a.shed != 10 {
-				t.Fatalf("%d were counted, want the 9 of before and this one", a.shed)
+		for _, task := range l.take(100, 1<<20) {
+			if task.shed > 0 {
+				told++
+				if task.shed != 10 {
+					t.Fatalf("%d were counted, want the 9 of before and this one", task.shed)
+				}
 			}
+			l.done(&task)
 		}
+	}
+	if told != 1 {
+		t.Fatalf("%d messages tell of what was shed, want one", told)
 	}
 }
 
@@ -113,22 +119,27 @@ func TestMessagesOfOneAgentAreHandledOneAtATimeAndInOrder(t *testing.T) {
 	var left atomic.Int32
 	left.Store(agents * each)
 	var wg sync.WaitGroup
-	for range 32 {
+	for range 8 {
 		wg.Go(func() {
-			l.work(context.Background(), func(_ context.Context, _ *lane, a arrival) {
-				agent := schemas.OutAgent(a.msg.Subject)
-				n := int(agent[1] - '0')
-				if busy[n].Add(1) != 1 {
-					t.Error("two messages of one agent are in progress")
+			for tasks := l.take(5, 1<<20); tasks != nil; tasks = l.take(5, 1<<20) {
+				for _, a := range tasks {
+					agent := schemas.OutAgent(a.msg.Subject)
+					n := int(agent[1] - '0')
+					if busy[n].Add(1) != 1 {
+						t.Error("two messages of one agent are in progress")
+					}
+					mu.Lock()
+					order[agent] = append(order[agent], a.msg.Subject)
+					mu.Unlock()
 				}
-				mu.Lock()
-				order[agent] = append(order[agent], a.msg.Subject)
-				mu.Unlock()
-				busy[n].Add(-1)
-				if left.Add(-1) == 0 {
-					l.close()
+				for _, a := range tasks {
+					busy[schemas.OutAgent(a.msg.Subject)[1]-'0'].Add(-1)
+					l.done(&a)
+					if left.Add(-1) == 0 {
+						l.close()
+					}
 				}
-			})
+			}
 		})
 	}
 	wg.Wait()
@@ -185,5 +196,41 @@ func TestAFloodOfAnswersIsShedLikeAnyOther(t *testing.T) {
 	}
 	if total != 21 {
 		t.Fatalf("%d answers went on; want the burst of 20, and one to be logged as shed", total)
+	}
+}
+
+func TestATakeIsBoundedByBytesAndNeverEmpty(t *testing.T) {
+	l := testLanes()
+	for i := range 4 {
+		m := from(fmt.Sprintf("a%d", i), "op.call.x")
+		m.Data = make([]byte, 600)
+		l.put(m, time.Unix(1000, 0))
+	}
+	for _, want := range []int{2, 2} {
+		tasks := l.take(100, 1200)
+		if len(tasks) != want {
+			t.Fatalf("%d messages of 600 bytes were taken at 1,200 bytes, want %d", len(tasks), want)
+		}
+	}
+	big := from("a9", "op.call.x")
+	big.Data = make([]byte, 5000)
+	l.put(big, time.Unix(1000, 0))
+	if tasks := l.take(100, 1200); len(tasks) != 1 {
+		t.Fatal("a message over the bound is never taken")
+	}
+}
+
+func TestLanesOfAnswersGoWithTheirRequest(t *testing.T) {
+	l := testLanes()
+	for i := range 1000 {
+		l.put(from("shop", fmt.Sprintf("_r.%032x-1", i)), time.Unix(1000, 0))
+		l.put(from("shop", fmt.Sprintf("_r.%032x-1", i)), time.Unix(1000, 0))
+	}
+	if n := len(l.ready); n != 1000 {
+		t.Fatalf("%d requests can be answered at once, want 1,000", n)
+	}
+	drain(l)
+	if n := len(l.lanes); n != 0 {
+		t.Fatalf("%d lanes are left", n)
 	}
 }

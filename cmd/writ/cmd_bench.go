@@ -26,7 +26,7 @@ func (c *benchPathCmd) Run(ctx context.Context, app *App) error {
 	if c.Agents < 2 {
 		return misuse("give --agents 2 or more", "--agents %d is too few", c.Agents)
 	}
-	tuneMemory()
+	defer tuneMemory()()
 	r, err := bench.RunPath(ctx, c.Agents, app.doing)
 	return app.measured(r, err)
 }
@@ -40,7 +40,7 @@ func (c *benchKillCmd) Run(ctx context.Context, app *App) error {
 	if c.Agents < 1 || c.Rounds < 1 {
 		return misuse("give --agents and --rounds of 1 or more", "nothing can be measured with %d agents and %d rounds", c.Agents, c.Rounds)
 	}
-	tuneMemory()
+	defer tuneMemory()()
 	r, err := bench.RunKill(ctx, c.Agents, c.Rounds, app.doing)
 	return app.measured(r, err)
 }
@@ -48,7 +48,7 @@ func (c *benchKillCmd) Run(ctx context.Context, app *App) error {
 type benchIssueCmd struct{}
 
 func (c *benchIssueCmd) Run(ctx context.Context, app *App) error {
-	tuneMemory()
+	defer tuneMemory()()
 	r, err := bench.RunIssue(ctx, app.doing)
 	return app.measured(r, err)
 }

@@ -21,7 +21,7 @@ type serveCmd struct {
 }
 
 func (c *serveCmd) Run(ctx context.Context, app *App) error {
-	tuneMemory()
+	defer tuneMemory()()
 	if err := app.outside("serve"); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -24,7 +25,7 @@ type upCmd struct {
 const stopWithin = 10 * time.Second
 
 func (c *upCmd) Run(ctx context.Context, app *App) error {
-	tuneMemory()
+	defer tuneMemory()()
 	if app.Server != "" {
 		return misuse("leave --server and --as out", "writ up runs a control plane of its own")
 	}
@@ -83,11 +84,15 @@ func (c *upCmd) notStarted(ctx context.Context, app *App, err error) error {
 	return advise(err, "writ doctor --data "+app.Data+" looks for the cause")
 }
 
-// tuneMemory lets the heap grow to five times what is live before it is
-// collected: a control plane's live heap is small, and its garbage is what
-// passes through. GOGC, where it is set, says otherwise.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
+// tuneMemory lets the heap grow to five times what is live, and to half a GiB
+// at least, before it is collected, until the caller calls what it returns: a
+// control plane's live heap is small, and its garbage is what passes through.
+// GOGC, where it is set, says otherwise.
+func tuneMemory() (until func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
 	}
+	debug.SetGCPercent(400)
+	ballast := make([]byte, 96<<20) // counts as live; never touched, it takes addresses and no memory
+	return func() { runtime.KeepAlive(ballast) }
 }

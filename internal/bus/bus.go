@@ -108,26 +108,67 @@ const (
 // Append appends one event and waits for its sequence. An unanswered publish
 // is repeated under the same id, within the stream's duplicate window.
 func (a *Appender) Append(ctx context.Context, e *schemas.Event) (uint64, error) {
-	subject, header, data, err := e.Encode()
+	m, err := message(e)
 	if err != nil {
 		return 0, err
 	}
+	f, err := a.start(m)
+	return a.finish(ctx, m, f, err)
+}
+
+// AppendAll appends events together, in their order where none has to be
+// repeated, and gives each its sequence or its error.
+func (a *Appender) AppendAll(ctx context.Context, events []*schemas.Event) (seqs []uint64, errs []error) {
+	seqs, errs = make([]uint64, len(events)), make([]error, len(events))
+	msgs, futures := make([]*nats.Msg, len(events)), make([]jetstream.PubAckFuture, len(events))
+	for i, e := range events {
+		if msgs[i], errs[i] = message(e); errs[i] == nil {
+			futures[i], errs[i] = a.start(msgs[i])
+		}
+	}
+	for i, m := range msgs {
+		if m != nil {
+			seqs[i], errs[i] = a.finish(ctx, m, futures[i], errs[i])
+		}
+	}
+	return seqs, errs
+}
+
+// message is the event as it is published.
+func message(e *schemas.Event) (*nats.Msg, error) {
+	subject, header, data, err := e.Encode()
+	if err != nil {
+		return nil, err
+	}
 	header[nats.MsgIdHdr] = []string{e.ID}
+	return &nats.Msg{Subject: subject, Header: nats.Header(header), Data: data}, nil
+}
+
+func (a *Appender) start(m *nats.Msg) (jetstream.PubAckFuture, error) {
+	return a.js.PublishMsgAsync(m, jetstream.WithStallWait(appendTimeout))
+}
+
+// finish awaits a publish, and repeats it where it must.
+func (a *Appender) finish(ctx context.Context, m *nats.Msg, f jetstream.PubAckFuture, err error) (seq uint64, _ error) {
 	for try := 1; ; try++ {
-		seq, err := a.publish(ctx, &nats.Msg{Subject: subject, Header: nats.Header(header), Data: data})
+		if err == nil {
+			seq, err = acknowledged(ctx, f)
+		}
 		if err == nil {
 			return seq, nil
 		}
 		if try == appendTries || ctx.Err() != nil {
-			return 0, fmt.Errorf("%w: %s: %w", ErrAppend, subject, err)
+			return 0, fmt.Errorf("%w: %s: %w", ErrAppend, m.Subject, err)
 		}
+		f, err = a.start(m)
 	}
 }
 
-func (a *Appender) publish(ctx context.Context, m *nats.Msg) (uint64, error) {
-	f, err := a.js.PublishMsgAsync(m, jetstream.WithStallWait(appendTimeout))
-	if err != nil {
-		return 0, err
+func acknowledged(ctx context.Context, f jetstream.PubAckFuture) (uint64, error) {
+	select {
+	case ack := <-f.Ok():
+		return ack.Sequence, nil
+	default:
 	}
 	timer := time.NewTimer(appendTimeout)
 	defer timer.Stop()
@@ -151,7 +192,11 @@ func (a *Appender) Restore(ctx context.Context, e Entry) (uint64, error) {
 		h[k] = v
 	}
 	h[nats.ExpectedLastSeqHdr] = []string{strconv.FormatUint(e.Seq-1, 10)}
-	seq, err := a.publish(ctx, &nats.Msg{Subject: e.Subject, Header: h, Data: e.Data})
+	f, err := a.start(&nats.Msg{Subject: e.Subject, Header: h, Data: e.Data})
+	var seq uint64
+	if err == nil {
+		seq, err = acknowledged(ctx, f)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%w: put back %d: %w", ErrAppend, e.Seq, err)
 	}

@@ -75,14 +75,38 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 	if err != nil {
 		return fmt.Errorf("follow the log: consumer %s: %w", f.Consumer, err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessagesWithBytesLimit(4*batch, batchBytes), jetstream.PullExpiry(30*time.Second))
+	return r.live(ctx, cons)
+}
+
+// A Reader looks single events up in the log.
+type Reader struct{ js jetstream.JetStream }
+
+// NewReader reads through nc, whose user must have the right to direct gets.
+func NewReader(nc *nats.Conn) (*Reader, error) {
+	js, err := jetstream.New(nc)
 	if err != nil {
-		return fmt.Errorf("follow the log: consumer %s: %w", f.Consumer, err)
+		return nil, fmt.Errorf("read the log: %w", err)
 	}
-	defer it.Stop()
-	stop := context.AfterFunc(ctx, it.Stop)
-	defer stop()
-	return r.live(ctx, it)
+	return &Reader{js}, nil
+}
+
+// Newest is the sequence of the newest event under a subject up to and
+// including a sequence; 0 where the log has none.
+func (r *Reader) Newest(ctx context.Context, subject string, upTo uint64) (seq uint64, err error) {
+	msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.js, schemas.Stream, []string{subject}, jetstreamext.GetLastMsgsUpToSeq(upTo))
+	if err != nil {
+		return 0, fmt.Errorf("read the log up to %d: %w", upTo, err)
+	}
+	for m, err := range msgs {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read the log up to %d: %w", upTo, err)
+		}
+		seq = m.Sequence
+	}
+	return seq, nil
 }
 
 type reader struct {
@@ -93,44 +117,100 @@ type reader struct {
 	fn      func(Entry) error
 }
 
-func (r *reader) live(ctx context.Context, it jetstream.MessagesContext) error {
-	for {
-		m, err := it.Next(jetstream.NextMaxWait(idlePoll))
-		switch {
-		case ctx.Err() != nil:
+// live hands over what the consumer delivers.
+func (r *reader) live(ctx context.Context, cons jetstream.Consumer) error {
+	delivered, broken := make(chan jetstream.Msg, batch), make(chan error, 1)
+	cc, err := cons.Consume(func(m jetstream.Msg) {
+		select {
+		case delivered <- m:
+		case <-ctx.Done():
+		}
+	}, jetstream.PullMaxMessagesWithBytesLimit(4*batch, batchBytes), jetstream.PullExpiry(30*time.Second),
+		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+			select {
+			case broken <- err:
+			default:
+			}
+		}))
+	if err != nil {
+		return fmt.Errorf("follow the log: %w", err)
+	}
+	defer cc.Stop()
+	idle := time.NewTicker(idlePoll)
+	defer idle.Stop()
+	for quiet := false; ; {
+		select {
+		case <-ctx.Done():
 			return ctx.Err()
-		case errors.Is(err, nats.ErrTimeout), errors.Is(err, jetstream.ErrNoHeartbeat):
-			// What was sent to a connection that broke comes no second
-			// time: look for it.
-			if _, err := r.catchUp(ctx); err != nil && !errors.Is(err, nats.ErrTimeout) {
+		case m := <-delivered:
+			quiet = false
+			if err := r.take(ctx, m); err != nil {
 				return err
 			}
 			continue
-		case err != nil:
-			return fmt.Errorf("follow the log: %w", err)
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return fmt.Errorf("follow the log: %w", err)
-		}
-		seq, cons := meta.Sequence.Stream, meta.Sequence.Consumer
-		if seq <= r.last {
-			r.cons = cons
-			continue
-		}
-		if cons != r.cons+1 {
-			if err := r.fill(ctx, seq-1); err != nil {
-				return err
+		case <-cc.Closed():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("follow the log: the consumer has ended: %w", errors.Join(last(broken), errEnded))
+		case <-broken: // the library goes on by itself, or ends it
+		case <-idle.C:
+			if !quiet {
+				quiet = true
+				continue
 			}
 		}
-		r.cons = cons
-		if r.filters == nil && seq != r.last+1 {
-			return fmt.Errorf("%w: %d follows %d", ErrGap, seq, r.last)
-		}
-		if err := r.hand(Entry{Seq: seq, Subject: m.Subject(), Header: schemas.Header(m.Headers()), Data: m.Data()}); err != nil {
+		// What was sent to a connection that broke comes no second time:
+		// look for it, once there is a connection again.
+		if _, err := r.catchUp(ctx); err != nil && !passing(err) {
 			return err
 		}
 	}
+}
+
+// passing reports an error that a connection brings about which is being made
+// anew.
+func passing(err error) bool {
+	for _, e := range []error{nats.ErrTimeout, nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+var errEnded = errors.New("it was deleted, or the connection is closed")
+
+func last(errs <-chan error) error {
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return nil
+	}
+}
+
+// take hands over one message of the consumer, and what is missing before it.
+func (r *reader) take(ctx context.Context, m jetstream.Msg) error {
+	meta, err := m.Metadata()
+	if err != nil {
+		return fmt.Errorf("follow the log: %w", err)
+	}
+	seq, cons := meta.Sequence.Stream, meta.Sequence.Consumer
+	if seq <= r.last {
+		r.cons = cons
+		return nil
+	}
+	if cons != r.cons+1 {
+		if err := r.fill(ctx, seq-1); err != nil {
+			return err
+		}
+	}
+	r.cons = cons
+	if r.filters == nil && seq != r.last+1 {
+		return fmt.Errorf("%w: %d follows %d", ErrGap, seq, r.last)
+	}
+	return r.hand(Entry{Seq: seq, Subject: m.Subject(), Header: schemas.Header(m.Headers()), Data: m.Data()})
 }
 
 func (r *reader) hand(e Entry) error {

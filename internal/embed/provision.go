@@ -32,7 +32,7 @@ var ControlFilters = []string{
 // IssuerFilters are what the issuer folds: it also tells what became of an
 // agent's actions.
 var IssuerFilters = append(append([]string{}, ControlFilters...),
-	"ev.*.message.accepted", "ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark")
+	"ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark")
 
 // Filters are the filter subjects of a role's consumer; none means all.
 func Filters(role keys.Role) []string {
@@ -80,14 +80,7 @@ func Provision(ctx context.Context, js jetstream.JetStream) error {
 		return fmt.Errorf("provision the stream %s: %w", schemas.Stream, err)
 	}
 	for _, role := range []keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleMonitor, keys.RoleIssuer} {
-		cfg := jetstream.ConsumerConfig{
-			Durable:        string(role),
-			DeliverPolicy:  jetstream.DeliverAllPolicy,
-			AckPolicy:      jetstream.AckNonePolicy,
-			MaxWaiting:     64,
-			FilterSubjects: Filters(role),
-		}
-		if _, err := stream.CreateOrUpdateConsumer(ctx, cfg); err != nil {
+		if err := provisionConsumer(ctx, stream, role); err != nil {
 			return fmt.Errorf("provision the consumer %s: %w", role, err)
 		}
 	}
@@ -99,4 +92,33 @@ func Provision(ctx context.Context, js jetstream.JetStream) error {
 		return fmt.Errorf("provision the bucket %s: %w", keys.MemoryBucket, err)
 	}
 	return nil
+}
+
+// provisionConsumer makes the consumer from which a role hears what is new.
+// What came before, the role reads from the stream itself, so that the
+// consumer's place need not be kept on disk: that would be ten files a second,
+// beside the log that has to be synced.
+func provisionConsumer(ctx context.Context, stream jetstream.Stream, role keys.Role) error {
+	cfg := jetstream.ConsumerConfig{
+		Durable:        string(role),
+		DeliverPolicy:  jetstream.DeliverNewPolicy,
+		AckPolicy:      jetstream.AckNonePolicy,
+		MaxWaiting:     64,
+		MemoryStorage:  true,
+		FilterSubjects: Filters(role),
+	}
+	there, err := stream.Consumer(ctx, cfg.Durable)
+	if err == nil {
+		// Place and storage of a consumer can't be changed: one that keeps them
+		// on disk, as earlier versions made it, gives way.
+		if now := there.CachedInfo().Config; !now.MemoryStorage || now.DeliverPolicy != cfg.DeliverPolicy {
+			err = stream.DeleteConsumer(ctx, cfg.Durable)
+		}
+	} else if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		err = nil
+	}
+	if err == nil {
+		_, err = stream.CreateOrUpdateConsumer(ctx, cfg)
+	}
+	return err
 }

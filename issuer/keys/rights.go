@@ -93,9 +93,9 @@ var roles = map[Role]rights{
 	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
 	RoleMonitor: {CONTROL, slices.Concat(
 		kinds(schemas.RiskChanged, schemas.ReviewRequested),
-		follow("monitor"), inboxOf(RoleIntake, RoleOperator)),
+		follow("monitor"), inboxOf(RoleIntake, RoleOperator, RoleIssuer)),
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
-	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>", schemas.CtlHead},
+	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>", schemas.CtlHead, schemas.CtlRisks},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied,

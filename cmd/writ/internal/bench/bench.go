@@ -165,16 +165,21 @@ func quantile(d []time.Duration, q float64) time.Duration {
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
-// flood calls do from so many goroutines for a while and gives the rate of its
-// successes.
-func flood(ctx context.Context, workers int, for_ time.Duration, do func(ctx context.Context, worker int) (int, error)) (perSecond float64, err error) {
+// load is what flood measured.
+type load struct {
+	perSecond float64
+	cpuMicros float64 // of processor time for one success, all of this process included
+}
+
+// flood calls do from so many goroutines for a while and counts its successes.
+func flood(ctx context.Context, workers int, for_ time.Duration, do func(ctx context.Context, worker int) (int, error)) (l load, err error) {
 	ctx, cancel := context.WithTimeout(ctx, for_)
 	defer cancel()
 	var mu sync.Mutex
 	var first error
 	total := 0
 	var wg sync.WaitGroup
-	began := time.Now()
+	began, used := time.Now(), processorTime()
 	for w := range workers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -190,5 +195,8 @@ func flood(ctx context.Context, workers int, for_ time.Duration, do func(ctx con
 		})
 	}
 	wg.Wait()
-	return float64(total) / time.Since(began).Seconds(), first
+	if total > 0 {
+		l = load{float64(total) / time.Since(began).Seconds(), micros(processorTime()-used) / float64(total)}
+	}
+	return l, first
 }

@@ -34,15 +34,17 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 	progress("issuing, 64 at once")
 	out := &Issue{}
 	var next atomic.Int64
-	if out.IssuePerS, err = flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
+	l, err := flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
 		_, err := r.issue(ctx, int(next.Add(1))%agents)
 		if err != nil {
 			return 0, err
 		}
 		return 1, nil
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
+	out.IssuePerS = l.perSecond
 	progress("verifying, and the raw limits")
 	grant, err := r.issue(ctx, 0)
 	if err != nil {

@@ -23,6 +23,9 @@ type Path struct {
 	RawJS     float64 `json:"raw_js_per_s"`
 	SendRatio float64 `json:"send_ratio"`
 	Calls     float64 `json:"calls_per_s"`
+	CallCPU   float64 `json:"call_cpu_us"` // processor time, clients included
+	SendCPU   float64 `json:"send_cpu_us"`
+	RawJSCPU  float64 `json:"raw_js_cpu_us"`
 	SyncP50   float64 `json:"fdatasync_p50_us"`
 	SyncP99   float64 `json:"fdatasync_p99_us"`
 }
@@ -62,7 +65,8 @@ func RunPath(ctx context.Context, n int, progress func(string)) (*Path, error) {
 	p.RTTp50, p.RTTp99 = micros(quantile(rtts, .5)), micros(quantile(rtts, .99))
 	progress("calls, 256 in flight")
 	body := make([]byte, bodySize)
-	if p.Calls, err = flood(ctx, inFlight, loadFor, func(ctx context.Context, w int) (int, error) {
+	var l load
+	if l, err = flood(ctx, inFlight, loadFor, func(ctx context.Context, w int) (int, error) {
 		m, err := conns[w%len(conns)].RequestWithContext(ctx, "out.bench.call.echo", body)
 		if err != nil {
 			return 0, err
@@ -74,10 +78,12 @@ func RunPath(ctx context.Context, n int, progress func(string)) (*Path, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("bench: calls: %w", err)
 	}
+	p.Calls, p.CallCPU = l.perSecond, l.cpuMicros
 	progress("acknowledged sends")
-	if p.Sends, err = sends(ctx, conns, n); err != nil {
+	if l, err = sends(ctx, conns, n); err != nil {
 		return nil, err
 	}
+	p.Sends, p.SendCPU = l.perSecond, l.cpuMicros
 	progress("the raw limits")
 	if err := p.raw(ctx, filepath.Join(r.dir, "raw")); err != nil {
 		return nil, err
@@ -116,11 +122,11 @@ func roundTrip(ctx context.Context, nc *nats.Conn, subject string, n int) ([]tim
 
 // sends measures acknowledged sends: stock JetStream publishes by every
 // connected agent to the next, which takes and answers each.
-func sends(ctx context.Context, conns []*nats.Conn, agents int) (float64, error) {
+func sends(ctx context.Context, conns []*nats.Conn, agents int) (load, error) {
 	for i, nc := range conns {
 		sub, err := nc.Subscribe("in.send.*", func(m *nats.Msg) { _ = m.Respond(nil) })
 		if err != nil {
-			return 0, fmt.Errorf("bench: agent %d: %w", i, err)
+			return load{}, fmt.Errorf("bench: agent %d: %w", i, err)
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
@@ -128,7 +134,7 @@ func sends(ctx context.Context, conns []*nats.Conn, agents int) (float64, error)
 	for i, nc := range conns {
 		js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(2*window))
 		if err != nil {
-			return 0, fmt.Errorf("bench: agent %d: %w", i, err)
+			return load{}, fmt.Errorf("bench: agent %d: %w", i, err)
 		}
 		streams[i] = js
 	}
@@ -136,7 +142,7 @@ func sends(ctx context.Context, conns []*nats.Conn, agents int) (float64, error)
 		return publishWindow(ctx, streams[w], "out.bench.send."+agentName((w+1)%agents))
 	})
 	if err != nil {
-		return 0, fmt.Errorf("bench: sends: %w", err)
+		return load{}, fmt.Errorf("bench: sends: %w", err)
 	}
 	return rate, nil
 }
@@ -201,7 +207,7 @@ func (p *Path) raw(ctx context.Context, dir string) error {
 		return fmt.Errorf("bench: raw: %w", err)
 	}
 	body := make([]byte, bodySize)
-	began, n := time.Now(), 0
+	began, used, n := time.Now(), processorTime(), 0
 	for ; time.Since(began) < loadFor; n++ {
 		if _, err := js.PublishAsync("raw.x", body, jetstream.WithStallWait(time.Second)); err != nil {
 			return fmt.Errorf("bench: raw: %w", err)
@@ -213,6 +219,7 @@ func (p *Path) raw(ctx context.Context, dir string) error {
 		return fmt.Errorf("bench: raw: JetStream did not acknowledge")
 	}
 	p.RawJS = float64(n) / time.Since(began).Seconds()
+	p.RawJSCPU = micros(processorTime()-used) / float64(n)
 	return nil
 }
 
