@@ -22,11 +22,10 @@ type sealedEvent struct {
 // prepare decodes an entry, commits to it and seals it. It may run beside
 // others.
 func (s *subjects) prepare(streamID uint64, e Entry) (p sealedEvent, err error) {
-	ev, err := schemas.Decode(e.Subject, e.Header, e.Data)
+	ev, err := schemas.DecodeAt(e.Seq, e.Subject, e.Header, e.Data)
 	if err != nil {
 		return p, err
 	}
-	ev.Seq = e.Seq
 	u, err := s.need(ev.Agent)
 	if err != nil {
 		return p, err

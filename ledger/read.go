@@ -320,7 +320,8 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 		rep.Records = append(rep.Records, rec)
 		return true, err
 	}
-	return rep, l.walk(q, first, now.size, page)
+	err = l.walk(q, first, now.size, page)
+	return rep, err
 }
 
 // walk calls page with the index of each record that a request may mean, and,

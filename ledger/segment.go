@@ -17,11 +17,11 @@ type segment struct {
 	first, end uint64
 	sizes      []uint64 // of the checkpoints that end in it
 
-	begun     bool         // its first record was read
+	begun     bool         // its first record was read, and follows the segment before
 	opening   proof.Record // that record
-	last      proof.Hash
-	lastSeq   uint64
-	tree      tree // of the segment's own records
+	last      proof.Hash   // of the record read last; at first, that of the segment before
+	lastSeq   uint64       // of that record
+	tree      tree         // of the segment's own records
 	snapshots []snapshot
 	missing   map[[16]byte]missing // keys that are gone
 	// redactions are the pseudonyms whose erasure is recorded, with the
@@ -60,6 +60,9 @@ func (s *segment) verify(ctx context.Context) (err error) {
 			tileBad = firstError(tileBad, s.checkTile(level, n, tile))
 		}
 	}
+	if err := s.before(sc); err != nil {
+		return err
+	}
 	var room []byte
 	for i := s.first; i < s.end; i++ {
 		if i%progressStep == 0 && ctx.Err() != nil {
@@ -83,7 +86,15 @@ func (s *segment) verify(ctx context.Context) (err error) {
 		if tileBad != nil {
 			return tileBad
 		}
-		if len(s.sizes) > 0 && s.sizes[0] == i+1 {
+		signed := len(s.sizes) > 0 && s.sizes[0] == i+1
+		if signed || i+1 == s.end {
+			// What comes next would tell of a changed record only behind
+			// the checkpoint, whose root tells less.
+			if err := s.followed(sc, i); err != nil {
+				return err
+			}
+		}
+		if signed {
 			s.sizes = s.sizes[1:]
 			snap := snapshot{size: i + 1, seq: r.StreamSeq}
 			copy(snap.frontier[:], s.tree.frontier[:])
@@ -107,9 +118,6 @@ func (s *segment) verify(ctx context.Context) (err error) {
 // record reads the next record and checks its place in the chain.
 func (s *segment) record(sc *scanner, i uint64) (r proof.Record, leaf []byte, err error) {
 	here := s.lastSeq + 1 // the sequence that should stand here
-	if !s.begun {
-		here = s.before(sc, i) + 1
-	}
 	if leaf, err = sc.leaves.leaf(i); err != nil {
 		return r, nil, at(here, err)
 	}
@@ -121,26 +129,49 @@ func (s *segment) record(sc *scanner, i uint64) (r proof.Record, leaf []byte, er
 		return r, nil, tampered(here, "record %d stands where %d should", r.Index, i)
 	case r.StreamID != s.v.head.streamID:
 		return r, nil, tampered(here, "record %d is of another stream", i)
-	case !s.begun:
-		s.begun, s.opening = true, r
 	case !follows(s.lastSeq, &r):
 		return r, nil, tampered(here, "record %d bears sequence %d, where %d should follow", i, r.StreamSeq, here)
 	case r.Prev != s.last:
 		return r, nil, s.blame(sc, &r)
+	case !s.begun:
+		s.begun, s.opening = true, r
 	}
 	return r, leaf, nil
 }
 
-// before is the sequence of the record before a segment's first.
-func (s *segment) before(sc *scanner, i uint64) uint64 {
-	if i == 0 {
-		return 0
+// before reads what the segment's first record has to follow. Where that is
+// damaged, the segment before reports it as well, and is heard first.
+func (s *segment) before(sc *scanner) error {
+	if s.first == 0 {
+		return nil
 	}
-	r, err := sc.leaves.record(i - 1)
+	leaf, err := sc.leaves.leaf(s.first - 1)
 	if err != nil {
-		return i // near enough for a message: without gaps it is right
+		return at(s.first, err) // without gaps, its sequence
 	}
-	return r.StreamSeq
+	r, err := proof.ParseRecord(leaf)
+	if err != nil {
+		return tampered(s.first, "record %d: %v", s.first-1, err)
+	}
+	s.last, s.lastSeq = proof.LeafHash(leaf), r.StreamSeq
+	return nil
+}
+
+// followed checks that what stands behind record i, the one read last, holds
+// its hash: the next record, or the head. A next record that can't be read is
+// a finding at its own sequence.
+func (s *segment) followed(sc *scanner, i uint64) error {
+	if i+1 == s.v.head.size {
+		if s.v.head.last != s.last {
+			return tampered(s.lastSeq, "record %d is not the one whose hash the head holds", i)
+		}
+		return nil
+	}
+	next, err := sc.leaves.record(i + 1)
+	if err != nil || next.Prev == s.last {
+		return nil
+	}
+	return s.blame(sc, &next)
 }
 
 // blame says which of two neighbours was changed where the second does not

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -268,6 +269,68 @@ func TestEveryForgeryIsFoundAtItsSequence(t *testing.T) {
 			}
 		})
 	}
+}
+
+// changeByte changes one byte of a stored record, and nothing else.
+func (f *forger) changeByte(seq uint64, offset int) {
+	f.t.Helper()
+	c, err := openCursor(f.db, keyLeaves)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer c.close()
+	if _, err := c.leaf(seq - 1); err != nil {
+		f.t.Fatal(err)
+	}
+	block := bytes.Clone(c.value)
+	block[int(seq-1-c.first)*proof.RecordSize+offset] ^= 0xff
+	f.set(numberKey(keyLeaves, c.first), block)
+}
+
+// TestAByteOfARecordIsFoundAtItsSequence: the record behind one that was
+// changed, or the head behind the last, still holds the hash of what was
+// there. So the record is named exactly, with the secret and without, also
+// where a checkpoint, a block, a tile or the ledger ends with it.
+func TestAByteOfARecordIsFoundAtItsSequence(t *testing.T) {
+	o, _, _ := tamperOptions(t)
+	for _, seq := range []uint64{1, 2, 64, 65, 199, 200, 201, 256, 257, 399, 400, 401, 599, 600} {
+		for offset := int(seq % 7); offset < proof.RecordSize; offset += 7 {
+			forge(t, o, func(f *forger) { f.changeByte(seq, offset) })
+			for name, verify := range map[string]func(context.Context, Options, Progress) (schemas.VerifyReply, error){
+				"Verify": Verify, "VerifyLeaves": VerifyLeaves,
+			} {
+				rep, err := verify(t.Context(), o, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rep.OK || rep.FirstBadSeq != seq {
+					t.Errorf("byte %d of record %d: %s says %+v", offset, seq, name, rep)
+				}
+			}
+			forge(t, o, func(f *forger) { f.changeByte(seq, offset) })
+		}
+	}
+	mustVerify(t, o, 600)
+}
+
+// TestAByteAtTheEdgeOfASegmentIsFoundAtItsSequence: segments are verified side
+// by side, and each knows what the one before it ended with.
+func TestAByteAtTheEdgeOfASegmentIsFoundAtItsSequence(t *testing.T) {
+	o, _ := build(t, newMem(t), segmentSize+3)
+	for _, seq := range []uint64{segmentSize - 1, segmentSize, segmentSize + 1, segmentSize + 2, segmentSize + 3} {
+		for _, offset := range []int{3, 5, 7, 19, 27, 35, 43, 50, 70, 79, 83, 90, 120, 150} {
+			forge(t, o, func(f *forger) { f.changeByte(seq, offset) })
+			rep, err := VerifyLeaves(t.Context(), o, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rep.OK || rep.FirstBadSeq != seq {
+				t.Errorf("byte %d of record %d: %+v", offset, seq, rep)
+			}
+			forge(t, o, func(f *forger) { f.changeByte(seq, offset) })
+		}
+	}
+	mustVerify(t, o, segmentSize+3)
 }
 
 // TestAForkByAHolderOfTheSecretIsFoundBetweenTwoSignatures: who can seal and

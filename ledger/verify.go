@@ -313,7 +313,7 @@ func (v *verification) join() error {
 			return at(lastSeq+1, s.bad)
 		}
 		if s.opening.Prev != last || !follows(lastSeq, &s.opening) {
-			return lowest(s.bad, tampered(lastSeq+1, "record %d does not follow the one before it", s.first))
+			return tampered(lastSeq+1, "record %d does not follow the one before it", s.first)
 		}
 		for _, snap := range s.snapshots {
 			root := s.rootAt(&v.tree, snap)

@@ -172,9 +172,51 @@ func (e *Event) writeFields(w *writer) {
 	w.text(fActor, e.Actor)
 }
 
+// DecodeAt reads an event that stands in the log under a sequence. Where the
+// log's own marks say another, it was read out of the log and stored once more.
+func DecodeAt(seq uint64, subject string, h Header, body []byte) (*Event, error) {
+	e, err := Decode(subject, h, body)
+	if err != nil {
+		return nil, err
+	}
+	if v, marked := h[markSequence]; marked && v[0] != strconv.FormatUint(seq, 10) {
+		return nil, eventError("it is marked as event %s of the log: a copy", clip(v[0]))
+	}
+	e.Seq = seq
+	return e, nil
+}
+
+// The marks that JetStream puts on what it reads out of a stream, for who asks
+// for single messages. What is stored bears none. The server checks no reply
+// subject, so that who may read the log can have JetStream store a copy in it.
+const (
+	markStream   = "Nats-Stream"
+	markSubject  = "Nats-Subject"
+	markSequence = "Nats-Sequence"
+)
+
+// checkMark refuses a copy that was stored: it bears the marks of where it was
+// read, beside those of its own where it is read the same way.
+func checkMark(subject, name string, values []string) error {
+	want := ""
+	switch name {
+	case markStream:
+		want = Stream
+	case markSubject:
+		want = subject
+	case markSequence:
+	default:
+		return nil
+	}
+	if len(values) != 1 || want != "" && values[0] != want {
+		return eventError("header %s says that it was read out of a stream and stored again", name)
+	}
+	return nil
+}
+
 // Decode reads an event as it stands in the log. Headers that the server adds
-// ("Nats-…") are passed over; every other header must be one of ours, once,
-// in canonical form, and fit the kind.
+// ("Nats-…") are passed over, unless they say that the event is a copy; every
+// other header must be one of ours, once, in canonical form, and fit the kind.
 func Decode(subject string, h Header, body []byte) (*Event, error) {
 	agent, kind, err := ParseEventSubject(subject)
 	if err != nil {
@@ -185,6 +227,9 @@ func Decode(subject string, h Header, body []byte) (*Event, error) {
 	envelope := 0
 	for name, values := range h {
 		if strings.HasPrefix(name, "Nats-") {
+			if err := checkMark(subject, name, values); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		if len(values) != 1 {

@@ -333,6 +333,45 @@ func TestDecodeRefusesForeignHeaders(t *testing.T) {
 	}
 }
 
+// Who may read the log could have it stored once more, in another's name or at
+// another time. Read one by one, a message bears the marks of its place once;
+// a copy bears those of its original.
+func TestACopyOutOfTheLogIsNoEvent(t *testing.T) {
+	e := largest(t, ruleOf(AgentKilled))
+	subject, h, body, err := e.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const seq = 41
+	marked := func(of string, sequences ...string) Header {
+		m := maps.Clone(h)
+		m["Nats-Msg-Id"] = []string{e.ID}
+		m["Nats-Stream"] = slices.Repeat([]string{Stream}, len(sequences))
+		m["Nats-Sequence"] = sequences
+		m["Nats-Subject"] = slices.Repeat([]string{of}, len(sequences))
+		return m
+	}
+	for _, good := range []Header{h, marked(subject, "41")} {
+		if got, err := DecodeAt(seq, subject, good, body); err != nil || got.Seq != seq {
+			t.Errorf("%v: %+v, %v", good, got, err)
+		}
+	}
+	foreign := marked(subject, "41")
+	foreign["Nats-Stream"] = []string{"KV_MEMORY"}
+	for name, copied := range map[string]Header{
+		"of another's event":         marked(EventSubject("other", AgentKilled), "41"),
+		"of an earlier event":        marked(subject, "40"),
+		"of itself, read one by one": marked(subject, "40", "41"),
+		"the other way round":        marked(subject, "41", "40"),
+		"out of another stream":      foreign,
+		"with an empty list":         marked(subject),
+	} {
+		if got, err := DecodeAt(seq, subject, copied, body); !errors.Is(err, ErrEvent) {
+			t.Errorf("a copy %s: %+v, %v", name, got, err)
+		}
+	}
+}
+
 func TestAnEmptyBodyStandsAsOneFlaggedByte(t *testing.T) {
 	e := largest(t, ruleOf(MessageAccepted))
 	e.Data = nil

@@ -1,6 +1,8 @@
 // Package memory is the built-in memory of agents: a governed service like any
 // other, reached through the straight line (out.<operation>.memory.…), with a
-// JetStream key-value bucket behind it.
+// JetStream key-value bucket behind it. The bucket is in an account of its own:
+// what is stored in it is agents' choice, and JetStream publishes it wherever
+// a reader says.
 //
 // The namespace is that of the sender whom release states in Writ-From; a key
 // can't leave it, for keys are appended to it and may hold only the tokens of a
@@ -29,19 +31,21 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
+// BucketName is the bucket's.
+const BucketName = "MEMORY"
+
 // Bounds of one agent's memory.
 const (
-	Bucket       = "MEMORY"
 	DefaultQuota = 16 << 20 // bytes of values
 	MaxKeys      = 10_000
 )
 
 // Options of a Service; all but Quota are needed.
 type Options struct {
-	Control *nats.Conn // in CONTROL, as the user memory: the bucket
-	Agent   *nats.Conn // in the account of the built-in service memory
-	Logger  *slog.Logger
-	Quota   int64 // bytes of values per agent; DefaultQuota where 0
+	Bucket *nats.Conn // in the account MEMORY, as the user memory
+	Agent  *nats.Conn // in the account of the built-in service memory
+	Logger *slog.Logger
+	Quota  int64 // bytes of values per agent; DefaultQuota where 0
 }
 
 // A Service is one instance; instances share the work by queue group.
@@ -58,13 +62,13 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	if o.Quota == 0 {
 		o.Quota = DefaultQuota
 	}
-	js, err := jetstream.New(o.Control)
+	js, err := jetstream.New(o.Bucket)
 	if err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
-	kv, err := js.KeyValue(ctx, Bucket)
+	kv, err := js.KeyValue(ctx, BucketName)
 	if err != nil {
-		return fmt.Errorf("memory: bucket %s: %w", Bucket, err)
+		return fmt.Errorf("memory: bucket %s: %w", BucketName, err)
 	}
 	s := &Service{Options: o, kv: kv, sizes: map[string]map[string]int64{}}
 	if err := s.measure(ctx); err != nil {

@@ -97,6 +97,9 @@ func (c *provisionCmd) Run(ctx context.Context, app *App) error {
 		}
 		return advise(fmt.Errorf("nothing may be served yet: %w", err), next)
 	}
+	if err := writeTrust(app.Data); err != nil { // an older version's lacks an account
+		return advise(err, "check that you may write to "+app.Data)
+	}
 	if app.JSON {
 		return app.emit(struct {
 			Provisioned bool `json:"provisioned"`

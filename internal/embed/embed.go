@@ -71,8 +71,7 @@ type Server struct {
 // Start starts the server of a data folder and returns when it takes
 // connections. Provision makes the streams.
 func Start(o Options) (*Server, error) {
-	trust, err := keys.Open(o.Data)
-	if err != nil {
+	if _, err := keys.Open(o.Data); err != nil {
 		return nil, err
 	}
 	if o.Logger == nil {
@@ -82,12 +81,29 @@ func Start(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	trust, err := upgraded(o)
+	if err != nil {
+		release(lock)
+		return nil, err
+	}
 	s := &Server{trust: trust, data: o.Data, lock: lock}
 	if err := s.start(o); err != nil {
 		s.Stop()
 		return nil, err
 	}
 	return s, nil
+}
+
+// upgraded brings the keys up to date, now that nobody else has the folder.
+func upgraded(o Options) (*keys.Trust, error) {
+	changed, err := keys.Upgrade(o.Data)
+	if err != nil {
+		return nil, err
+	}
+	if changed {
+		o.Logger.Info("the keys were brought up to date: the memory service has an account of its own")
+	}
+	return keys.Open(o.Data)
 }
 
 func (s *Server) start(o Options) error {
@@ -139,7 +155,9 @@ func serverOptions(o Options, trust *keys.Trust) (*server.Options, error) {
 		return nil, fmt.Errorf("open the folder of accounts: %w", err)
 	}
 	for public, token := range trust.JWTs {
-		if err := resolver.Store(public, token); err != nil {
+		// The folder of keys has the last word; Store would keep what was
+		// signed within the same second.
+		if err := resolver.SaveAcc(public, token); err != nil {
 			return nil, fmt.Errorf("store a static account: %w", err)
 		}
 	}

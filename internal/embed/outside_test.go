@@ -18,7 +18,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/accounts"
@@ -177,15 +176,7 @@ func TestAnOutsideServerTakesTheTrustOfInitAndNothingElse(t *testing.T) {
 		return nc, err
 	}
 
-	nc, err := connect(data, keys.RoleInit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Provision(t.Context(), js); err != nil {
+	if err := Provision(t.Context(), func(role keys.Role) (*nats.Conn, error) { return connect(data, role) }); err != nil {
 		t.Fatal(err)
 	}
 	pushAccount(t, data, connect)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/writ-sh/writ/internal/bus"
@@ -48,24 +49,36 @@ func Filters(role keys.Role) []string {
 // Provision makes the stream of events, each role's consumer and the bucket
 // of memories, or brings them up to date. It is idempotent.
 func (s *Server) Provision(ctx context.Context) error {
-	creds, err := keys.Creds(s.data, keys.RoleInit)
-	if err != nil {
-		return err
-	}
-	nc, err := bus.Connect(bus.Options{Role: string(keys.RoleInit), Server: s, Creds: creds})
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return fmt.Errorf("provision: %w", err)
-	}
-	return Provision(ctx, js)
+	return Provision(ctx, func(role keys.Role) (*nats.Conn, error) {
+		creds, err := keys.Creds(s.data, role)
+		if err != nil {
+			return nil, err
+		}
+		return bus.Connect(bus.Options{Role: string(role), Server: s, Creds: creds})
+	})
 }
 
-// Provision is the same on any server, with the init role's connection.
-func Provision(ctx context.Context, js jetstream.JetStream) error {
+// Provision is the same on any server, with the connections of the two roles
+// that make streams.
+func Provision(ctx context.Context, connect func(keys.Role) (*nats.Conn, error)) error {
+	var js [2]jetstream.JetStream
+	for i, role := range []keys.Role{keys.RoleInit, keys.RoleInitMemory} {
+		nc, err := connect(role)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		if js[i], err = jetstream.New(nc); err != nil {
+			return fmt.Errorf("provision: %w", err)
+		}
+	}
+	if err := provisionLog(ctx, js[0]); err != nil {
+		return err
+	}
+	return provisionMemory(ctx, js[1], js[0])
+}
+
+func provisionLog(ctx context.Context, js jetstream.JetStream) error {
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: schemas.Stream, Description: "Writ's log",
 		Subjects:   []string{schemas.EventPrefix + ".>"},
@@ -84,12 +97,21 @@ func Provision(ctx context.Context, js jetstream.JetStream) error {
 			return fmt.Errorf("provision the consumer %s: %w", role, err)
 		}
 	}
-	_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+	return nil
+}
+
+// provisionMemory makes the bucket, and moves into it what an older version
+// kept in CONTROL. The memory service may not run meanwhile.
+func provisionMemory(ctx context.Context, js, control jetstream.JetStream) error {
+	_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: keys.MemoryBucket, Description: "agents' memories",
 		History: memoryHistory, MaxValueSize: memoryMax, Storage: jetstream.FileStorage, Replicas: 1,
 	})
 	if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
 		return fmt.Errorf("provision the bucket %s: %w", keys.MemoryBucket, err)
+	}
+	if err := moveMemories(ctx, control, js); err != nil {
+		return fmt.Errorf("move agents' memories into their own account: %w", err)
 	}
 	return nil
 }
@@ -121,4 +143,56 @@ func provisionConsumer(ctx context.Context, stream jetstream.Stream, role keys.R
 		_, err = stream.CreateOrUpdateConsumer(ctx, cfg)
 	}
 	return err
+}
+
+// memoryStream is the stream behind the bucket.
+const memoryStream = "KV_" + keys.MemoryBucket
+
+// operationHeader marks deletions in a bucket.
+const operationHeader = "KV-Operation"
+
+// moveMemories copies the bucket's stream with the history of each key, in
+// order, and deletes the old one when the new one has all of it. So as long as
+// the old one is there, the new one is a copy that was interrupted: it is
+// emptied, and made from the beginning.
+func moveMemories(ctx context.Context, from, to jetstream.JetStream) error {
+	old, err := from.Stream(ctx, memoryStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	bucket, err := to.Stream(ctx, memoryStream)
+	if err != nil {
+		return err
+	}
+	if err := bucket.Purge(ctx); err != nil {
+		return err
+	}
+	if n := old.CachedInfo().State.Msgs; n > 0 {
+		c, err := old.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+		if err != nil {
+			return err
+		}
+		it, err := c.Messages()
+		if err != nil {
+			return err
+		}
+		defer it.Stop()
+		for range n {
+			m, err := it.Next(jetstream.NextContext(ctx))
+			if err != nil {
+				return err
+			}
+			copied := &nats.Msg{Subject: m.Subject(), Data: m.Data()}
+			if op := m.Headers().Get(operationHeader); op != "" {
+				copied.Header = nats.Header{operationHeader: {op}}
+			}
+			if _, err := to.PublishMsg(ctx, copied); err != nil {
+				return err
+			}
+		}
+	}
+	return from.DeleteStream(ctx, memoryStream)
 }

@@ -71,8 +71,9 @@ func CheckTrustDomain(s string) error {
 
 // A draft is a folder in the making; its first error stands for all.
 type draft struct {
-	dir string
-	err error
+	dir     string
+	replace bool // the folder is in use: a file is written whole, in place of an old one
+	err     error
 }
 
 func (d *draft) write(name string, content []byte) {
@@ -83,13 +84,19 @@ func (d *draft) write(name string, content []byte) {
 	if d.err = os.MkdirAll(filepath.Dir(path), 0o700); d.err != nil {
 		return
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	end, flags := path, os.O_EXCL
+	if d.replace {
+		path, flags = path+".tmp", os.O_TRUNC
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flags, 0o600)
 	if err != nil {
 		d.err = err
 		return
 	}
 	_, err = f.Write(append(content, '\n'))
-	d.err = errors.Join(err, f.Sync(), f.Close())
+	if d.err = errors.Join(err, f.Sync(), f.Close()); d.err == nil && d.replace {
+		d.err = errors.Join(os.Rename(path, end), syncDir(filepath.Dir(end)))
+	}
 }
 
 func (d *draft) pair(prefix nkeys.PrefixByte, name string) (nkeys.KeyPair, string) {
@@ -131,20 +138,15 @@ func fill(dir, trustDomain string) error {
 	root, _ := d.pair(nkeys.PrefixByteOperator, "offline/operator.seed")
 	d.write("offline/README", []byte(strings.TrimSpace(offlineReadme)))
 	opSigner, opSignerPublic := d.pair(nkeys.PrefixByteOperator, "operator-signing.seed")
+	if d.err != nil {
+		return d.err
+	}
 	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}}
-	signers := map[string]nkeys.KeyPair{}
-	for _, name := range []string{SYS, CONTROL, DELIVER} {
-		_, trust.Accounts[name] = d.pair(nkeys.PrefixByteAccount, "offline/"+name+".seed")
-		signer, signerPublic := d.pair(nkeys.PrefixByteAccount, "accounts/"+name+".seed")
-		if d.err != nil {
-			return d.err
-		}
-		signers[name] = signer
-		token, err := staticAccount(name, trust.Accounts[name], signerPublic).Encode(opSigner)
-		if err != nil {
-			return err
-		}
-		d.write("accounts/"+name+".jwt", []byte(token))
+	for _, name := range static {
+		d.account(name, &trust, opSigner)
+	}
+	if d.err != nil {
+		return d.err
 	}
 	operator := jwt.NewOperatorClaims(mustPublic(root))
 	operator.Name = trustDomain
@@ -156,9 +158,6 @@ func fill(dir, trustDomain string) error {
 		return err
 	}
 	d.write("operator.jwt", []byte(token))
-	for role, r := range roles {
-		d.user(role, r, trust.Accounts[r.account], signers[r.account])
-	}
 	d.secret("master.secret")
 	d.secret("capability.seed")
 	d.secret("ledger.secret")
@@ -168,15 +167,41 @@ func fill(dir, trustDomain string) error {
 	}
 	d.write("ledger.note", []byte(skey))
 	d.write("ledger.pub", []byte(vkey))
-	public, err := json.MarshalIndent(trust, "", "  ")
-	if err != nil {
-		return err
-	}
-	d.write("trust.json", public)
+	d.trust(&trust)
 	if d.err != nil {
 		return d.err
 	}
 	return syncDir(dir)
+}
+
+func (d *draft) trust(t *Trust) {
+	public, err := json.MarshalIndent(t, "", "  ")
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.write("trust.json", public)
+}
+
+// account makes a static account with its users.
+func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
+	_, public := d.pair(nkeys.PrefixByteAccount, "offline/"+name+".seed")
+	signer, signerPublic := d.pair(nkeys.PrefixByteAccount, "accounts/"+name+".seed")
+	if d.err != nil {
+		return
+	}
+	token, err := staticAccount(name, public, signerPublic).Encode(opSigner)
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.write("accounts/"+name+".jwt", []byte(token))
+	for role, r := range roles {
+		if r.account == name {
+			d.user(role, r, public, signer)
+		}
+	}
+	trust.Accounts[name] = public
 }
 
 // staticAccount is an account that Init makes once and nobody updates:
@@ -196,6 +221,8 @@ func staticAccount(name, public, signer string) *jwt.AccountClaims {
 			Name: "out", Subject: jwt.Subject(schemas.OutPrefix + ".*.>"), Type: jwt.Service,
 			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: ResponseThreshold,
 		})
+	case MEMORY:
+		c.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: jwt.NoLimit, Streams: 1, Consumer: 16}
 	case DELIVER:
 		c.Exports.Add(&jwt.Export{Name: "in", Subject: jwt.Subject(schemas.InPrefix + ".*.>"), Type: jwt.Stream})
 	}

@@ -16,10 +16,10 @@
 //
 // The folder:
 //
-//	trust.json               trust domain, public keys of the three accounts
+//	trust.json               trust domain, public keys of the static accounts
 //	operator.jwt             names the operator's signing key and SYS
 //	operator-signing.seed    signs account JWTs: issuer only
-//	accounts/NAME.jwt        SYS, CONTROL, DELIVER
+//	accounts/NAME.jwt        SYS, CONTROL, DELIVER, MEMORY
 //	accounts/NAME.seed       signs the users of that account: issuer only
 //	master.secret            agents' account keys: issuer only
 //	capability.seed          Ed25519, signs capabilities: issuer only
@@ -57,7 +57,11 @@ const (
 	SYS     = "SYS"
 	CONTROL = "CONTROL"
 	DELIVER = "DELIVER"
+	MEMORY  = "MEMORY"
 )
+
+// static are all of them, in the order in which they are made.
+var static = []string{SYS, CONTROL, DELIVER, MEMORY}
 
 // ErrExists is matched where Init finds a folder that is there already.
 var ErrExists = errors.New("keys exist already")
@@ -68,7 +72,7 @@ var ErrPermissions = errors.New("keys are readable by others")
 // Trust is what everybody may know: enough to run a server and to verify.
 type Trust struct {
 	TrustDomain string            `json:"trust_domain"`
-	Accounts    map[string]string `json:"accounts"` // public keys of SYS, CONTROL, DELIVER
+	Accounts    map[string]string `json:"accounts"` // public keys of the static accounts
 	Operator    string            `json:"-"`        // JWT
 	JWTs        map[string]string `json:"-"`        // account JWT, by public key
 }
@@ -93,8 +97,11 @@ func Open(data string) (*Trust, error) {
 	if t.Operator, err = readText(dir, "operator.jwt"); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{SYS, CONTROL, DELIVER} {
+	for _, name := range static {
 		public := t.Accounts[name]
+		if public == "" && name == MEMORY {
+			continue // a folder from before it, until Upgrade
+		}
 		if !nkeys.IsValidPublicAccountKey(public) {
 			return nil, fmt.Errorf("keys/trust.json names no account %s; restore it from a backup", name)
 		}

@@ -2,6 +2,7 @@ package keys
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -54,6 +55,86 @@ func TestInitMakesWhatEachServiceNeeds(t *testing.T) {
 		if _, err := Creds(data, role); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// withoutMemory makes a folder what an older version left, as far as Upgrade
+// looks at it.
+func withoutMemory(t *testing.T, data string) {
+	t.Helper()
+	path := filepath.Join(data, Dir, "trust.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var trust Trust
+	if err := json.Unmarshal(b, &trust); err != nil {
+		t.Fatal(err)
+	}
+	delete(trust.Accounts, MEMORY)
+	if b, err = json.Marshal(trust); err == nil {
+		err = os.WriteFile(path, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func userIn(t *testing.T, data string, role Role) (subject string, issued int64) {
+	t.Helper()
+	creds, err := Creds(data, role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.ParseDecoratedJWT(creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Subject, c.IssuedAt
+}
+
+func TestUpgradeRevokesTheUserThatItReplaces(t *testing.T) {
+	data := initialised(t)
+	if changed, err := Upgrade(data); changed || err != nil {
+		t.Fatalf("a new folder: %t, %v", changed, err)
+	}
+	var replaced []string
+	for range 2 { // the second time as if the first had been interrupted at its end
+		withoutMemory(t, data)
+		old, issued := userIn(t, data, RoleMemory)
+		replaced = append(replaced, old)
+		if changed, err := Upgrade(data); !changed || err != nil {
+			t.Fatalf("%t, %v", changed, err)
+		}
+		trust, err := Open(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		control, err := jwt.DecodeAccountClaims(trust.JWTs[trust.Accounts[CONTROL]])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, user := range replaced {
+			if !control.IsClaimRevoked(&jwt.UserClaims{ClaimsData: jwt.ClaimsData{Subject: user, IssuedAt: issued}}) {
+				t.Errorf("%s is let in", user)
+			}
+		}
+		if len(control.Exports) != 1 || control.Limits.DiskStorage != jwt.NoLimit {
+			t.Errorf("%s is changed otherwise: %+v", CONTROL, control.Account)
+		}
+		if now, _ := userIn(t, data, RoleMemory); now == old {
+			t.Error("the memory service has its old user")
+		}
+	}
+	if err := CheckPermissions(filepath.Join(data, Dir)); err != nil {
+		t.Error(err)
+	}
+	if changed, err := Upgrade(data); changed || err != nil {
+		t.Errorf("once more: %t, %v", changed, err)
 	}
 }
 

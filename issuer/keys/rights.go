@@ -13,7 +13,7 @@ import (
 type Role string
 
 const (
-	RoleInit     Role = "init"    // makes streams, consumers and buckets; used at start alone
+	RoleInit     Role = "init"    // makes the log and its consumers; used at start alone
 	RoleRepair   Role = "repair"  // republishes a lost tail of the log; used then alone
 	RoleIntake   Role = "intake"  // takes what agents publish
 	RoleLedger   Role = "ledger"  // follows the log
@@ -22,8 +22,10 @@ const (
 	RoleMonitor  Role = "monitor"
 	RoleIssuer   Role = "issuer"   // in CONTROL
 	RoleSystem   Role = "system"   // the issuer's, in SYS
-	RoleMemory   Role = "memory"   // the memory service's bucket
+	RoleMemory   Role = "memory"   // the memory service's bucket, in MEMORY
 	RoleOperator Role = "operator" // people
+
+	RoleInitMemory Role = "init-memory" // makes the bucket; used at start alone
 )
 
 // InboxPrefix is where a role awaits its answers; nobody else may listen
@@ -106,7 +108,11 @@ var roles = map[Role]rights{
 		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.*.KICK",
 		"$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.*.CONNZ",
 	}, []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
-	RoleMemory: {CONTROL, []string{
+	// What is stored in the bucket is an agent's choice, and the server checks
+	// no reply subject: JetStream publishes it wherever a reader says. So it
+	// is in an account of its own, where nobody else is.
+	RoleInitMemory: {MEMORY, []string{"$JS.API.>", "$KV." + MemoryBucket + ".>"}, nil},
+	RoleMemory: {MEMORY, []string{
 		"$KV." + MemoryBucket + ".>",
 		"$JS.API.STREAM.INFO.KV_" + MemoryBucket,
 		"$JS.API.DIRECT.GET.KV_" + MemoryBucket, "$JS.API.DIRECT.GET.KV_" + MemoryBucket + ".>",

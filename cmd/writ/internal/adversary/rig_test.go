@@ -26,6 +26,7 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
@@ -44,6 +45,7 @@ type rig struct {
 	data    string
 	plane   *plane.Plane
 	ops     *nats.Conn // an operator
+	reader  *nats.Conn // may ask how far EVENTS goes
 	secrets *keys.Secrets
 }
 
@@ -69,6 +71,7 @@ func start(t *testing.T, fleet string) *rig {
 	r.ops, err = r.plane.Operator()
 	must(t, err)
 	t.Cleanup(r.ops.Close)
+	r.reader = r.role(keys.RoleLedger)
 	r.secrets, err = keys.OpenSecrets(r.data)
 	must(t, err)
 	return r
@@ -144,10 +147,25 @@ func (r *rig) serve(nc *nats.Conn, subject string, answer func(*nats.Msg)) {
 
 func echo(m *nats.Msg) { _ = m.Respond(m.Data) }
 
-// log reads every event, with bodies, once the ledger has all that stands in
-// the log.
+// recorded waits until the ledger has all that stands in EVENTS now. Who
+// issued or enrolled has the answer as soon as the event is in EVENTS, and
+// reads of the ledger give what is on its disk.
+func (r *rig) recorded() {
+	r.t.Helper()
+	js, err := jetstream.New(r.reader)
+	must(r.t, err)
+	events, err := js.Stream(r.t.Context(), schemas.Stream)
+	must(r.t, err)
+	end := events.CachedInfo().State.LastSeq
+	until(r.t, fmt.Sprintf("the ledger reached event %d", end), func() bool {
+		return call[schemas.Head](r, schemas.CtlHead, schemas.HeadRequest{}).StreamSeq >= end
+	})
+}
+
+// log reads every event that stands in EVENTS, with bodies.
 func (r *rig) log() []*schemas.Event {
 	r.t.Helper()
+	r.recorded()
 	var all []*schemas.Event
 	for from := uint64(1); from != 0; {
 		page := call[schemas.ReadReply](r, schemas.CtlRead, schemas.ReadRequest{From: from, Limit: 500, Data: true})

@@ -1,6 +1,10 @@
 package adversary
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -8,7 +12,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -38,6 +44,8 @@ var jobs = map[keys.Role]job{
 	keys.RoleSystem:   {push: true, hear: []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
 	keys.RoleMemory:   {memory: true},
 	keys.RoleOperator: {operate: true},
+	// In an account where there is nothing but the bucket.
+	keys.RoleInitMemory: {provision: true, memory: true},
 }
 
 // permitted asks the server itself whether a connection may publish or
@@ -125,6 +133,7 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 			check("act as an operator", s, job.operate, a.mark())
 		}
 		check("ask for a head", schemas.CtlHead, job.operate || role == keys.RoleIssuer, nil)
+		check("ask for risks", schemas.CtlRisks, job.operate || role == keys.RoleIssuer, nil)
 		check("ask for a verdict", schemas.Assess, role == keys.RoleIntake, nil)
 		for _, s := range []string{"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.x.KICK"} {
 			check("change accounts", s, job.push, []byte("x"))
@@ -149,10 +158,10 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 		}
 		for other := range jobs {
 			// Whoever answers a role may publish to its inboxes: that is
-			// each service to the operator, the monitor to intake, the
-			// ledger to the issuer.
+			// each service to the operator, the monitor to intake and
+			// issuer, the ledger to the issuer.
 			answers := other == role || other == keys.RoleOperator && slices.Contains([]keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleRelease, keys.RoleMonitor, keys.RoleIssuer}, role) ||
-				other == keys.RoleIntake && role == keys.RoleMonitor || other == keys.RoleIssuer && role == keys.RoleLedger
+				other == keys.RoleIntake && role == keys.RoleMonitor || other == keys.RoleIssuer && slices.Contains([]keys.Role{keys.RoleLedger, keys.RoleMonitor}, role)
 			check("write into the inbox of "+string(other), keys.InboxPrefix(other)+".x", answers, a.mark())
 		}
 		for _, s := range slices.Concat(overhear(victims), []string{"writ.ctl.issuer.>", "writ.ctl.ledger.>", "writ.ctl.monitor.>", "writ.out.*.token.>", "out._r.*", "ev._fleet.>"}) {
@@ -180,37 +189,111 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 	}
 }
 
-// A service that was hijacked has JetStream publish an answer of its own
-// choice under a subject where it has no right itself: the server checks no
-// reply subject. What takes orders must not take these.
-func TestAnswersOfJetStreamAreNobodysOrders(t *testing.T) {
+// The memory service, hijacked, stores what it likes and has JetStream publish
+// it where it likes: the server checks no reply subject. In its own account
+// that reaches nobody: no reader of orders, no agent, and above all not the
+// log, where a forged event would count like any other.
+func TestWhatTheMemoryServiceHasPublishedReachesNothing(t *testing.T) {
 	w := newWorld(t)
+	// Release marks what it has done a moment later.
+	before := len(w.log())
+	until(t, "the log rests", func() bool {
+		time.Sleep(200 * time.Millisecond)
+		was := before
+		before = len(w.log())
+		return before == was
+	})
 	memory := w.role(keys.RoleMemory)
+	n := 0
 	order := func(subject string, data []byte, header nats.Header) {
 		t.Helper()
-		m, err := memory.RequestMsg(&nats.Msg{Subject: "$KV.MEMORY.theft.order", Data: data, Header: header}, within)
+		n++
+		key := fmt.Sprintf("$KV.MEMORY.theft.order%d", n)
+		m, err := memory.RequestMsg(&nats.Msg{Subject: key, Data: data, Header: header}, within)
 		must(t, err)
 		if !strings.Contains(string(m.Data), `"seq"`) {
 			t.Fatalf("the order was not stored: %s", m.Data)
 		}
 		for _, fetch := range []*nats.Msg{
-			{Subject: "$JS.API.DIRECT.GET.KV_MEMORY.$KV.MEMORY.theft.order"},
+			{Subject: "$JS.API.DIRECT.GET.KV_MEMORY." + key},
 			{Subject: "$JS.API.STREAM.INFO.KV_MEMORY"},
 			{Subject: "$KV.MEMORY.theft.other", Data: []byte("x")},
+			// A consumer of one's own that pushes, without so much as a mark.
+			{Subject: fmt.Sprintf("$JS.API.CONSUMER.CREATE.KV_MEMORY.push%d.%s", n, key), Data: fmt.Appendf(nil,
+				`{"stream_name":"KV_MEMORY","config":{"name":"push%d","deliver_subject":%q,"filter_subject":%q,"deliver_policy":"all","ack_policy":"none","mem_storage":true}}`, n, subject, key)},
 		} {
-			fetch.Reply = subject
+			if !strings.Contains(fetch.Subject, "CONSUMER") {
+				fetch.Reply = subject
+			}
 			must(t, memory.PublishMsg(fetch))
 		}
 		must(t, memory.Flush())
 	}
-	kill := schemas.Marshal(schemas.LockRequest{AgentID: "alice", Lock: schemas.Killed, Reason: "forged", Actor: "forger"})
-	order(schemas.CtlLock, kill, nil)
+	for _, forged := range forgedEvents() {
+		subject, header, body, err := forged.Encode()
+		must(t, err)
+		order(subject, body, nats.Header(header))
+	}
+	order(schemas.CtlLock, schemas.Marshal(schemas.LockRequest{AgentID: "alice", Lock: schemas.Killed, Reason: "forged", Actor: "forger"}), nil)
 	order(schemas.CtlEnroll, schemas.Marshal(schemas.EnrollRequest{ID: "alice", Actor: "forger"}), nil)
 	order(schemas.CtlIssue, schemas.Marshal(schemas.IssueRequest{AgentID: "alice", OperationID: "forged", Tools: []string{"reflect"}, Actor: "forger"}), nil)
+	order(schemas.Assess, []byte(canary+"memory:0"), nil)
 	order("writ.out.alice.op.call.reflect", []byte(canary+"memory:1"), nil)
 	order("writ.out.alice.token.issue", schemas.Marshal(schemas.IssueRequest{AgentID: "alice", OperationID: "forged", Tools: []string{"reflect"}}), nil)
 	order("writ.in.alice.send.bob", []byte(canary+"memory:2"), nil)
 	order("_INBOX.mailer.alice", []byte(canary+"memory:3"), nil)
+	order(keys.InboxPrefix(keys.RoleIssuer)+".x", []byte(canary+"memory:4"), nil)
+	order("$SYS.REQ.CLAIMS.UPDATE", []byte(canary+"memory:5"), nil)
+	// All of it has been published before this answer.
+	_, err := memory.Request("$JS.API.STREAM.INFO.KV_MEMORY", nil, within)
+	must(t, err)
+	for _, e := range w.log()[before:] {
+		t.Errorf("%d: %s of %s by %s", e.Seq, e.Kind, e.Agent, e.Source)
+	}
+	w.settled("")
+	for _, b := range w.breaches(nil) {
+		t.Errorf("breach: %s", b)
+	}
+	w.unharmed("")
+}
+
+// forgedEvents are what somebody would append who could.
+func forgedEvents() []schemas.Event {
+	now := time.Now()
+	return []schemas.Event{
+		{Kind: schemas.AgentKilled, Agent: "alice", ID: nats.NewInbox(), Source: "writ/issuer/1", Time: now, Reason: "forged", Actor: "rig"},
+		{Kind: schemas.AgentPaused, Agent: "bob", ID: nats.NewInbox(), Source: "writ/issuer/1", Time: now, Reason: "forged", Actor: "rig"},
+	}
+}
+
+// Those who read the log and those who answer, hijacked: JetStream, and whoever
+// answers a control request, would publish under a subject where they have no
+// right themselves. What takes orders must not take these.
+func TestAnswersOfJetStreamAreNobodysOrders(t *testing.T) {
+	w := newWorld(t)
+	// An agent's memory is the body of an event, and so is what it says.
+	orders := map[string]any{
+		schemas.CtlLock:              schemas.LockRequest{AgentID: "alice", Lock: schemas.Killed, Reason: "forged", Actor: "forger"},
+		schemas.CtlEnroll:            schemas.EnrollRequest{ID: "alice", Actor: "forger"},
+		schemas.CtlIssue:             schemas.IssueRequest{AgentID: "alice", OperationID: "forged", Tools: []string{"reflect"}, Actor: "forger"},
+		"writ.out.alice.token.issue": schemas.IssueRequest{AgentID: "alice", OperationID: "forged", Tools: []string{"reflect"}},
+	}
+	for subject, order := range orders {
+		if _, refusal := ask(t, w.conn["bob"], &nats.Msg{Subject: "out.op.memory.put.order", Data: schemas.Marshal(order)}); refusal != nil {
+			t.Fatal(refusal)
+		}
+		for _, e := range w.log() {
+			if e.Agent != "bob" || e.Kind != schemas.MessageAccepted || string(e.Data) != string(schemas.Marshal(order)) {
+				continue
+			}
+			for _, role := range []keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleMonitor, keys.RoleIssuer, keys.RoleRepair} {
+				nc := w.role(role)
+				must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+schemas.Stream, subject, fmt.Appendf(nil, `{"seq":%d}`, e.Seq)))
+				must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+schemas.Stream, "writ.out.alice.op.call.reflect", fmt.Appendf(nil, `{"seq":%d}`, e.Seq)))
+				must(t, nc.Flush())
+			}
+		}
+	}
 	// And those who answer: an answer under a subject of the log would be an
 	// event that nobody can read.
 	operator := w.role(keys.RoleOperator)
@@ -233,4 +316,50 @@ func TestAnswersOfJetStreamAreNobodysOrders(t *testing.T) {
 		}
 	}
 	w.unharmed("")
+}
+
+// Who may read the log can have JetStream store what it reads once more, under
+// another's name: the server checks no reply subject. Such a copy bears marks.
+// The ledger halts at it, and hands on neither the copy nor what is behind it.
+func TestACopyOutOfTheLogIsNeverHandedOn(t *testing.T) {
+	for _, role := range []keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleMonitor, keys.RoleIssuer} {
+		t.Run(string(role), func(t *testing.T) {
+			r := start(t, stormy)
+			lock := schemas.Event{Kind: schemas.AgentPaused, Agent: "flooder", ID: nats.NewInbox(), Source: "writ/issuer/1", Time: time.Now(), Reason: "its own doing", Actor: "rig"}
+			subject, header, body, err := lock.Encode()
+			must(t, err)
+			// Without a message id: the log would refuse a copy of what it
+			// took less than half a minute ago.
+			m, err := r.role(keys.RoleIssuer).RequestMsg(&nats.Msg{Subject: subject, Header: nats.Header(header), Data: body}, within)
+			must(t, err)
+			var ack struct{ Seq uint64 }
+			must(t, json.Unmarshal(m.Data, &ack))
+			r.recorded()
+			thief := r.role(role)
+			must(t, thief.PublishRequest("$JS.API.DIRECT.GET."+schemas.Stream, schemas.EventSubject("alice", schemas.AgentPaused), fmt.Appendf(nil, `{"seq":%d}`, ack.Seq)))
+			must(t, thief.Flush())
+
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
+			if err := r.plane.Wait(ctx); err == nil || !errors.Is(err, schemas.ErrEvent) {
+				t.Errorf("the control plane goes on: %v", err)
+			}
+			o, err := plane.LedgerOptions(r.data)
+			must(t, err)
+			must(t, r.plane.Stop(t.Context()))
+			led, err := ledger.OpenReader(o)
+			must(t, err)
+			defer led.Close()
+			page, err := led.Read(schemas.ReadRequest{Limit: 1000})
+			must(t, err)
+			if page.Head < ack.Seq || page.Next != 0 {
+				t.Errorf("the ledger goes up to %d; what was copied is %d", page.Head, ack.Seq)
+			}
+			for _, rec := range page.Records {
+				if rec.Subject == schemas.EventSubject("alice", schemas.AgentPaused) {
+					t.Errorf("the copy stands in the ledger as %d", rec.Seq)
+				}
+			}
+		})
+	}
 }

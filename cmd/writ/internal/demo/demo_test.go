@@ -135,7 +135,8 @@ func TestAForgerNeedsTheRecordToBeThere(t *testing.T) {
 	if changed != 1 || len(after) != len(before) || after[hit.offset] == before[hit.offset] {
 		t.Errorf("%q became %q at %d", before, after, hit.offset)
 	}
-	if err := putRight(hit, "0", "4"); err == nil {
+	hit.block = block{0, 4}
+	if err := putRight(hit); err == nil {
 		t.Error("a checksum was put right outside of the file's blocks")
 	}
 }

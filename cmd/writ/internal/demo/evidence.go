@@ -21,6 +21,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -146,14 +147,28 @@ func (s *story) replay(ctx context.Context) (finding, error) {
 	return found(r.Verdicts > 0 && r.Mismatches == 0, "%d events, %d verdicts, %d mismatches", r.Events, r.Verdicts, r.Mismatches), nil
 }
 
-// blockOfRecords is how many records stand in one row of the database: what is
-// unreadable is unreadable together.
-const blockOfRecords = 64
-
 // damage is where a record was changed on disk.
 type damage struct {
 	path   string
-	offset int // of the byte that was changed
+	offset int   // of the byte that was changed
+	block  block // that the database complained of
+}
+
+// A block of a database's table is read, and so is unreadable, as a whole.
+type block struct{ offset, length int }
+
+// complaint finds in a database's own words which block they mean.
+var complaint = regexp.MustCompile(`block (\d+)/(\d+): crc32c`)
+
+func blockOf(complained string) (b block, ok bool) {
+	m := complaint.FindStringSubmatch(complained)
+	if m == nil {
+		return b, false
+	}
+	var errs [2]error
+	b.offset, errs[0] = strconv.Atoi(m[1])
+	b.length, errs[1] = strconv.Atoi(m[2])
+	return b, errors.Join(errs[:]...) == nil
 }
 
 // tamper changes one byte of a record on disk.
@@ -166,7 +181,14 @@ func (s *story) tamper(ctx context.Context, o ledger.Options, leaf []byte) (*dam
 	if err != nil {
 		return hit, finding{}, err
 	}
-	return hit, found(!rep.OK && rep.FirstBadSeq <= s.draftSeq && s.draftSeq-rep.FirstBadSeq < blockOfRecords, "byte %d of %s, in the record of event %d: %s", hit.offset, filepath.Base(hit.path), s.draftSeq, verdictOn(rep)), nil
+	var named bool
+	hit.block, named = blockOf(rep.Error)
+	// It names the first record that it can't read, and the draft's can stand
+	// no farther behind that than the block is long.
+	records := uint64(hit.block.length / proof.RecordSize)
+	ok := named && hit.offset >= hit.block.offset && hit.offset < hit.block.offset+hit.block.length &&
+		rep.FirstBadSeq <= s.draftSeq && s.draftSeq-rep.FirstBadSeq < records
+	return hit, found(ok, "byte %d of %s, in the record of event %d: %s", hit.offset, filepath.Base(hit.path), s.draftSeq, verdictOn(rep)), nil
 }
 
 // strike finds a record in the tables of a database, and changes its middle
@@ -185,7 +207,7 @@ func strike(dir string, record []byte) (hit *damage, err error) {
 		if at < 0 {
 			return nil
 		}
-		hit = &damage{path, at + len(record)/2}
+		hit = &damage{path: path, offset: at + len(record)/2}
 		b[hit.offset] ^= 0xff
 		return os.WriteFile(path, b, 0o600)
 	})
@@ -205,24 +227,14 @@ func verdictOn(rep schemas.VerifyReply) string {
 	return fmt.Sprintf("verification names event %d: %s", rep.FirstBadSeq, rep.Error)
 }
 
-// blockOf finds in a database's own complaint which block it means.
-var blockOf = regexp.MustCompile(`block (\d+)/(\d+): crc32c`)
-
 // coverUp does what a careful forger would: it makes the database believe its
 // own file again, so that only the chain of records is left to tell.
 func (s *story) coverUp(ctx context.Context, o ledger.Options, hit *damage) (finding, error) {
+	if err := putRight(hit); err != nil {
+		return finding{}, err
+	}
 	rep, err := ledger.VerifyLeaves(ctx, o, nil)
 	if err != nil {
-		return finding{}, err
-	}
-	m := blockOf.FindStringSubmatch(rep.Error)
-	if m == nil {
-		return found(false, "the database names no block: %s", rep.Error), nil
-	}
-	if err := putRight(hit, m[1], m[2]); err != nil {
-		return finding{}, err
-	}
-	if rep, err = ledger.VerifyLeaves(ctx, o, nil); err != nil {
 		return finding{}, err
 	}
 	return found(!rep.OK && rep.FirstBadSeq == s.draftSeq, "%s", verdictOn(rep)), nil
@@ -231,20 +243,12 @@ func (s *story) coverUp(ctx context.Context, o ledger.Options, hit *damage) (fin
 // putRight writes a block's checksum anew: CRC-32C over the block and the byte
 // behind it that says how it is compressed, rotated and offset as in LevelDB's
 // table format.
-func putRight(hit *damage, offset, length string) error {
-	from, err := strconv.Atoi(offset)
-	if err != nil {
-		return fmt.Errorf("cover up: %w", err)
-	}
-	size, err := strconv.Atoi(length)
-	if err != nil {
-		return fmt.Errorf("cover up: %w", err)
-	}
+func putRight(hit *damage) error {
 	b, err := os.ReadFile(hit.path)
 	if err != nil {
 		return fmt.Errorf("cover up: %w", err)
 	}
-	end := from + size + 1
+	from, end := hit.block.offset, hit.block.offset+hit.block.length+1
 	if hit.offset < from || hit.offset >= end || end+4 > len(b) {
 		return fmt.Errorf("cover up: byte %d is not in the block at %d", hit.offset, from)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -209,7 +210,7 @@ func (s *story) paused(ctx context.Context) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	st, err := s.status(ctx, analyst)
+	st, err := s.stands(ctx, analyst, schemas.Paused)
 	if err != nil {
 		return finding{}, err
 	}
@@ -287,15 +288,21 @@ func (s *story) held(ctx context.Context) (finding, error) {
 
 // denied lets a human decide.
 func (s *story) denied(ctx context.Context) (finding, error) {
-	list, err := bus.Call[schemas.ReviewsReply](ctx, s.operator, schemas.CtlReviews, schemas.PageRequest{})
-	if err != nil {
-		return finding{}, err
-	}
+	var list schemas.ReviewsReply
 	listed := 0
-	for _, r := range list.Reviews {
-		if r.AgentID == analyst && (r.Seq == s.heldSeq || r.Seq == s.sendSeq) {
-			listed++
+	if err := soon(ctx, func() (_ bool, err error) {
+		if list, err = bus.Call[schemas.ReviewsReply](ctx, s.operator, schemas.CtlReviews, schemas.PageRequest{}); err != nil {
+			return false, err
 		}
+		listed = 0
+		for _, r := range list.Reviews {
+			if r.AgentID == analyst && (r.Seq == s.heldSeq || r.Seq == s.sendSeq) {
+				listed++
+			}
+		}
+		return listed == 2, nil
+	}); err != nil {
+		return finding{}, err
 	}
 	rep, err := bus.Call[schemas.ReviewReply](ctx, s.operator, schemas.CtlReview, schemas.ReviewRequest{
 		Seq: s.heldSeq, Reason: "it overwrites the report with nothing", Actor: s.Actor})
@@ -371,17 +378,18 @@ func within(ctx context.Context, try func(context.Context) (*answer, error)) (*a
 
 // suspended finds the event that suspended the analyst, and what it ended.
 func (s *story) suspended(ctx context.Context) (finding, error) {
-	events, err := s.events(ctx, schemas.ReadRequest{From: s.mark + 1, Agent: analyst})
-	if err != nil {
+	var lock *schemas.Event
+	if err := soon(ctx, func() (bool, error) {
+		events, err := s.events(ctx, schemas.ReadRequest{From: s.mark + 1, Agent: analyst})
+		at := slices.IndexFunc(events, func(e *schemas.Event) bool { return e.Lock == schemas.Suspended })
+		if at >= 0 {
+			lock = events[at]
+		}
+		return lock != nil, err
+	}); err != nil {
 		return finding{}, err
 	}
-	var lock *schemas.Event
-	for _, e := range events {
-		if e.Lock == schemas.Suspended && lock == nil {
-			lock = e
-		}
-	}
-	st, err := s.status(ctx, analyst)
+	st, err := s.stands(ctx, analyst, schemas.Suspended)
 	if err != nil {
 		return finding{}, err
 	}

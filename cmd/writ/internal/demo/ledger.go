@@ -75,6 +75,32 @@ func (s *story) await(ctx context.Context, agent string, behind uint64, what str
 	}
 }
 
+// soon asks until the answer is yes, or for as long as the story is patient.
+// The ledger and the issuer each follow the log by themselves: what one of
+// them shows already, the other may show a moment later.
+func soon(ctx context.Context, yes func() (bool, error)) error {
+	for end := time.Now().Add(patience); ; {
+		if ok, err := yes(); ok || err != nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// stands is an agent's status as soon as it is in a state, or what it is when
+// patience ends.
+func (s *story) stands(ctx context.Context, agent string, state schemas.Lock) (st schemas.AgentStatus, err error) {
+	err = soon(ctx, func() (bool, error) {
+		st, err = s.status(ctx, agent)
+		return st.State == state, err
+	})
+	return st, err
+}
+
 // status is what the control plane says of an agent.
 func (s *story) status(ctx context.Context, agent string) (schemas.AgentStatus, error) {
 	rep, err := bus.Call[schemas.StatusReply](ctx, s.operator, schemas.CtlStatus, schemas.StatusRequest{AgentID: agent})

@@ -2,6 +2,7 @@ package plane
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
@@ -88,20 +89,62 @@ func folderOf(creds string, role keys.Role) (string, error) {
 }
 
 // Provision makes the streams, consumers and buckets on a NATS server
-// elsewhere, or brings them up to date, as the init user of a data folder.
+// elsewhere, or brings them up to date, as the users of a data folder that may.
+// Where an older version made the folder, its keys are brought up to date
+// before, and the server is told.
 func Provision(ctx context.Context, server, data string) error {
-	creds, err := keys.Creds(data, keys.RoleInit)
+	connect := func(role keys.Role) (*nats.Conn, error) {
+		creds, err := keys.Creds(data, role)
+		if err != nil {
+			return nil, err
+		}
+		return bus.Connect(bus.Options{Role: string(role), URL: server, Creds: creds})
+	}
+	if _, err := keys.Upgrade(data); err != nil {
+		return err
+	}
+	nc, err := connect(keys.RoleInitMemory)
+	switch {
+	case err == nil:
+		nc.Close()
+	case errors.Is(err, nats.ErrAuthorization):
+		if err := tellAccounts(ctx, data, connect); err != nil {
+			return err
+		}
+	default:
+		return err
+	}
+	return embed.Provision(ctx, connect)
+}
+
+// tellAccounts gives the server what keys.Upgrade made. CONTROL comes first: a
+// server that knows MEMORY knows of the user that was revoked in CONTROL.
+func tellAccounts(ctx context.Context, data string, connect func(keys.Role) (*nats.Conn, error)) error {
+	trust, err := keys.Open(data)
 	if err != nil {
 		return err
 	}
-	nc, err := bus.Connect(bus.Options{Role: string(keys.RoleInit), URL: server, Creds: creds})
+	nc, err := connect(keys.RoleSystem)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return fmt.Errorf("provision: %w", err)
+	for _, account := range []string{keys.CONTROL, keys.MEMORY} {
+		m, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.UPDATE", []byte(trust.JWTs[trust.Accounts[account]]))
+		if err != nil {
+			return fmt.Errorf("give the server the account %s: %w", account, err)
+		}
+		var reply struct {
+			Error *struct {
+				Description string `json:"description"`
+			} `json:"error"`
+		}
+		if err := json.Unmarshal(m.Data, &reply); err != nil {
+			return fmt.Errorf("give the server the account %s: %w", account, err)
+		}
+		if reply.Error != nil {
+			return fmt.Errorf("give the server the account %s: it says %s", account, reply.Error.Description)
+		}
 	}
-	return embed.Provision(ctx, js)
+	return nil
 }
