@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,6 +31,7 @@ type rig struct {
 	dir      string
 	operator *nats.Conn
 	agents   []string
+	served   atomic.Pointer[passages] // told of each call that the service gets; nil: nobody asks
 }
 
 const (
@@ -102,7 +104,13 @@ func (r *rig) echo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := nc.Subscribe("in.call.echo", func(m *nats.Msg) { _ = m.Respond(m.Data) }); err != nil {
+	if _, err := nc.Subscribe("in.call.echo", func(m *nats.Msg) {
+		if times := r.served.Load(); times != nil {
+			now := time.Now()
+			times.note(m.Header, func(p *passage) { p.served = now })
+		}
+		_ = m.Respond(m.Data)
+	}); err != nil {
 		return fmt.Errorf("bench: echo: %w", err)
 	}
 	return nc.Flush()

@@ -28,6 +28,13 @@ type Path struct {
 	RawJSCPU  float64 `json:"raw_js_cpu_us"`
 	SyncP50   float64 `json:"fdatasync_p50_us"`
 	SyncP99   float64 `json:"fdatasync_p99_us"`
+	// Medians of a round trip's stages: until intake has the call, until the
+	// service does (verdict, log and ledger lie between), until intake has the
+	// answer, until the client does.
+	ToIntake  float64 `json:"stage_intake_us"`
+	ToService float64 `json:"stage_service_us"`
+	ToAnswer  float64 `json:"stage_answer_us"`
+	ToClient  float64 `json:"stage_client_us"`
 }
 
 const (
@@ -58,10 +65,17 @@ func RunPath(ctx context.Context, n int, progress func(string)) (*Path, error) {
 		return nil, err
 	}
 	progress("round trips, one at a time")
-	rtts, err := roundTrip(ctx, conns[0], "out.bench.call.echo", roundTrips)
+	times := newPassages()
+	r.served.Store(times)
+	rtts, err := roundTrip(ctx, conns[0], "out.bench.call.echo", roundTrips, times)
+	r.served.Store(nil)
 	if err != nil {
 		return nil, err
 	}
+	if err := times.read(ctx, r.operator, r.agents[0], echoID); err != nil {
+		return nil, err
+	}
+	p.ToIntake, p.ToService, p.ToAnswer, p.ToClient = times.medians()
 	p.RTTp50, p.RTTp99 = micros(quantile(rtts, .5)), micros(quantile(rtts, .99))
 	progress("calls, 256 in flight")
 	body := make([]byte, bodySize)
@@ -101,7 +115,8 @@ func closeAll(conns []*nats.Conn) {
 }
 
 // roundTrip makes requests one after the other, after some to warm up.
-func roundTrip(ctx context.Context, nc *nats.Conn, subject string, n int) ([]time.Duration, error) {
+// Where times is given, it notes each.
+func roundTrip(ctx context.Context, nc *nats.Conn, subject string, n int, times *passages) ([]time.Duration, error) {
 	body := make([]byte, bodySize)
 	var out []time.Duration
 	for i := range n + warmUp {
@@ -114,7 +129,11 @@ func roundTrip(ctx context.Context, nc *nats.Conn, subject string, n int) ([]tim
 			return nil, fmt.Errorf("bench: request %d was refused: %s %s", i, code, m.Header.Get("Nats-Service-Error"))
 		}
 		if i >= warmUp {
-			out = append(out, time.Since(began))
+			done := time.Now()
+			out = append(out, done.Sub(began))
+			if times != nil {
+				times.note(m.Header, func(p *passage) { p.sent, p.done = began, done })
+			}
 		}
 	}
 	return out, nil
@@ -194,7 +213,7 @@ func (p *Path) raw(ctx context.Context, dir string) error {
 	if err := b.Flush(); err != nil {
 		return fmt.Errorf("bench: raw: %w", err)
 	}
-	rtts, err := roundTrip(ctx, a, "echo", roundTrips)
+	rtts, err := roundTrip(ctx, a, "echo", roundTrips, nil)
 	if err != nil {
 		return err
 	}
