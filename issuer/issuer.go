@@ -55,7 +55,8 @@ var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.po
 
 // Options of an Issuer. All but Now are needed.
 type Options struct {
-	Control   *nats.Conn // in CONTROL, as the user issuer
+	Control   *nats.Conn // in CONTROL, as the user issuer: the log and operators
+	Inlet     *nats.Conn // as the same user: what agents ask; a flood of it delays no lock
 	System    *nats.Conn // in SYS
 	Consumer  string     // name of the consumer over Filters
 	Source    string     // ce-source of what it appends
@@ -164,12 +165,14 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 	if err := i.serveControl(); err != nil {
 		return err
 	}
-	if err := i.Control.Flush(); err != nil {
-		return fmt.Errorf("issuer: subscribe: %w", err)
+	for _, nc := range []*nats.Conn{i.Control, i.Inlet} {
+		if err := nc.Flush(); err != nil {
+			return fmt.Errorf("issuer: subscribe: %w", err)
+		}
 	}
 	ready()
 	err = i.sweepLoop(ctx)
-	if uerr := tokens.Unsubscribe(); uerr != nil && i.Control.IsConnected() {
+	if uerr := tokens.Unsubscribe(); uerr != nil && i.Inlet.IsConnected() {
 		return errors.Join(err, fmt.Errorf("issuer: unsubscribe: %w", uerr))
 	}
 	return err

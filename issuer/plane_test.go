@@ -76,7 +76,7 @@ func (p *plane) startWith(control *nats.Conn) {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(p.t.Output(), nil))
 	}
-	i, err := issuer.New(issuer.Options{Control: control, System: p.role(keys.RoleSystem),
+	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem),
 		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Retention: embed.Retention, Logger: log, Now: p.clock.now})
 	must(p.t, err)
 	p.issuer = i

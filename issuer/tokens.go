@@ -41,7 +41,7 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 		})
 	}
 	limits := &limiters{by: map[string]*rate.Limiter{}}
-	sub, err := i.Control.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
+	sub, err := i.Inlet.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
 		if !bus.FromAgent(m) {
 			return
 		}
@@ -123,11 +123,11 @@ func (i *Issuer) reply(m *nats.Msg, answer any, err error) {
 		}
 		out.Header, out.Data = nats.Header(refusal.Header()), refusal.Body()
 	}
-	if err := i.Control.PublishMsg(out); err != nil {
+	if err := i.Inlet.PublishMsg(out); err != nil {
 		i.Logger.Error("token answer not sent", "subject", m.Subject, "error", err)
 		return
 	}
-	if err := i.Control.Publish(m.Reply, nil); err != nil {
+	if err := i.Inlet.Publish(m.Reply, nil); err != nil {
 		i.Logger.Error("token answer not ended", "subject", m.Subject, "error", err)
 	}
 }

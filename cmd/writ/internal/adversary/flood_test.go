@@ -28,8 +28,13 @@ func beside(t *testing.T, alice *nats.Conn, attack func(stop <-chan struct{})) {
 		honest.Go(func() {
 			for i := range honestRequests / workers {
 				body := fmt.Sprintf("honest %d of %d", i, n)
+				began := time.Now()
 				m, err := alice.Request("out.op.call.echo", []byte(body), within)
-				if err != nil || string(m.Data) != body {
+				if err == nil && string(m.Data) != body {
+					err = fmt.Errorf("the answer is %v %.100s", m.Header, m.Data)
+				}
+				if err != nil {
+					t.Logf("%s, after %s: %v", body, time.Since(began), err)
 					lost.Add(1)
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -88,6 +89,10 @@ func folderOf(creds string, role keys.Role) (string, error) {
 	return folder, nil
 }
 
+// provisionTimeout is for one connection: a server that does not know an account
+// asks its peers for two seconds before it says so.
+const provisionTimeout = 10 * time.Second
+
 // Provision makes the streams, consumers and buckets on a NATS server
 // elsewhere, or brings them up to date, as the users of a data folder that may.
 // Where an older version made the folder, its keys are brought up to date
@@ -98,20 +103,14 @@ func Provision(ctx context.Context, server, data string) error {
 		if err != nil {
 			return nil, err
 		}
-		return bus.Connect(bus.Options{Role: string(role), URL: server, Creds: creds})
+		return bus.Connect(bus.Options{Role: string(role), URL: server, Creds: creds, Options: []nats.Option{nats.Timeout(provisionTimeout)}})
 	}
 	if _, err := keys.Upgrade(data); err != nil {
 		return err
 	}
-	nc, err := connect(keys.RoleInitMemory)
-	switch {
-	case err == nil:
+	if nc, err := connect(keys.RoleInitMemory); err == nil {
 		nc.Close()
-	case errors.Is(err, nats.ErrAuthorization):
-		if err := tellAccounts(ctx, data, connect); err != nil {
-			return err
-		}
-	default:
+	} else if err := tellAccounts(ctx, data, connect); err != nil {
 		return err
 	}
 	return embed.Provision(ctx, connect)

@@ -203,11 +203,15 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
+	inlet, err := p.connect(keys.RoleIssuer)
+	if err != nil {
+		return nil, err
+	}
 	system, err := p.connect(keys.RoleSystem)
 	if err != nil {
 		return nil, err
 	}
-	i, err := issuer.New(issuer.Options{Control: control, System: system, Consumer: string(keys.RoleIssuer),
+	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Consumer: string(keys.RoleIssuer),
 		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.log})
 	if err != nil {
 		return nil, err

@@ -74,6 +74,16 @@ func (r *rig) machine(service string) string { return r.path("machines", service
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	r := initRig(t)
+	r.startServer()
+	r.writ("provision", "--server", r.url)
+	r.distribute()
+	return r
+}
+
+// initRig is a rig with its keys, and nothing running.
+func initRig(t *testing.T) *rig {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}}
@@ -81,9 +91,6 @@ func newRig(t *testing.T) *rig {
 	r.build("nats-server", "github.com/nats-io/nats-server/v2")
 	r.write(fleet, "fleet.yaml")
 	r.writ("init", "--trust-domain", "apart.example")
-	r.startServer()
-	r.writ("provision", "--server", r.url)
-	r.distribute()
 	return r
 }
 

@@ -358,6 +358,45 @@ func (w *world) killed() {
 	}
 }
 
+// A server and a folder of keys from before the memory service had an account
+// of its own: provisioning makes it, and tells the server.
+func TestProvisionTellsAnOlderServerOfTheAccountOfMemories(t *testing.T) {
+	r := initRig(t)
+	trust, err := keys.Open(r.path("home"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := r.read("home", "keys", "trust.json")
+	public := trust.Accounts[keys.MEMORY]
+	line := fmt.Sprintf("\"MEMORY\": %q,", public)
+	if !strings.Contains(old, line) {
+		t.Fatalf("trust.json has no %s:\n%s", line, old)
+	}
+	r.write(strings.Replace(old, line, "", 1), "home", "keys", "trust.json")
+	if err := os.Remove(r.path("home", "nats-server", "accounts", public+".jwt")); err != nil {
+		t.Fatal(err)
+	}
+	r.startServer()
+	for range 2 { // it may be repeated
+		r.writ("provision", "--server", r.url)
+	}
+	if trust, err = keys.Open(r.path("home")); err != nil || trust.Accounts[keys.MEMORY] == "" || trust.Accounts[keys.MEMORY] == public {
+		t.Fatalf("the account is %q, %v", trust.Accounts[keys.MEMORY], err)
+	}
+	r.read("home", "nats-server", "accounts", trust.Accounts[keys.MEMORY]+".jwt")
+	js, err := jetstream.New(r.as(keys.RoleMemory))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(r.ctx, keys.MemoryBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(r.ctx, "a.k", "v"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAServiceStartsWithItsOwnCredentialsAlone(t *testing.T) {
 	data := t.TempDir()
 	if err := keys.Init(data, "apart.example"); err != nil {
