@@ -25,11 +25,10 @@ type Entry struct {
 
 // Event decodes the entry.
 func (e Entry) Event() (*schemas.Event, error) {
-	ev, err := schemas.Decode(e.Subject, e.Header, e.Data)
+	ev, err := schemas.DecodeAt(e.Seq, e.Subject, e.Header, e.Data)
 	if err != nil {
 		return nil, fmt.Errorf("sequence %d of the log: %w", e.Seq, err)
 	}
-	ev.Seq = e.Seq
 	return ev, nil
 }
 
@@ -162,16 +161,16 @@ func (r *reader) live(ctx context.Context, cons jetstream.Consumer) error {
 		}
 		// What was sent to a connection that broke comes no second time:
 		// look for it, once there is a connection again.
-		if _, err := r.catchUp(ctx); err != nil && !passing(err) {
+		if _, err := r.catchUp(ctx); err != nil && (ctx.Err() != nil || !passing(err)) {
 			return err
 		}
 	}
 }
 
-// passing reports an error that a connection brings about which is being made
-// anew.
+// passing reports an error that a server brings about which is slow, or to
+// which the connection is being made anew.
 func passing(err error) bool {
-	for _, e := range []error{nats.ErrTimeout, nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected} {
+	for _, e := range []error{nats.ErrTimeout, context.DeadlineExceeded, nats.ErrReconnectBufExceeded, nats.ErrConnectionReconnecting, nats.ErrDisconnected} {
 		if errors.Is(err, e) {
 			return true
 		}
