@@ -97,7 +97,11 @@ func lockRefusal(a *schemas.Agent) error {
 	case schemas.Suspended:
 		return schemas.Refuse(schemas.CodeCancelled, "%s is suspended: %s; an operator must resume it", a.ID, a.LockReason)
 	case schemas.Paused:
-		return schemas.Refuse(schemas.CodeHeld, "%s is paused: %s; it gets no capability until its review is approved or it is resumed", a.ID, a.LockReason)
+		until := "an operator resumes it (writ resume)"
+		if a.Held[a.LockSeq] != nil {
+			until = fmt.Sprintf("its action %d is approved (writ review approve), or an operator resumes it", a.LockSeq)
+		}
+		return schemas.Refuse(schemas.CodeHeld, "%s is paused: %s; it gets no capability until %s", a.ID, a.LockReason, until)
 	}
 	return nil
 }

@@ -50,8 +50,8 @@ import (
 // may do, and what became of its actions. Accepted ones change nothing here,
 // and are most of the log.
 var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
-	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held",
-	"ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark"}
+	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
+	"ev.*.message.expired", "ev.*.release.mark"}
 
 // Options of an Issuer. All but Now are needed.
 type Options struct {
@@ -135,7 +135,7 @@ func (i *Issuer) Run(ctx context.Context, ready func()) error {
 	g, work := errgroup.WithContext(ctx)
 	caughtUp := make(chan struct{})
 	f := bus.Follower{Conn: i.Control, Consumer: i.Consumer, Filters: Filters,
-		CaughtUp: func(uint64) { close(caughtUp) }}
+		CaughtUp: func(uint64) { close(caughtUp) }, Reached: i.folded.Set}
 	g.Go(func() error { return f.Run(work, i.fold) })
 	g.Go(func() error { return i.pushes.run(work) })
 	g.Go(func() error {

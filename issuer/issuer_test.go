@@ -26,6 +26,22 @@ func TestConsumersAreProvisionedForWhatServicesFollow(t *testing.T) {
 	}
 }
 
+// A lock that stands in an event of intake or the monitor must reach those who
+// carry it out.
+func TestEveryEventThatCanLockIsFollowed(t *testing.T) {
+	for _, kind := range []schemas.Kind{schemas.MessageHeld, schemas.MessageDenied, schemas.ResponseHeld, schemas.ResponseDenied, schemas.RiskChanged} {
+		subject := schemas.EventSubject("alice", kind)
+		for who, filters := range map[string][]string{"intake": intake.Filters, "issuer": issuer.Filters} {
+			if !slices.ContainsFunc(filters, func(f string) bool {
+				f, rest := strings.CutSuffix(strings.Replace(f, "*", "alice", 1), ">")
+				return f == subject || rest && strings.HasPrefix(subject, f)
+			}) {
+				t.Errorf("%s does not follow %s", who, subject)
+			}
+		}
+	}
+}
+
 func TestIssuedTokenIsVerifiableOfflineAndNamesItsKey(t *testing.T) {
 	p := newPlane(t, embed.Options{})
 	p.apply()

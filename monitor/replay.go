@@ -13,7 +13,7 @@ type ReplayReport struct {
 	Events        uint64 `json:"events"`
 	Verdicts      uint64 `json:"verdicts"`
 	Mismatches    uint64 `json:"mismatches"`
-	FirstMismatch uint64 `json:"first_mismatch,omitempty"` // sequence
+	FirstMismatch uint64 `json:"first_mismatch"` // sequence; 0 where there is none
 }
 
 // replayWindow is how many events may stand between a verdict's AsOf and the

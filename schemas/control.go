@@ -206,8 +206,8 @@ type VerifyReply struct {
 	OK            bool    `json:"ok"`
 	Records       uint64  `json:"records"`
 	Root          string  `json:"root"`
-	FirstBadSeq   uint64  `json:"first_bad_seq,omitempty"`
-	Error         string  `json:"error,omitempty"`
+	FirstBadSeq   uint64  `json:"first_bad_seq"`
+	Error         string  `json:"error"`
 	RecordsPerSec float64 `json:"records_per_s"`
 }
 

@@ -134,6 +134,9 @@ func (s *State) Apply(e *Event) error {
 		}
 		a.judge(e)
 	case MessageHeld, ResponseHeld:
+		if e.Kind == MessageHeld && e.Ref != 0 {
+			delete(a.approvals, keyOf(e)) // approved, and held again: the new review counts
+		}
 		held := *e
 		held.Data = nil
 		a.Held[e.Seq] = &held
@@ -150,6 +153,9 @@ func (s *State) Apply(e *Event) error {
 	case ReviewApproved:
 		s.approve(a, e)
 	case ReviewDenied:
+		if held := a.Held[e.Ref]; held != nil {
+			delete(a.approvals, keyOf(held))
+		}
 		delete(a.Held, e.Ref)
 	}
 	return nil
@@ -229,6 +235,29 @@ func (a *Agent) judge(e *Event) {
 
 func keyOf(e *Event) approvalKey {
 	return approvalKey{e.Operation, e.Action.String(), e.Digest}
+}
+
+// Spend forgets the approval that an accepted action used up, for a reader who
+// does not fold accepted actions.
+func (s *State) Spend(e *Event) {
+	if a := s.Agents[e.Agent]; a != nil && e.Ref != 0 && a.approvals[keyOf(e)].seq == e.Ref {
+		delete(a.approvals, keyOf(e))
+	}
+}
+
+// Void forgets the approvals of an action, whatever its body: release said
+// that one of them was used already. It is for a reader who does not fold
+// accepted actions; what was not used is reviewed once more.
+func (s *State) Void(agent, operation string, action Action) {
+	a := s.Agents[agent]
+	if a == nil {
+		return
+	}
+	for k := range a.approvals {
+		if k.operation == operation && k.action == action.String() {
+			delete(a.approvals, k)
+		}
+	}
 }
 
 func (s *State) approve(a *Agent, e *Event) {

@@ -192,6 +192,53 @@ func (w *world) hold(op, action string, digest Digest) uint64 {
 	return w.apply(Event{Kind: MessageHeld, Agent: "alice", Operation: op, Action: a, Digest: digest, Data: []byte("body")})
 }
 
+// A repetition that was approved and held again rests on the new review alone.
+func TestAnActionThatIsHeldAgainNeedsAReviewOfItsOwn(t *testing.T) {
+	for name, review := range map[string]Kind{"denied": ReviewDenied, "not reviewed": AgentResumed} {
+		w := newWorld(t, data)
+		w.grant("alice", "op")
+		w.lock(AgentPaused)
+		first := w.hold("op", "read:data.x", Digest{1})
+		w.apply(Event{Kind: ReviewApproved, Agent: "alice", Ref: first})
+		second := w.apply(Event{Kind: MessageHeld, Agent: "alice", Operation: "op", Action: Action{VerbRead, "data.x"}, Digest: Digest{1}, Ref: first})
+		w.apply(Event{Kind: review, Agent: "alice", Ref: second})
+		if ad, r := w.admit("alice", "op", "read:data.x", Digest{1}); r != nil || ad.Approval != 0 {
+			t.Errorf("%s: %+v, %v", name, ad, r)
+		}
+	}
+}
+
+// Who does not fold accepted actions forgets a spent approval all the same.
+func TestASpentApprovalIsForgotten(t *testing.T) {
+	w := newWorld(t, data)
+	w.grant("alice", "op")
+	w.lock(AgentPaused)
+	approve := func() uint64 {
+		held := w.hold("op", "read:data.x", Digest{1})
+		w.apply(Event{Kind: ReviewApproved, Agent: "alice", Ref: held})
+		return held
+	}
+	admitted := func() bool {
+		ad, r := w.admit("alice", "op", "read:data.x", Digest{1})
+		return r == nil && ad.Approval != 0
+	}
+	use := &Event{Kind: MessageAccepted, Agent: "alice", Operation: "op", Action: Action{VerbRead, "data.x"}, Digest: Digest{1}, Ref: approve()}
+	w.s.Spend(&Event{Agent: "alice", Operation: "op", Action: use.Action, Digest: Digest{2}, Ref: use.Ref})
+	if !admitted() {
+		t.Error("another action spent it")
+	}
+	if w.s.Spend(use); admitted() {
+		t.Error("it was spent, and stands")
+	}
+	approve()
+	if w.s.Spend(use); !admitted() {
+		t.Error("an older use spent a newer approval")
+	}
+	if w.s.Void("alice", "op", use.Action); admitted() {
+		t.Error("release said that it was used, and it stands")
+	}
+}
+
 func TestAnApprovalAdmitsExactlyOneRepetition(t *testing.T) {
 	w := newWorld(t, data)
 	w.grant("alice", "op", func(g *Grant) { g.Scope = append(g.Scope, "read:data.y") })

@@ -43,6 +43,9 @@ func (i *Intake) prepare(t *task) step {
 	case t.event.Kind == schemas.ResponseAccepted:
 		asked := i.asked.known(t.event.Request, t.event.Ref)
 		if asked == nil {
+			if i.lanes.owing(t.lane, i.Now()) {
+				return dropped
+			}
 			return tooEarly
 		}
 		return i.decideAnswer(t, asked)
@@ -56,6 +59,9 @@ func (i *Intake) await(ctx context.Context, t *task) step {
 	if e.Kind != schemas.ResponseAccepted {
 		i.awaitGrant(ctx, e.Agent)
 		return i.decide(t, true)
+	}
+	if i.lanes.owing(t.lane, i.Now()) {
+		return dropped
 	}
 	asked, err := i.asked.find(ctx, e.Ref)
 	if err != nil {

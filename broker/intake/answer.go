@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -23,6 +24,19 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeNotFound, "it answers nothing that was delivered to "+e.Agent
 		e.Ref, e.Request, e.Tokens = 0, "", 0
 		e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
+		i.lanes.astray(t.lane, i.Now())
+		return toLog
+	}
+	if asked.answered.Load() {
+		// Its content is evidence, as far as the account's rate goes.
+		if i.lanes.owing(t.lane, i.Now()) {
+			return dropped
+		}
+		e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from
+		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeConflict, "it was answered already; the first answer is the answer"
+		e.Tokens = 0
+		e.Trace = schemas.Trace{ID: asked.trace, Span: spanOf(e.Ref)}
+		i.lanes.astray(t.lane, i.Now())
 		return toLog
 	}
 	e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from
@@ -70,6 +84,7 @@ type asked struct {
 	digest    schemas.Digest
 	trace     string
 	time      time.Time
+	answered  atomic.Bool // finally, as the log has acknowledged
 }
 
 const rememberMax = 1 << 16
@@ -112,13 +127,21 @@ func askedOf(e *schemas.Event) *asked {
 		action: e.Action, digest: e.Digest, trace: e.Trace.ID, time: e.Time}
 }
 
-// settle notes where requests stand in the log.
-func (r *requests) settle(events []*schemas.Event) {
+// settle notes what the log acknowledged: where requests stand, and which were
+// answered. A request that it did not take was delivered to nobody.
+func (r *requests) settle(events []*schemas.Event, errs []error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, e := range events {
-		if a := r.byID[e.Request]; a != nil && e.Kind == schemas.MessageAccepted {
+	for i, e := range events {
+		a := r.byID[e.Request]
+		switch {
+		case a == nil:
+		case e.Kind == schemas.MessageAccepted && errs[i] == nil:
 			a.seq = e.Seq
+		case e.Kind == schemas.MessageAccepted:
+			delete(r.byID, e.Request)
+		case e.Kind == schemas.ResponseAccepted && e.Final && errs[i] == nil:
+			a.answered.Store(true)
 		}
 	}
 }

@@ -32,7 +32,7 @@ import (
 
 // Filters are the events that intake folds: what bears on what an agent may do.
 var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
-	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.response.held"}
+	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied"}
 
 // Options of an Intake. All but Now are needed.
 type Options struct {
@@ -80,7 +80,7 @@ func (i *Intake) Run(ctx context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	caughtUp := make(chan struct{})
 	f := bus.Follower{Conn: i.Conn, Consumer: i.Consumer, Filters: Filters,
-		CaughtUp: func(uint64) { close(caughtUp) }}
+		CaughtUp: func(uint64) { close(caughtUp) }, Reached: i.folded.Set}
 	g.Go(func() error { return f.Run(ctx, i.fold) })
 	i.waits = g
 	for range rounds {
@@ -92,9 +92,17 @@ func (i *Intake) Run(ctx context.Context, ready func()) error {
 		})
 	}
 	g.Go(func() error {
-		<-ctx.Done()
-		i.lanes.close()
-		return nil
+		defer i.lanes.close()
+		second := time.NewTicker(time.Second)
+		defer second.Stop()
+		for {
+			select {
+			case <-second.C:
+				i.lanes.tell(i.Now())
+			case <-ctx.Done():
+				return nil
+			}
+		}
 	})
 	g.Go(func() error {
 		select {
@@ -153,6 +161,9 @@ func (i *Intake) fold(entry bus.Entry) error {
 	}
 	i.mu.Lock()
 	err = i.state.Apply(e)
+	if e.Kind == schemas.MessageCancelled && e.Code == schemas.CodeHeld {
+		i.state.Void(e.Agent, e.Operation, e.Action)
+	}
 	i.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("intake: fold: %w", err)
@@ -162,6 +173,15 @@ func (i *Intake) fold(entry bus.Entry) error {
 	}
 	i.folded.Set(e.Seq)
 	return nil
+}
+
+// spend forgets an approval that this replica let an action use. Another
+// replica's uses, and those before a restart, it learns from release, which
+// admits none twice.
+func (i *Intake) spend(e *schemas.Event) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.state.Spend(e)
 }
 
 // limits says how much of an account's traffic is let through.

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	laneDepth    = 256   // messages that may wait for one agent
-	serviceDepth = 16384 // answers that may wait for one service
+	laneDepth    = 256      // messages that may wait for one agent
+	serviceDepth = 16384    // answers that may wait for one service
+	waitingBytes = 64 << 20 // of bodies and headers that may wait for one account
 )
 
 type limits struct {
@@ -42,10 +43,12 @@ type account struct {
 	tokens  float64
 	last    time.Time
 	waiting int
+	bytes   int    // that wait
 	heard   uint64 // newest answer that was given to the account
 	stale   bool   // limits must be read anew
 	second  int64  // in which the last shed message was let through to be logged
 	shed    int    // since then
+	subject string // of the newest of them
 }
 
 type lane struct {
@@ -94,16 +97,39 @@ func (l *lanes) put(m *nats.Msg, now time.Time) {
 	if !acc.admit(answer, now) {
 		if acc.second == now.Unix() {
 			acc.shed++
+			acc.subject = m.Subject
 			return
 		}
 		a.shed = acc.shed + 1
 		acc.second, acc.shed = now.Unix(), 0
 	}
+	l.queue(acc, agent, a, answer)
+}
+
+// tell lets go on, for each account of which messages were shed in an earlier
+// second and not yet told of, a message without a body and without a reply: one
+// that says how many. A flood that has ended would otherwise leave its last
+// second untold.
+func (l *lanes) tell(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for agent, acc := range l.accounts {
+		if acc.shed == 0 || acc.second >= now.Unix() {
+			continue
+		}
+		a := arrival{msg: &nats.Msg{Subject: acc.subject}, shed: acc.shed}
+		acc.second, acc.shed = now.Unix(), 0
+		l.queue(acc, agent, a, false)
+	}
+}
+
+// queue puts an arrival into its lane. l.mu is held.
+func (l *lanes) queue(acc *account, agent string, a arrival, answer bool) {
 	// Answers to different requests need no order among one another; the
 	// chunks of a stream do.
 	key, passing := agent, ""
 	if answer && acc.limits.service {
-		key = m.Subject
+		key = a.msg.Subject
 		passing = key
 	}
 	ln := l.lanes[key]
@@ -113,6 +139,7 @@ func (l *lanes) put(m *nats.Msg, now time.Time) {
 	}
 	ln.account = acc
 	acc.waiting++
+	acc.bytes += a.msg.Size()
 	ln.queue = append(ln.queue, a)
 	if !ln.busy {
 		ln.busy = true
@@ -125,15 +152,37 @@ func (l *lanes) put(m *nats.Msg, now time.Time) {
 // nothing: it is asked by many, and bounded by how much may wait.
 func (a *account) admit(answer bool, now time.Time) bool {
 	if answer && a.limits.service {
-		return a.waiting < serviceDepth
+		return a.waiting < serviceDepth && a.bytes < waitingBytes
 	}
-	a.tokens = min(float64(a.limits.Burst), a.tokens+a.limits.PerSecond*max(0, now.Sub(a.last).Seconds()))
-	a.last = now
-	if a.tokens < 1 || a.waiting >= laneDepth {
+	a.refill(now)
+	if a.tokens < 1 || a.waiting >= laneDepth || a.bytes >= waitingBytes {
 		return false
 	}
 	a.tokens--
 	return true
+}
+
+func (a *account) refill(now time.Time) {
+	a.tokens = min(float64(a.limits.Burst), a.tokens+a.limits.PerSecond*max(0, now.Sub(a.last).Seconds()))
+	a.last = now
+}
+
+// astray takes a token for an answer that answers nothing, or what was answered
+// already.
+func (l *lanes) astray(ln *lane, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln.account.refill(now)
+	ln.account.tokens--
+}
+
+// owing reports whether a service has spent its tokens so: what it answers to
+// requests that nobody here remembers is not looked up any more.
+func (l *lanes) owing(ln *lane, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln.account.refill(now)
+	return ln.account.limits.service && ln.account.tokens < 1
 }
 
 // heard notes that an answer for an account is in the log.
@@ -209,6 +258,7 @@ func (l *lanes) done(tasks ...*task) {
 	for _, t := range tasks {
 		ln := t.lane
 		ln.account.waiting--
+		ln.account.bytes -= t.msg.Size()
 		if len(ln.queue) == 0 {
 			if ln.busy = false; ln.key != "" {
 				delete(l.lanes, ln.key)

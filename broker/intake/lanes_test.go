@@ -80,6 +80,27 @@ func TestTheFirstShedMessageOfEachSecondCountsTheOthers(t *testing.T) {
 	}
 }
 
+func TestTheEndOfAFloodIsToldToo(t *testing.T) {
+	l := testLanes()
+	for i := range 30 {
+		l.put(from("flood", "op.call.x"), time.Unix(1000, int64(i)))
+	}
+	drain(l)
+	l.tell(time.Unix(1000, 999)) // the second is not over
+	if len(l.ready) != 0 {
+		t.Fatal("told within the second in which one was told already")
+	}
+	l.tell(time.Unix(1001, 0))
+	tasks := l.take(10, 1<<20)
+	if len(tasks) != 1 || tasks[0].shed != 9 || tasks[0].msg.Reply != "" || len(tasks[0].msg.Data) != 0 {
+		t.Fatalf("%+v; want one that tells of 9", tasks)
+	}
+	l.done(&tasks[0])
+	if l.tell(time.Unix(1002, 0)); len(l.ready) != 0 {
+		t.Fatal("told twice")
+	}
+}
+
 func TestAClockSetBackGivesNoTokens(t *testing.T) {
 	l := testLanes()
 	for range 20 {
@@ -232,5 +253,66 @@ func TestLanesOfAnswersGoWithTheirRequest(t *testing.T) {
 	drain(l)
 	if n := len(l.lanes); n != 0 {
 		t.Fatalf("%d lanes are left", n)
+	}
+}
+
+func TestWhatWaitsForOneAccountIsBoundedInBytes(t *testing.T) {
+	l := testLanes()
+	for i := range 1000 {
+		m := from("shop", fmt.Sprintf("_r.%032x-1", i))
+		m.Data = make([]byte, 1<<20)
+		l.put(m, time.Unix(1000, 0))
+	}
+	if n := len(l.ready); n < 60 || n > 66 {
+		t.Fatalf("%d MiB of answers of one service wait; the bound is 64", n)
+	}
+	drain(l)
+	if acc := l.accounts["shop"]; acc.bytes != 0 || acc.waiting != 0 {
+		t.Fatalf("with nothing waiting, %d bytes of %d messages are counted", acc.bytes, acc.waiting)
+	}
+}
+
+// Invented answers, and true ones repeated, cost a service its rate: behind that
+// nobody looks them up, and nothing of them fills the log.
+func TestAServicesStrayAnswersCostItsRate(t *testing.T) {
+	l := testLanes()
+	now := time.Unix(1000, 0)
+	l.put(from("shop", "_r.1-1"), now)
+	ln := l.take(1, 1)[0].lane
+	for i := range 20 {
+		if l.owing(ln, now) {
+			t.Fatalf("cut off after %d of a burst of 20", i)
+		}
+		l.astray(ln, now)
+	}
+	if !l.owing(ln, now) {
+		t.Fatal("a spent burst costs nothing")
+	}
+	if l.owing(ln, now.Add(time.Second)) {
+		t.Fatal("a second later it still owes")
+	}
+}
+
+// Nobody's answer disappears because the monitor was away: the refusal must be
+// one that the log takes.
+func TestWhatTheMonitorDidNotJudgeIsRefusedInTheLog(t *testing.T) {
+	action := schemas.Action{Verb: schemas.VerbAsk, Resource: "bob"}
+	for _, kind := range []schemas.Kind{schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied, schemas.ResponseAccepted, schemas.ResponseHeld} {
+		body := []byte("x")
+		e := &schemas.Event{Kind: kind, Agent: "bob", ID: "1", Source: "intake/1", Time: time.Unix(1000, 0), Operation: "op", Action: action, To: "alice",
+			Request: fmt.Sprintf("%032x", 7), Digest: schemas.Sum(body), Data: body,
+			Trace: schemas.Trace{ID: fmt.Sprintf("%032x", 1), Span: fmt.Sprintf("%016x", 1)}}
+		if kind == schemas.ResponseAccepted || kind == schemas.ResponseHeld {
+			e.Ref, e.Input, e.Latency, e.Final = 5, schemas.Sum(body), time.Millisecond, true
+		} else {
+			e.JTI, e.Expires = "jti", time.Unix(2000, 0)
+		}
+		unjudged(e)
+		if e.Code != schemas.CodeUnavailable || e.Kind != schemas.MessageDenied && e.Kind != schemas.ResponseDenied {
+			t.Errorf("%s became %s with code %d", kind, e.Kind, e.Code)
+		}
+		if _, _, _, err := e.Encode(); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
 	}
 }

@@ -66,6 +66,10 @@ func (i *Intake) patiently(running context.Context, t *task, await func(context.
 	i.waits.Go(func() error {
 		i.patient <- struct{}{}
 		defer func() { <-i.patient }()
+		if running.Err() != nil { // stopping: what was not begun is the next replica's
+			i.lanes.done(&alone)
+			return nil
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(running), appendGrace)
 		defer cancel()
 		next := toJudge
@@ -109,6 +113,8 @@ func (i *Intake) append(ctx, running context.Context, tasks []*task) {
 		}
 		if e.Kind == schemas.ResponseAccepted {
 			i.lanes.heard(e.To, e.Seq)
+		} else if e.Kind == schemas.MessageAccepted && e.Ref != 0 {
+			i.spend(e)
 		}
 		if e.Lock != "" {
 			i.awaitLock(running, t)
@@ -116,7 +122,7 @@ func (i *Intake) append(ctx, running context.Context, tasks []*task) {
 		}
 		free = append(free, t)
 	}
-	i.asked.settle(events)
+	i.asked.settle(events, errs)
 	i.lanes.done(free...)
 }
 
@@ -162,12 +168,22 @@ func (i *Intake) assess(ctx context.Context, tasks []*task, patient bool) []step
 			continue
 		default:
 			i.Logger.Error("no verdict", "agent", t.event.Agent, "error", err)
-			deny(t.event, schemas.Refuse(schemas.CodeUnavailable, "the monitor gave no verdict; nothing was done, try again"))
-			t.event.Trace, t.event.JTI = schemas.Trace{}, ""
+			unjudged(t.event)
 		}
 		next[n] = toLog
 	}
 	return next
+}
+
+// unjudged refuses what the monitor gave no verdict on.
+func unjudged(e *schemas.Event) {
+	r := schemas.Refuse(schemas.CodeUnavailable, "the monitor gave no verdict; nothing was done, try again")
+	if e.Kind == schemas.ResponseAccepted || e.Kind == schemas.ResponseHeld {
+		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, r.Code, r.Text
+		return
+	}
+	deny(e, r)
+	e.Trace, e.JTI = schemas.Trace{}, ""
 }
 
 // malformed reports whether the monitor could not read a question.

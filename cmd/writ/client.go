@@ -9,11 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"github.com/synadia-io/orbit.go/natsext"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
@@ -89,6 +92,26 @@ const (
 	healthWithin = 2 * time.Second        // for all of them
 )
 
+// checkOperator refuses what says of itself that it is not an operator's. The
+// server would refuse its commands, and that counts against an agent.
+func checkOperator(creds []byte) error {
+	token, err := nkeys.ParseDecoratedJWT(creds)
+	if err != nil {
+		return fmt.Errorf("these are no credentials: %w", err)
+	}
+	c, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return fmt.Errorf("these are no credentials: %w", err)
+	}
+	if c.Name != string(keys.RoleOperator) || len(c.Pub.Allow) == 0 {
+		return fmt.Errorf("these are the credentials of %s, not an operator's", clipName(c.Name))
+	}
+	return nil
+}
+
+// clipName makes a name from a file fit for a line of a terminal.
+func clipName(name string) string { return strconv.Quote(schemas.HeaderText(name)) }
+
 // dial connects to the control plane that the flags name.
 func (a *App) dial() (*client, error) {
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
@@ -106,6 +129,9 @@ func (a *App) dial() (*client, error) {
 	if a.Server != "" {
 		if o.Creds, err = bus.ReadCreds(a.As); err != nil {
 			return nil, advise(err, "give an operator's .creds file with --as")
+		}
+		if err := checkOperator(o.Creds); err != nil {
+			return nil, advise(fmt.Errorf("%s: %w", a.As, err), "give an operator's .creds file with --as")
 		}
 	} else {
 		r, err := running(a.Data)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/keys"
@@ -74,6 +75,9 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 		app.note("The fleet is as the file says; nothing changed.")
 	case c.DryRun:
 		app.note("%d changes; nothing was done (--dry-run).", len(changes))
+		if slices.ContainsFunc(changes, func(c schemas.Change) bool { return c.Action == fleet.Remove }) && !c.Prune {
+			app.note("Without --prune they will be refused: what the file no longer declares is killed and removed only with it.")
+		}
 	default:
 		app.note("%d changes applied.", len(changes))
 	}
@@ -86,7 +90,7 @@ type fleetFile struct{ *fleet.File }
 func readFleet(path string) (fleetFile, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return fleetFile{}, advise(fmt.Errorf("read the fleet file: %w", err), "name the file with -f")
+		return fleetFile{}, advise(fmt.Errorf("read the fleet file: %w", err), "name a fleet file that can be read")
 	}
 	file, err := fleet.Parse(path, data)
 	if err != nil {

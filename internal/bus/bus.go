@@ -93,7 +93,7 @@ type Appender struct {
 // NewAppender appends through nc, whose user must have the right to publish
 // the kinds that it will append.
 func NewAppender(nc *nats.Conn) (*Appender, error) {
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(1<<14))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(1<<14), jetstream.WithPublishAsyncTimeout(appendTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("jetstream: %w", err)
 	}
@@ -122,7 +122,10 @@ func (a *Appender) AppendAll(ctx context.Context, events []*schemas.Event) (seqs
 	seqs, errs = make([]uint64, len(events)), make([]error, len(events))
 	msgs, futures := make([]*nats.Msg, len(events)), make([]jetstream.PubAckFuture, len(events))
 	for i, e := range events {
-		if msgs[i], errs[i] = message(e); errs[i] == nil {
+		if msgs[i], errs[i] = message(e); errs[i] != nil {
+			continue
+		}
+		if errs[i] = ctx.Err(); errs[i] == nil {
 			futures[i], errs[i] = a.start(msgs[i])
 		}
 	}

@@ -1,7 +1,6 @@
 package bus
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,14 +40,19 @@ type Follower struct {
 	// CaughtUp, if set, is called once, when all that was in the log at the
 	// start has been handed over.
 	CaughtUp func(last uint64)
+	// Reached, if set, is called about once a second while nothing comes, with
+	// the log's end: nothing before it concerns this follower any more.
+	Reached func(seq uint64)
 }
 
 // ErrGap is matched where the log lacks a sequence that it must have.
 var ErrGap = errors.New("the log has a gap")
 
 const (
-	batch    = 512
-	idlePoll = time.Second
+	batch      = 512
+	idlePoll   = time.Second
+	retryPause = 100 * time.Millisecond
+	lookWithin = 2 * time.Second // for the server to say where the log ends
 	// batchBytes bounds what the server holds for one follower at once: well
 	// below its max_pending, at which it would cut the follower off, and above
 	// the longest event.
@@ -62,8 +66,15 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 	if err != nil {
 		return fmt.Errorf("follow the log: %w", err)
 	}
-	r := &reader{js: js, filters: f.Filters, last: max(f.From, 1) - 1, fn: fn}
+	r := &reader{js: js, filters: f.Filters, last: max(f.From, 1) - 1, fn: fn, reached: f.Reached}
 	end, err := r.catchUp(ctx)
+	for err != nil && ctx.Err() == nil && passing(err) {
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
+		end, err = r.catchUp(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -105,7 +116,7 @@ func (r *Reader) Newest(ctx context.Context, subject string, upTo uint64) (seq u
 		}
 		seq = m.Sequence
 	}
-	return seq, nil
+	return seq, whole(ctx, r.js)
 }
 
 type reader struct {
@@ -114,6 +125,7 @@ type reader struct {
 	last    uint64 // newest sequence handed over, or known to be of no interest
 	cons    uint64 // newest consumer sequence seen
 	fn      func(Entry) error
+	reached func(uint64)
 }
 
 // live hands over what the consumer delivers.
@@ -143,7 +155,7 @@ func (r *reader) live(ctx context.Context, cons jetstream.Consumer) error {
 			return ctx.Err()
 		case m := <-delivered:
 			quiet = false
-			if err := r.take(ctx, m); err != nil {
+			if err := r.take(ctx, m); err != nil && !passing(err) {
 				return err
 			}
 			continue
@@ -161,8 +173,12 @@ func (r *reader) live(ctx context.Context, cons jetstream.Consumer) error {
 		}
 		// What was sent to a connection that broke comes no second time:
 		// look for it, once there is a connection again.
-		if _, err := r.catchUp(ctx); err != nil && (ctx.Err() != nil || !passing(err)) {
+		end, err := r.catchUp(ctx)
+		if err != nil && (ctx.Err() != nil || !passing(err)) {
 			return err
+		}
+		if err == nil && r.reached != nil {
+			r.reached(end)
 		}
 	}
 }
@@ -200,7 +216,7 @@ func (r *reader) take(ctx context.Context, m jetstream.Msg) error {
 		r.cons = cons
 		return nil
 	}
-	if cons != r.cons+1 {
+	if r.cons == 0 || cons != r.cons+1 {
 		if err := r.fill(ctx, seq-1); err != nil {
 			return err
 		}
@@ -222,7 +238,9 @@ func (r *reader) hand(e Entry) error {
 
 // catchUp hands over all that stands in the log now.
 func (r *reader) catchUp(ctx context.Context) (end uint64, err error) {
-	s, err := r.js.Stream(ctx, schemas.Stream)
+	look, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	s, err := r.js.Stream(look, schemas.Stream)
 	if err != nil {
 		return 0, fmt.Errorf("follow the log: %w", err)
 	}
@@ -252,25 +270,33 @@ func (r *reader) fill(ctx context.Context, end uint64) error {
 		}
 		return nil
 	}
-	var found []Entry
-	for _, filter := range r.filters {
-		for from := r.last + 1; ; {
-			n := len(found)
-			if err := r.get(ctx, from, end, filter, func(e Entry) error {
-				found = append(found, e)
-				return nil
-			}); err != nil {
-				return err
+	// A merge of what the filters match, a batch of each at a time.
+	queues, from := make([][]Entry, len(r.filters)), slices.Repeat([]uint64{r.last + 1}, len(r.filters))
+	for {
+		first := -1
+		for i, filter := range r.filters {
+			if len(queues[i]) == 0 && from[i] <= end {
+				if err := r.get(ctx, from[i], end, filter, func(e Entry) error {
+					queues[i] = append(queues[i], e)
+					return nil
+				}); err != nil {
+					return err
+				}
+				from[i] = end + 1 // it has no more
+				if n := len(queues[i]); n > 0 {
+					from[i] = queues[i][n-1].Seq + 1
+				}
 			}
-			if len(found) == n {
-				break
+			if len(queues[i]) > 0 && (first < 0 || queues[i][0].Seq < queues[first][0].Seq) {
+				first = i
 			}
-			from = found[len(found)-1].Seq + 1
 		}
-	}
-	slices.SortFunc(found, func(a, b Entry) int { return cmp.Compare(a.Seq, b.Seq) })
-	for i, e := range found {
-		if i > 0 && found[i-1].Seq == e.Seq {
+		if first < 0 {
+			break
+		}
+		e := queues[first][0]
+		queues[first][0], queues[first] = Entry{}, queues[first][1:]
+		if e.Seq == r.last {
 			continue // two filters match it
 		}
 		if err := r.hand(e); err != nil {
@@ -313,6 +339,21 @@ func (r *reader) get(ctx context.Context, from, end uint64, filter string, fn fu
 		if err := fn(Entry{Seq: m.Sequence, Subject: m.Subject, Header: schemas.Header(m.Header), Data: m.Data}); err != nil {
 			return err
 		}
+	}
+	if err := whole(ctx, r.js); err != nil {
+		return fmt.Errorf("read the log from %d: %w", from, err)
+	}
+	return nil
+}
+
+// whole reports why a batch may have ended early: the library ends it without a
+// word when time is up or the connection is gone, as if there were no more.
+func whole(ctx context.Context, js jetstream.JetStream) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if js.Conn().IsClosed() {
+		return nats.ErrConnectionClosed
 	}
 	return nil
 }

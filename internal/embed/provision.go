@@ -27,13 +27,13 @@ const (
 // folds.
 var ControlFilters = []string{
 	"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>", "ev.*.operation.>", "ev.*.risk.>",
-	"ev.*.message.held", "ev.*.message.denied", "ev.*.response.held",
+	"ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
 }
 
 // IssuerFilters are what the issuer folds: it also tells what became of an
 // agent's actions.
 var IssuerFilters = append(append([]string{}, ControlFilters...),
-	"ev.*.message.cancelled", "ev.*.message.expired", "ev.*.release.mark")
+	"ev.*.message.expired", "ev.*.release.mark")
 
 // Filters are the filter subjects of a role's consumer; none means all.
 func Filters(role keys.Role) []string {
@@ -49,7 +49,7 @@ func Filters(role keys.Role) []string {
 // Provision makes the stream of events, each role's consumer and the bucket
 // of memories, or brings them up to date. It is idempotent.
 func (s *Server) Provision(ctx context.Context) error {
-	return Provision(ctx, func(role keys.Role) (*nats.Conn, error) {
+	return provision(ctx, true, func(role keys.Role) (*nats.Conn, error) {
 		creds, err := keys.Creds(s.data, role)
 		if err != nil {
 			return nil, err
@@ -61,6 +61,12 @@ func (s *Server) Provision(ctx context.Context) error {
 // Provision is the same on any server, with the connections of the two roles
 // that make streams.
 func Provision(ctx context.Context, connect func(keys.Role) (*nats.Conn, error)) error {
+	return provision(ctx, false, connect)
+}
+
+// provision is told whether the server lives and dies with this process: then
+// the consumers need not outlive it, and are made anew at each start.
+func provision(ctx context.Context, own bool, connect func(keys.Role) (*nats.Conn, error)) error {
 	var js [2]jetstream.JetStream
 	for i, role := range []keys.Role{keys.RoleInit, keys.RoleInitMemory} {
 		nc, err := connect(role)
@@ -72,13 +78,13 @@ func Provision(ctx context.Context, connect func(keys.Role) (*nats.Conn, error))
 			return fmt.Errorf("provision: %w", err)
 		}
 	}
-	if err := provisionLog(ctx, js[0]); err != nil {
+	if err := provisionLog(ctx, js[0], own); err != nil {
 		return err
 	}
 	return provisionMemory(ctx, js[1], js[0])
 }
 
-func provisionLog(ctx context.Context, js jetstream.JetStream) error {
+func provisionLog(ctx context.Context, js jetstream.JetStream, own bool) error {
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: schemas.Stream, Description: "Writ's log",
 		Subjects:   []string{schemas.EventPrefix + ".>"},
@@ -93,7 +99,7 @@ func provisionLog(ctx context.Context, js jetstream.JetStream) error {
 		return fmt.Errorf("provision the stream %s: %w", schemas.Stream, err)
 	}
 	for _, role := range []keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleMonitor, keys.RoleIssuer} {
-		if err := provisionConsumer(ctx, stream, role); err != nil {
+		if err := provisionConsumer(ctx, stream, role, own); err != nil {
 			return fmt.Errorf("provision the consumer %s: %w", role, err)
 		}
 	}
@@ -117,31 +123,33 @@ func provisionMemory(ctx context.Context, js, control jetstream.JetStream) error
 }
 
 // provisionConsumer makes the consumer from which a role hears what is new.
-// What came before, the role reads from the stream itself, so that the
-// consumer's place need not be kept on disk: that would be ten files a second,
-// beside the log that has to be synced.
-func provisionConsumer(ctx context.Context, stream jetstream.Stream, role keys.Role) error {
+// What came before, the role reads from the stream itself. Where the consumer
+// lives in memory its place is not written to disk, ten times a second beside
+// the log that has to be synced.
+func provisionConsumer(ctx context.Context, stream jetstream.Stream, role keys.Role, inMemory bool) error {
 	cfg := jetstream.ConsumerConfig{
 		Durable:        string(role),
 		DeliverPolicy:  jetstream.DeliverNewPolicy,
 		AckPolicy:      jetstream.AckNonePolicy,
 		MaxWaiting:     64,
-		MemoryStorage:  true,
+		MemoryStorage:  inMemory,
 		FilterSubjects: Filters(role),
 	}
 	there, err := stream.Consumer(ctx, cfg.Durable)
-	if err == nil {
-		// Place and storage of a consumer can't be changed: one that keeps them
-		// on disk, as earlier versions made it, gives way.
-		if now := there.CachedInfo().Config; !now.MemoryStorage || now.DeliverPolicy != cfg.DeliverPolicy {
-			err = stream.DeleteConsumer(ctx, cfg.Durable)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		return err
+	case there.CachedInfo().Config.MemoryStorage != inMemory:
+		// The storage of a consumer can't be changed, and it holds nothing
+		// but its place.
+		if err := stream.DeleteConsumer(ctx, cfg.Durable); err != nil {
+			return err
 		}
-	} else if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		err = nil
+	default:
+		cfg.DeliverPolicy = there.CachedInfo().Config.DeliverPolicy // nor can where it began
 	}
-	if err == nil {
-		_, err = stream.CreateOrUpdateConsumer(ctx, cfg)
-	}
+	_, err = stream.CreateOrUpdateConsumer(ctx, cfg)
 	return err
 }
 

@@ -22,6 +22,12 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
+// CheckAddress reports an address at which no control plane can listen.
+func CheckAddress(address string) error {
+	_, _, err := split(address)
+	return err
+}
+
 // split reads HOST:PORT; "" is loopback and any free port. Without TLS only
 // loopback may be listened on.
 func split(address string) (host string, port int, err error) {

@@ -59,11 +59,11 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := p.prepare(); err != nil {
-		return nil, err
-	}
 	host, port, err := split(o.Listen)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.prepare(); err != nil {
 		return nil, err
 	}
 	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, Logger: p.log}); err != nil {
