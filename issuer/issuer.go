@@ -307,7 +307,33 @@ func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.
 	if id == "" {
 		return nil
 	}
+	kind := view(i, func(s *schemas.State) string {
+		if a := s.Agents[id]; a != nil {
+			return a.Kind
+		}
+		return ""
+	})
+	flood := v.What == schemas.Flooding
+	if flood && kind != schemas.KindAgent {
+		// A service sends what it is asked for.
+		i.Logger.Warn("a service sends very much", "id", id, "mib", v.Count)
+		return nil
+	}
 	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentViolation, Agent: id, ContentType: jsonType, Data: schemas.Marshal(v)})
+	if err != nil || !flood {
+		return err
+	}
+	return i.stopFlood(ctx, id, v)
+}
+
+// stopFlood suspends an agent that sends more than the server can take: nothing
+// behind the server can judge its messages, for all others' drown there.
+func (i *Issuer) stopFlood(ctx context.Context, id string, v schemas.Violation) error {
+	_, _, partial, err := i.enforce(ctx, schemas.LockRequest{AgentID: id, Lock: schemas.Suspended, Actor: "writ",
+		Reason: fmt.Sprintf("it sent %d MiB within half a second", v.Count)}, nil)
+	if err == nil && partial {
+		err = errors.New("a server did not acknowledge; its account is pushed again")
+	}
 	return err
 }
 

@@ -312,7 +312,8 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 			return true, nil
 		}
 		bytes += int(r.HeadersLen)
-		if q.Data {
+		// One body alone must not make the answer longer than a message may be.
+		if q.Data && r.PayloadLen <= pageBytes {
 			bytes += int(r.PayloadLen)
 		} else {
 			rec.Data = nil

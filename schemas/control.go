@@ -231,7 +231,7 @@ type ReadRequest struct {
 	Agent string `json:"agent,omitempty"`
 	Trace string `json:"trace,omitempty"`
 	Limit int    `json:"limit,omitempty"` // 1 to 1,000; 100 where 0
-	Data  bool   `json:"data,omitempty"`  // with bodies
+	Data  bool   `json:"data,omitempty"`  // with bodies, but for those too long for an answer (over 512 KiB)
 }
 
 // Record is one event as the ledger keeps it.

@@ -118,9 +118,13 @@ type Grant struct {
 // A Violation is what the server itself refused: the body of agent.violation.
 type Violation struct {
 	Subject string `json:"subject"`
-	What    string `json:"what"`  // publish or subscribe
-	Count   int    `json:"count"` // how many within the second
+	What    string `json:"what"`  // publish, subscribe or Flooding
+	Count   int    `json:"count"` // how many within the second; of a flood, MiB
 }
+
+// Flooding is What of a violation that no permission stopped: more bytes than
+// the server can take, within half a second.
+const Flooding = "flood"
 
 // A Verdict is the monitor's judgement of one action. It is a pure function of
 // the events up to AsOf, the action and the action's time; all numbers are

@@ -64,6 +64,7 @@ type Server struct {
 	srv     *server.Server
 	lock    *flock.Flock
 	viol    *violations
+	flood   sync.WaitGroup
 	stop    sync.Once
 	cancel  context.CancelFunc
 }
@@ -119,6 +120,7 @@ func (s *Server) start(o Options) error {
 	s.cancel = cancel
 	s.viol = newViolations(s.accountOf)
 	s.viol.start(ctx)
+	s.flood.Go(func() { s.watchFloods(ctx) })
 	s.srv.SetLoggerV2(&logger{log: o.Logger, violation: s.viol.saw}, false, false, false)
 	s.srv.Start()
 	if !s.srv.ReadyForConnections(readyWithin) {
@@ -219,6 +221,7 @@ func (s *Server) Stop() {
 		if s.cancel != nil {
 			s.cancel()
 			s.viol.wait()
+			s.flood.Wait()
 		}
 		release(s.lock)
 	})

@@ -1,6 +1,7 @@
 package adversary
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"sync"
@@ -132,6 +133,53 @@ func TestFloodOfOneAgentLosesNothingOfOthers(t *testing.T) {
 
 // An agent that has everything delivered to it thirty-two times over and reads
 // none of it is cut off by the server; nobody else waits for it.
+// One agent sends large messages on all the connections that it may have, as
+// fast as loopback takes them. Nothing behind the server can shed that: the
+// server itself tells of it, and the agent is suspended. Until then others may
+// be refused; from then on they are not.
+func TestAFloodOfLargeMessagesIsStopped(t *testing.T) {
+	for name, size := range map[string]int{"64 KiB": 64 << 10, "1 MiB": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			r, alice, creds := storm(t)
+			body := bytes.Repeat([]byte{'x'}, size)
+			stop := make(chan struct{})
+			var flood sync.WaitGroup
+			var fired atomic.Int64
+			for range 16 {
+				flood.Go(func() {
+					for {
+						if nc, err := r.dial(creds); err == nil {
+							fired.Add(int64(pound(stop, nc, func(int) *nats.Msg { return &nats.Msg{Subject: "out.op.call.echo", Data: body} })))
+							nc.Close()
+						}
+						select {
+						case <-stop:
+							return
+						case <-time.After(10 * time.Millisecond):
+						}
+					}
+				})
+			}
+			until(t, "the flooder is suspended", func() bool {
+				rep := call[schemas.StatusReply](r, schemas.CtlStatus, schemas.StatusRequest{AgentID: "flooder"})
+				return rep.Agents[0].State == schemas.Suspended && strings.Contains(rep.Agents[0].Reason, "MiB within half a second")
+			})
+			// The lock stands in the log before it is carried out, and what
+			// the server had read is still to be worked off.
+			until(t, "others are heard again", func() bool {
+				_, err := alice.Request("out.op.call.echo", []byte("are you there?"), within)
+				return err == nil
+			})
+			// It goes on trying to come back, and harms nobody.
+			beside(t, alice, func(done <-chan struct{}) { <-done })
+			close(stop)
+			flood.Wait()
+			t.Logf("%d messages of %s", fired.Load(), name)
+			r.sound()
+		})
+	}
+}
+
 func TestNeverReadingSubscriberStallsNobody(t *testing.T) {
 	r, alice, creds := storm(t)
 	big := []byte(strings.Repeat("x", 64<<10))
