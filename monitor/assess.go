@@ -132,28 +132,67 @@ const (
 	maxMistake   = 69
 )
 
-// behaviour scores a sink; see valueEvidence for what aimed says.
+// aimed says that an action is no mistake: it goes to a stranger, does what an
+// answer said, or uses a tool that neither the capability grants nor the task
+// speaks of.
+func (c *considered) aimed(f *features) bool {
+	return f.x[evDomain]+f.x[evFresh]+f.x[evTainted] > 0 ||
+		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall
+}
+
+// behaviour scores a sink, and says whether it is aimed.
 func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
-	v.Factors = make([]schemas.Factor, 0, 9)
-	v.Factors = append(v.Factors, schemas.Factor{ID: "base", Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
+	uses := m.usesOf(e, &c)
+	w := view{b: c.agent.baseline, t: c.template}
+	f := m.features(&c, w, uses)
+	v.Factors = make([]schemas.Factor, 0, 12)
+	v.Factors = append(v.Factors, schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
 	v.Score = m.weights.Base
-	m.toolEvidence(c, v)
-	aimed = m.valueEvidence(c, v, m.usesOf(e, c.tool))
-	if c.standing == outOfScope || c.standing == forbidden {
-		m.point(v, schemas.Factor{ID: "outside", Bits: one, Weight: m.weights.Outside,
-			Observed: c.standing.String(), Expected: "what the capability grants"})
+	for ev, x := range f.x {
+		if x != 0 {
+			m.point(v, schemas.Factor{ID: evidenceIDs[ev], Bits: x, Weight: m.weights.Of[ev]})
+		}
 	}
+	aimed = c.aimed(&f)
+	m.judgeScore(c, v)
+	if v.ActionRisk >= m.explainFrom {
+		i := 1
+		for ev, x := range f.x {
+			if x != 0 {
+				m.explain(&c, w, &f, uses, evidence(ev), &v.Factors[i])
+				i++
+			}
+		}
+	}
+	return aimed
+}
+
+// explainFrom is the risk from which a verdict says in words what each of its
+// factors is about; below, nobody reads them, and words cost.
+const explainFrom = 20
+
+func (m *Model) judgeScore(c considered, v *schemas.Verdict) {
 	set := m.calibrationOf(c)
 	if set == nil {
 		bits := priorBits(v.Score)
 		v.PPM, v.NCalibration = ppm(bits), len(m.pool.sorted)
 		v.ActionRisk = min(riskOf(bits), maxBehaviour)
-		return aimed
+		return
 	}
 	bits := set.bits(v.Score)
 	v.PPM, v.NCalibration = ppm(bits), len(set.sorted)
 	v.ActionRisk = riskOf(bits)
-	return aimed
+}
+
+// score is the sum that the verdict's points make.
+func (w *Weights) score(f *features) fixed {
+	s := w.Base
+	for ev, x := range f.x {
+		if x != 0 {
+			s = clampFixed(s+mul(x, w.Of[ev]), -maxScore, maxScore)
+		}
+	}
+	return s
 }
 
 // A maturity is how well a template is known. Runs are calibrated among those
