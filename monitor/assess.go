@@ -133,11 +133,11 @@ const (
 )
 
 // aimed says that an action is no mistake: it goes to a stranger, does what an
-// answer said, or uses a tool that neither the capability grants nor the task
-// speaks of.
+// answer said, or is the use, by an agent that is known, of a tool that neither
+// the capability grants nor the task speaks of.
 func (c *considered) aimed(f *features) bool {
 	return f.x[evDomain]+f.x[evFresh]+f.x[evTainted] > 0 ||
-		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall
+		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
 }
 
 // behaviour scores a sink, and says whether it is aimed.

@@ -71,7 +71,9 @@ type baseline struct {
 	times     map[repeat]uint32
 	together  map[pair]uint32           // runs in which both tools were used, by the lesser first
 	newTools  map[schemas.Action]uint32 // runs of a known job in which a tool was new to it
+	newcomers map[string]uint32         // the same of tools new to the agent, by verb
 	mature    uint32                    // runs of jobs that were known
+	outside   map[schemas.Action]uint32 // runs in which a tool was used that the capability did not grant
 	words     map[uint32]uint16         // in how many jobs' tasks a word stands
 	learned   uint64                    // runs learned ever: orders what is forgotten
 }
@@ -111,7 +113,7 @@ func newBaseline() *baseline {
 		tools: map[schemas.Action]count{}, pairs: map[pair]count{}, follows: map[schemas.Action]following{},
 		templates: map[string]*template{}, known: map[id]knowledge{}, slots: map[place]slot{},
 		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, together: map[pair]uint32{},
-		newTools: map[schemas.Action]uint32{}, words: map[uint32]uint16{},
+		newTools: map[schemas.Action]uint32{}, newcomers: map[string]uint32{}, outside: map[schemas.Action]uint32{}, words: map[uint32]uint16{},
 	}
 }
 
@@ -166,23 +168,49 @@ func (b *baseline) learn(job string, v *votes) {
 	b.learned++
 	t := b.template(job)
 	b.learnSlots(t, v)
-	b.runs, t.runs = b.runs+1, t.runs+1
+	for _, tool := range v.outside {
+		add(b.outside, tool, maxTools)
+	}
+	b.learnFlows(t, v)
+	b.learnTools(t, v)
+	b.sign(t, v.uses)
+	b.learnTimes(t, v)
+	b.learnWords(t, v.words)
+	if b.runs >= maxRuns {
+		b.halve()
+	}
+}
+
+// learnTools counts the tools of a run and what followed what; those that the
+// agent never used before, once more as the firsts of their verb.
+func (b *baseline) learnTools(t *template, v *votes) {
+	before := view{b: b}
+	tools, pairs := slices.Clone(v.tools), slices.Clone(v.pairs)
 	for _, tool := range v.tools {
+		if s := before.seen(tool); s != tool && !slices.Contains(tools, s) {
+			tools = append(tools, s)
+		}
+	}
+	for _, p := range v.pairs {
+		if s := (pair{before.seen(p.prev), before.seen(p.tool)}); s != p && !slices.Contains(pairs, s) {
+			pairs = append(pairs, s)
+		}
+	}
+	b.runs, t.runs = b.runs+1, t.runs+1
+	for _, tool := range tools {
 		if c, ok := b.tools[tool]; ok || len(b.tools) < maxTools {
 			b.tools[tool] = count{c.n + 1, b.learned}
 			b.votes++
 			add(t.tools, tool, maxJobTools)
 		}
 	}
-	for _, p := range v.pairs {
+	for _, p := range pairs {
 		b.learnPair(t, p)
 	}
-	b.sign(t, v.uses)
-	b.learnFlows(t, v)
-	b.learnTogether(t, v)
-	b.learnWords(t, v.words)
-	if b.runs >= maxRuns {
-		b.halve()
+	for i, x := range tools { // beside one another
+		for _, y := range tools[:i] {
+			add(b.together, pairOf(x, y), maxTogether)
+		}
 	}
 }
 
@@ -313,6 +341,8 @@ func (b *baseline) halve() {
 	halveCounts(b.times)
 	halveCounts(b.together)
 	halveCounts(b.newTools)
+	halveCounts(b.newcomers)
+	halveCounts(b.outside)
 	for _, t := range b.templates {
 		t.runs /= 2
 		for _, m := range []map[schemas.Action]uint32{t.tools, t.follows} {
@@ -336,11 +366,12 @@ func halveCounts[K comparable](m map[K]uint32) {
 // A votes is one run's vote: distinct tools, pairs and values, in the order of
 // their first use.
 type votes struct {
-	words []uint32
-	times []uint8 // how often each tool was used, capped
-	tools []schemas.Action
-	pairs []pair
-	uses  []useOf
+	words   []uint32
+	outside []schemas.Action // tools used that the capability did not grant
+	times   []uint8          // how often each tool was used, capped
+	tools   []schemas.Action
+	pairs   []pair
+	uses    []useOf
 }
 
 // Bounds of one run's vote.

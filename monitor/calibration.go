@@ -76,19 +76,19 @@ func (c *calibration) drop(m maximum) {
 	}
 }
 
-// fit estimates the tail above the 80th percentile as exponential: the mean
+// fit estimates the tail above the 95th percentile as exponential: the mean
 // excess per uncensored run (the maximum-likelihood estimate under censoring),
-// with the prior's scale standing in for two runs. The design's 95th
-// percentile lies in what is censored.
+// with usualScale standing in for two runs. Where the percentile lies among the
+// censored, the tail begins there.
 func (c *calibration) fit() {
 	n := len(c.sorted)
-	from := n * 4 / 5
+	from := n * 19 / 20
 	c.tail, c.above = c.sorted[from], n-from
 	for from > 0 && c.sorted[from-1] == c.tail {
 		from--
 		c.above++
 	}
-	excess, exact := 2*prior.scale, fixed(2)
+	excess, exact := 2*usualScale, fixed(2)
 	for _, m := range c.maxima {
 		if m.score > c.tail {
 			excess += m.score - c.tail
@@ -99,6 +99,9 @@ func (c *calibration) fit() {
 	}
 	c.scale = max(excess/exact, minScale)
 }
+
+// usualScale is that of the tail of scores, in most sets.
+const usualScale = one * 3 / 4
 
 // minScale keeps the tail of a set of equal scores from having no width.
 const minScale = one / 4

@@ -32,6 +32,7 @@ const (
 	evOrigin                    // how unusual it is for this place to be filled from that tool
 	evIntent                    // how little the task speaks of a tool that is new to the job
 	evOutside                   // the capability does not grant it
+	evRare                      // the same, by how rarely harmless runs did that
 	evBeyond                    // the same, by how little the task's words speak of the tool
 	evCredit                    // all values come from the task
 	evidences
@@ -42,7 +43,7 @@ var evidenceIDs = [evidences]string{
 	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat",
 	evSlot: "slot", evUnknown: "unknown", evTainted: idTainted, evRecipient: "recipient", evUnused: "unused",
 	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent",
-	evOutside: idOutside, evBeyond: idBeyond, evCredit: "credit",
+	evOutside: idOutside, evRare: "rare", evBeyond: idBeyond, evCredit: "credit",
 }
 
 // Ids of the factors that the fold itself reads, or others do.
@@ -80,13 +81,14 @@ type view struct {
 
 // features gathers the evidences of a sink.
 func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
-	f.x[evTool] = w.toolSurprise(c.tool)
+	tool, prev := w.seen(c.tool), w.seen(c.prev)
+	f.x[evTool] = w.toolSurprise(tool)
 	f.x[evNewTool] = w.newToolSurprise(c.tool)
-	f.x[evPair] = w.pairSurprise(pair{c.prev, c.tool})
+	f.x[evPair] = w.pairSurprise(pair{prev, tool})
 	name := one
 	if c.run != nil {
-		f.x[evSimilar] = w.similarSurprise(c.run, c.tool)
-		f.x[evTogether] = w.togetherSurprise(c.run, c.tool)
+		f.x[evSimilar] = w.similarSurprise(c.run, tool)
+		f.x[evTogether] = w.togetherSurprise(c.run, tool)
 		f.x[evRepeat] = w.repeatSurprise(c.run, c.tool)
 		var desc fixed
 		name, desc = m.mismatch(c.run, c.tool)
@@ -96,6 +98,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 	}
 	if c.standing == outOfScope || c.standing == forbidden {
 		f.x[evOutside] = one
+		f.x[evRare] = w.outsideSurprise(c.tool)
 		if n, _ := w.t.counts(c.tool); n == 0 {
 			f.x[evBeyond] = name
 		}
@@ -167,22 +170,29 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		x.Support, x.Observed = int(b.mature), c.tool.String()
 		x.Expected = m.say("new to its job in ", uint64(b.newTools[c.tool]), " of ", uint64(b.mature), " runs")
 	case evTool, evSimilar:
-		ct, nt := w.t.counts(c.tool)
+		tool := w.seen(c.tool)
+		ct, nt := w.t.counts(tool)
 		x.Support, x.Observed = int(nt), c.tool.String()
-		x.Expected = m.say("in ", ct, " of ", nt, " runs of the job, ", uint64(b.tools[c.tool].n), " of ", uint64(b.runs), " of the agent")
+		if tool != c.tool {
+			x.Observed = m.say(x.Observed, ", the first of its name")
+		}
+		x.Expected = m.say("in ", ct, " of ", nt, " runs of the job, ", uint64(b.tools[tool].n), " of ", uint64(b.runs), " of the agent")
 	case evPair:
-		fl := b.follows[c.prev]
+		p := pair{w.seen(c.prev), w.seen(c.tool)}
+		fl := b.follows[p.prev]
 		x.Observed = "as the first action"
 		if c.prev != (schemas.Action{}) {
 			x.Observed = "after " + c.prev.String()
 		}
-		x.Support, x.Expected = int(fl.n), m.say(uint64(b.pairs[pair{c.prev, c.tool}].n), " of ", uint64(fl.n), " times")
+		x.Support, x.Expected = int(fl.n), m.say(uint64(b.pairs[p].n), " of ", uint64(fl.n), " times")
 	case evTogether:
 		x.Support, x.Observed, x.Expected = int(b.runs), c.tool.String(), "beside tools that it was used with before"
 	case evRepeat:
 		x.Observed, x.Expected = m.say("once more, after ", uint64(c.run.votes.used(c.tool)), " times in this run"), "as often as earlier runs did"
 	case evSlot:
-		s := b.slots[uses[f.value[ev]].place].of(w)
+		p := uses[f.value[ev]].place
+		p.tool = w.seen(p.tool)
+		s := b.slots[p].of(w)
 		x.Support, x.Observed = int(s.n), m.named(int(f.value[ev]))
 		x.Expected = m.say("new from an output in ", uint64(s.tainted), " of ", uint64(s.n), " uses")
 	case evUnknown, evTainted, evRecipient:
@@ -203,6 +213,9 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		x.Observed, x.Expected = c.tool.String(), "a tool that the task's words speak of"
 	case evOutside:
 		x.Observed, x.Expected = c.standing.String(), "what the capability grants"
+	case evRare:
+		x.Support, x.Observed = int(b.runs), c.tool.String()
+		x.Expected = m.say("used without a grant in ", uint64(b.outside[c.tool]), " of ", uint64(b.runs), " runs")
 	case evBeyond:
 		x.Observed, x.Expected = c.tool.String(), "what the capability grants, or at least the task speaks of"
 	case evCredit:

@@ -70,7 +70,7 @@ func (r *run) clone() *run {
 	c := *r
 	c.seen = maps.Clone(r.seen)
 	c.sources, c.asked, c.answered = slices.Clone(r.sources), slices.Clone(r.asked), slices.Clone(r.answered)
-	c.votes = votes{words: slices.Clone(r.votes.words), times: slices.Clone(r.votes.times), tools: slices.Clone(r.votes.tools),
+	c.votes = votes{words: slices.Clone(r.votes.words), times: slices.Clone(r.votes.times), outside: slices.Clone(r.votes.outside), tools: slices.Clone(r.votes.tools),
 		pairs: slices.Clone(r.votes.pairs), uses: slices.Clone(r.votes.uses)}
 	c.alike, c.rarity, c.alikeAt = nil, nil, 0 // refers to the templates copied from
 	return &c
@@ -81,6 +81,8 @@ func (b *baseline) clone() *baseline {
 	c.tools, c.pairs, c.follows = maps.Clone(b.tools), maps.Clone(b.pairs), maps.Clone(b.follows)
 	c.known, c.slots, c.newTools = maps.Clone(b.known), maps.Clone(b.slots), maps.Clone(b.newTools)
 	c.flows, c.filled, c.times = maps.Clone(b.flows), maps.Clone(b.filled), maps.Clone(b.times)
+	c.outside = maps.Clone(b.outside)
+	c.newcomers = maps.Clone(b.newcomers)
 	c.together, c.words = maps.Clone(b.together), maps.Clone(b.words)
 	c.templates = make(map[string]*template, len(b.templates))
 	for job, t := range b.templates {

@@ -172,7 +172,11 @@ func (m *Model) learn(a *agent, r *run) {
 	if !r.teaches() {
 		return
 	}
-	censored := r.maxRisk >= learnBelow
+	below := learnBelow
+	if len(m.pool.sorted) < minPooled {
+		below = maxBehaviour
+	}
+	censored := r.maxRisk >= below
 	if class := maturityOf(a.baseline.templates[r.job]); class > 0 {
 		a.maxima[class].addRun(r.maxScore, censored)
 		m.maxima[class].addRun(r.maxScore, censored)
@@ -180,7 +184,7 @@ func (m *Model) learn(a *agent, r *run) {
 	a.maxima[0].addRun(r.maxNew, censored)
 	m.maxima[0].addRun(r.maxNew, censored)
 	m.pool.addRun(r.maxScore, censored)
-	if r.maxRisk < learnBelow {
+	if !censored {
 		a.baseline.learn(r.job, &r.votes)
 		m.learned = m.seq
 	}
@@ -348,8 +352,11 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
 	}
-	if c.standing == forbidden {
-		r.maxRisk = max(r.maxRisk, v.ActionRisk)
+	if (c.standing == outOfScope || c.standing == forbidden) && len(r.votes.outside) < maxVoteTools && !slices.Contains(r.votes.outside, c.tool) {
+		r.votes.outside = append(r.votes.outside, c.tool)
+	}
+	if c.standing == forbidden { // teaches nothing, whatever is known
+		r.maxRisk = max(r.maxRisk, v.ActionRisk, maxBehaviour)
 	}
 	switch {
 	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:

@@ -20,7 +20,9 @@ const (
 	maxHistory  = 32      // points of risk
 )
 
-// learnBelow is the risk from which a run teaches nothing.
+// learnBelow is the risk from which a run teaches nothing. Before minPooled runs
+// calibrate, risk says little, and only what is as wild as it can be then,
+// maxBehaviour, teaches nothing.
 const learnBelow = 40
 
 // A run is one operation of an agent, or what it answers to one operation of

@@ -35,6 +35,26 @@ func (w view) counts(tool schemas.Action) (c, n uint64) {
 	return less(w.b.tools[tool].n, part(w, toolsIn, tool)), less(w.b.runs, runs)
 }
 
+// seen is a tool as the agent's statistics know it: one that it never used
+// counts as any first of its verb. Who writes under another name each week has
+// used many of those.
+func (w view) seen(tool schemas.Action) schemas.Action {
+	if c, _ := w.counts(tool); c == 0 && tool.Verb != "" {
+		return schemas.Action{Verb: tool.Verb}
+	}
+	return tool
+}
+
+// acted is how many runs were learned in which the agent itself acted, and did
+// not only answer.
+func (b *baseline) acted() uint32 {
+	answers := uint32(0)
+	if t := b.templates[answerJob]; t != nil {
+		answers = t.runs
+	}
+	return b.runs - min(answers, b.runs)
+}
+
 // toolSurprise shrinks from the job's runs to the agent's:
 // P = (c_job + 3·P_agent)/(n_job + 3), P_agent = (c + ½)/(n + 1).
 func (w view) toolSurprise(tool schemas.Action) fixed {
@@ -48,12 +68,23 @@ const knownRuns = 3
 
 // newToolSurprise is how rare it is that a run of a known job uses this tool
 // though no run of the job did before. Some tools are used on a whim: they are
-// less of a surprise.
+// less of a surprise. One that is new to the agent is as rare as such tools are
+// among those of its verb: who writes under another name each week does so again.
 func (w view) newToolSurprise(tool schemas.Action) fixed {
 	if w.t == nil || w.t.runs < knownRuns || w.t.tools[tool] > 0 {
 		return 0
 	}
-	return surprise(2*uint64(w.b.newTools[tool])+1, 2*uint64(w.b.mature)+2, maxSurprise)
+	k := w.b.newTools[tool]
+	if w.b.tools[tool].n == 0 {
+		k = w.b.newcomers[tool.Verb]
+	}
+	return surprise(2*uint64(k)+1, 2*uint64(w.b.mature)+2, maxSurprise)
+}
+
+// outsideSurprise is how rare it is that a run uses this tool though its
+// capability does not grant it: agents try some on a whim.
+func (w view) outsideSurprise(tool schemas.Action) fixed {
+	return surprise(2*uint64(w.b.outside[tool])+1, 2*uint64(w.b.runs)+2, maxSurprise)
 }
 
 // pairSurprise is Witten–Bell for the agent, then the same shrink to the job:
@@ -79,7 +110,7 @@ func (w view) togetherSurprise(r *run, tool schemas.Action) fixed {
 	least := surprise(2*c+1, 2*(n+1), maxSurprise)
 	own := part(w, toolsIn, tool)
 	for _, u := range r.votes.tools[:min(len(r.votes.tools), 16)] {
-		if u == tool {
+		if u = w.seen(u); u == tool {
 			continue
 		}
 		cu, _ := w.counts(u)
@@ -116,6 +147,7 @@ func (w view) repeatSurprise(r *run, tool schemas.Action) fixed {
 // flowSurprise is how rare it is for a place to be filled with what that tool
 // brought: shrunk from job to agent to all places of the kind.
 func (w view) flowSurprise(p place, root schemas.Action) fixed {
+	p.tool, root = w.seen(p.tool), w.seen(root)
 	flows, filled := func(t *template) map[flow]uint32 { return t.flows }, func(t *template) map[place]uint32 { return t.filled }
 	f, any := flow{p, root}, flow{place{kind: p.kind}, root}
 	ck, nk := less(w.b.flows[any], part(w, flows, any)), less(w.b.filled[any.place], part(w, filled, any.place))
@@ -156,6 +188,7 @@ func (s slot) of(w view) innovations {
 // innovation is how rare it is that a place is filled with an unknown value
 // from an output, shrunk to all places of its kind.
 func (w view) innovation(p place) fixed {
+	p.tool = w.seen(p.tool)
 	x, k := w.b.slots[p].of(w), w.b.slots[place{kind: p.kind}].of(w)
 	return surprise(uint64(x.tainted)*2*(uint64(k.n)+1)+2*uint64(k.tainted)+1, (uint64(x.n)+1)*2*(uint64(k.n)+1), maxSurprise)
 }
@@ -192,9 +225,14 @@ func (b *baseline) learnSlots(t *template, v *votes) {
 	known := t.runs >= knownRuns
 	if known {
 		b.mature++
+		var verbs []string // that the run used a newcomer of
 		for _, tool := range v.tools {
 			if t.tools[tool] == 0 {
 				add(b.newTools, tool, maxTools)
+			}
+			if b.tools[tool].n == 0 && !slices.Contains(verbs, tool.Verb) {
+				verbs = append(verbs, tool.Verb)
+				add(b.newcomers, tool.Verb, maxTools)
 			}
 		}
 	}
@@ -208,7 +246,7 @@ func (b *baseline) learnSlots(t *template, v *votes) {
 				tainted, taintedNew = tainted || o.unknown, taintedNew || o.unknownNew
 			}
 		}
-		for _, p := range [...]place{u.place, {kind: u.place.kind}} {
+		for _, p := range (view{b: b}).places(u.place) {
 			x, ok := b.slots[p]
 			if !ok && len(b.slots) >= maxPlaces {
 				continue
@@ -224,30 +262,38 @@ func (b *baseline) learnSlots(t *template, v *votes) {
 	}
 }
 
+// places are under which a value counts: its own, that of all tools of its
+// kind, and where the tool is new to the agent, that of the firsts of its verb.
+func (w view) places(p place) []place {
+	out := [3]place{p, {kind: p.kind}, {w.seen(p.tool), p.kind}}
+	if out[2] == p {
+		return out[:2]
+	}
+	return out[:]
+}
+
 // learnFlows counts, once for each, from where a run's values came.
 func (b *baseline) learnFlows(t *template, v *votes) {
 	var done []flow
+	before := view{b: b}
 	for _, u := range v.uses {
-		for _, f := range [...]flow{{u.place, u.root}, {place{kind: u.place.kind}, u.root}} {
+		for _, p := range before.places(u.place) {
+			f := flow{p, before.seen(u.root)}
 			if slices.Contains(done, f) {
 				continue
 			}
 			done = append(done, f)
 			add(b.flows, f, maxFlows)
-			add(b.filled, f.place, maxPlaces)
+			add(b.filled, p, maxPlaces)
 			add(t.flows, f, maxFlows/8)
-			add(t.filled, f.place, maxPlaces/8)
+			add(t.filled, p, maxPlaces/8)
 		}
 	}
 }
 
-// learnTogether counts the tools of a run beside one another, and how often it
-// used each.
-func (b *baseline) learnTogether(t *template, v *votes) {
+// learnTimes counts how often a run used each tool.
+func (b *baseline) learnTimes(t *template, v *votes) {
 	for i, x := range v.tools {
-		for _, y := range v.tools[:i] {
-			add(b.together, pairOf(x, y), maxTogether)
-		}
 		for k := uint8(1); k <= v.times[i]; k++ {
 			add(b.times, repeat{x, k}, maxRepeats)
 			add(t.times, repeat{x, k}, maxRepeats/8)
