@@ -63,7 +63,8 @@ func toolOf(e *schemas.Event) schemas.Action {
 // Assess judges a draft of an action or of an agent's answer. It changes
 // nothing: its result depends on the events folded, and on the draft's kind,
 // agent, operation, action, recipient, capability, approval, time and body.
-// Reads are given the agent's present risk without evidences.
+// Reads are given the agent's present risk without evidences. The verdict's
+// factors hold until the next Assess: it keeps the room for them.
 func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 	if e.Kind == schemas.RiskChanged {
 		return m.standingVerdict(e)
@@ -84,6 +85,9 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 		v.Factors = append(v.Factors, schemas.Factor{ID: "approved", Observed: "a reviewer approved this action"})
 	}
 	m.conclude(e, c.agent, &v)
+	if v.Factors != nil {
+		m.factors = v.Factors
+	}
 	return v
 }
 
@@ -142,11 +146,10 @@ func (c *considered) aimed(f *features) bool {
 
 // behaviour scores a sink, and says whether it is aimed.
 func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
-	uses := m.usesOf(e, &c)
+	uses := m.usesOf(e, &c, false)
 	w := view{b: c.agent.baseline, t: c.template}
 	f := m.features(&c, w, uses)
-	v.Factors = make([]schemas.Factor, 0, 12)
-	v.Factors = append(v.Factors, schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
+	v.Factors = append(m.factors[:0], schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
 	v.Score = m.weights.Base
 	for ev, x := range f.x {
 		if x != 0 {
@@ -169,7 +172,7 @@ func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (a
 
 // explainFrom is the risk from which a verdict says in words what each of its
 // factors is about; below, nobody reads them, and words cost.
-const explainFrom = 20
+const explainFrom = learnBelow
 
 func (m *Model) judgeScore(c considered, v *schemas.Verdict) {
 	set := m.calibrationOf(c)

@@ -138,11 +138,13 @@ type useOf struct {
 	domain       id // zero where it has none
 	domainInTask bool
 	sink         bool
-	fresh        bool  // the newest output brought it
-	displaced    bool  // the task names another value of its form
-	unknown      bool  // see view.known
-	unknownNew   bool  // the same as if the job were new
-	strange      fixed // how little its words are those of the task, 0 to 1
+	fresh        bool      // the newest output brought it
+	displaced    bool      // the task names another value of its form
+	seen         knowledge // what the baseline knew of the value
+	seenDomain   knowledge // and of its domain
+	unknown      bool      // see view.trusts
+	unknownNew   bool      // the same as if the job were new
+	strange      fixed     // how little its words are those of the task, 0 to 1
 	how          origin
 	root         schemas.Action // the tool in whose output the chain of values began
 }

@@ -104,7 +104,7 @@ func (c *calibration) fit() {
 const usualScale = one * 3 / 4
 
 // minScale keeps the tail of a set of equal scores from having no width.
-const minScale = one / 4
+const minScale = usualScale
 
 // log2e is the binary logarithm of e.
 const log2e fixed = 94548

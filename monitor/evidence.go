@@ -107,7 +107,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 	for i := range uses {
 		if uses[i].how != fromTask {
 			f.x[evCredit] = 0
-			f.useOf(w, &uses[i], i)
+			f.useOf(w, tool, &uses[i], i)
 		}
 	}
 	if len(uses) == 0 {
@@ -116,28 +116,30 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 	return f
 }
 
-// useOf takes the evidences of one value that is not in the task.
-func (f *features) useOf(w view, u *useOf, i int) {
+// useOf takes the evidences of one value that is not in the task. The tool is as
+// the statistics know it.
+func (f *features) useOf(w view, tool schemas.Action, u *useOf, i int) {
+	p := place{tool, u.place.kind}
 	if u.place.kind == overflow { // it could be anything
 		for _, ev := range []evidence{evUnknown, evTainted, evRecipient, evUnused, evDomain, evFresh} {
 			f.worst(ev, one, i)
 		}
-		f.worst(evSlot, w.innovation(u.place), i)
+		f.worst(evSlot, w.innovation(p), i)
 		return
 	}
 	if u.how == fromOutput {
-		f.worst(evOrigin, w.flowSurprise(u.place, u.root), i)
-		if !w.knownToSinks(u.value) {
+		f.worst(evOrigin, w.flowSurprise(p, u.root), i)
+		if !w.trusts(u.seen.sinks) {
 			f.worst(evUnused, max(u.strange, one/4), i)
 		}
 		if u.fresh {
 			f.worst(evFresh, one, i)
 		}
 	}
-	if u.domain != (id{}) && !u.domainInTask && !w.known(u.domain) {
+	if u.domain != (id{}) && !u.domainInTask && !w.trusts(u.seenDomain.templates) {
 		f.worst(evDomain, one, i)
 	}
-	if w.known(u.value) {
+	if w.trusts(u.seen.templates) {
 		return
 	}
 	f.worst(evUnknown, u.strange, i)
@@ -145,7 +147,7 @@ func (f *features) useOf(w view, u *useOf, i int) {
 		f.worst(evDisplaced, one, i)
 	}
 	if u.how == fromOutput {
-		f.worst(evSlot, mul(u.strange, w.innovation(u.place)), i)
+		f.worst(evSlot, mul(u.strange, w.innovation(p)), i)
 		f.worst(evTainted, u.strange, i)
 		if destination(u.place.kind) {
 			f.worst(evRecipient, u.strange, i)

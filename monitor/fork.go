@@ -16,7 +16,7 @@ func (m *Model) Fork() *Model {
 	f.agents, f.pending = maps.Clone(m.agents), maps.Clone(m.pending)
 	f.toolWords = map[schemas.Action]toolWords{}
 	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent()
-	f.stems = nil
+	f.stems, f.factors = nil, nil
 	f.pool = m.pool.clone()
 	for i := range f.maxima {
 		f.maxima[i] = m.maxima[i].clone()

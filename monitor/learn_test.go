@@ -40,7 +40,7 @@ func TestSlowPoisonBelowThePauseTeachesNothing(t *testing.T) {
 		r.votes.add(schemas.Action{Verb: "call", Resource: "mail"}, schemas.Action{}, []useOf{{value: id{1, 1}}})
 		p.m.learn(a, r)
 	}
-	if (view{b: a.baseline, t: a.baseline.templates["report"]}).known(id{1, 1}) {
+	if (view{b: a.baseline, t: a.baseline.templates["report"]}).trusts(a.baseline.known[id{1, 1}].templates) {
 		t.Error("a skipped run made its value known")
 	}
 	pool := &p.m.pool

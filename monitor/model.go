@@ -16,7 +16,7 @@ import (
 // Options of a Model. The zero value is what Writ runs with.
 type Options struct {
 	Weights *Weights // of the evidences; Reference where nil
-	Explain bool     // say in words what every factor is about, however low the risk; live verdicts do so from risk 20
+	Explain bool     // say in words what every factor is about, however low the risk; live verdicts do so from risk 40
 }
 
 // A Model is the fold of the log that judges. It is not safe for concurrent
@@ -35,6 +35,7 @@ type Model struct {
 	pending map[uint64]violation    // whose risk.changed is not in the log yet
 
 	extract   *extractor
+	factors   []schemas.Factor // of the last verdict
 	scratch   []byte
 	toolWords map[schemas.Action]toolWords
 	uses      []useOf
@@ -340,7 +341,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	}
 	r := m.openRun(a, e, c)
 	r.last = e.Seq
-	uses := m.usesOf(e, &c)
+	uses := m.usesOf(e, &c, true)
 	scoreNew := score
 	if c.sink && c.template != nil {
 		f := m.features(&c, view{c.agent.baseline, nil, c.template}, uses)

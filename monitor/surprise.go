@@ -103,13 +103,16 @@ func (w view) pairSurprise(p pair) fixed {
 	return surprise(ct*den+3*num, (nt+3)*den, maxSurprise)
 }
 
+// maxBeside bounds the tools of a run that one is held against: the newest.
+const maxBeside = 8
+
 // togetherSurprise is how rare a tool is in runs that used one of the others
 // that this run used: the one that it goes with best.
 func (w view) togetherSurprise(r *run, tool schemas.Action) fixed {
 	c, n := w.counts(tool)
 	least := surprise(2*c+1, 2*(n+1), maxSurprise)
 	own := part(w, toolsIn, tool)
-	for _, u := range r.votes.tools[:min(len(r.votes.tools), 16)] {
+	for _, u := range r.votes.tools[max(len(r.votes.tools)-maxBeside, 0):] {
 		if u = w.seen(u); u == tool {
 			continue
 		}
@@ -147,7 +150,7 @@ func (w view) repeatSurprise(r *run, tool schemas.Action) fixed {
 // flowSurprise is how rare it is for a place to be filled with what that tool
 // brought: shrunk from job to agent to all places of the kind.
 func (w view) flowSurprise(p place, root schemas.Action) fixed {
-	p.tool, root = w.seen(p.tool), w.seen(root)
+	root = w.seen(root)
 	flows, filled := func(t *template) map[flow]uint32 { return t.flows }, func(t *template) map[place]uint32 { return t.filled }
 	f, any := flow{p, root}, flow{place{kind: p.kind}, root}
 	ck, nk := less(w.b.flows[any], part(w, flows, any)), less(w.b.filled[any.place], part(w, filled, any.place))
@@ -188,7 +191,6 @@ func (s slot) of(w view) innovations {
 // innovation is how rare it is that a place is filled with an unknown value
 // from an output, shrunk to all places of its kind.
 func (w view) innovation(p place) fixed {
-	p.tool = w.seen(p.tool)
 	x, k := w.b.slots[p].of(w), w.b.slots[place{kind: p.kind}].of(w)
 	return surprise(uint64(x.tainted)*2*(uint64(k.n)+1)+2*uint64(k.tainted)+1, (uint64(x.n)+1)*2*(uint64(k.n)+1), maxSurprise)
 }
@@ -200,15 +202,9 @@ func (w view) mask(templates uint64) uint64 {
 	return templates
 }
 
-// known reports whether a value was used in this template, or in two others:
-// one job alone can teach no other.
-func (w view) known(value id) bool { return w.trusted(w.b.known[value].templates) }
-
-// knownToSinks is the same of sinks alone: what was only read is no reason to
-// write there.
-func (w view) knownToSinks(value id) bool { return w.trusted(w.b.known[value].sinks) }
-
-func (w view) trusted(templates uint64) bool {
+// trusts reports whether a value is known that was used in these templates: in
+// this one, or in two others: one job alone can teach no other.
+func (w view) trusts(templates uint64) bool {
 	mask := w.mask(templates)
 	return w.t != nil && mask>>w.t.bit&1 == 1 || bits.OnesCount64(mask) >= 2
 }

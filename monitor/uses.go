@@ -27,9 +27,10 @@ func (m *Model) say(parts ...any) string {
 	return string(b)
 }
 
-// usesOf gives an action's values with their ids, in the order of the
-// extractor's values; both hold until the next use.
-func (m *Model) usesOf(e *schemas.Event, c *considered) []useOf {
+// usesOf gives an action's values with what is known of them, in the order of
+// the extractor's values; both hold until the next use. Only to be learned do
+// they all need names: what stands in the task speaks for itself.
+func (m *Model) usesOf(e *schemas.Event, c *considered, learn bool) []useOf {
 	values := m.extract.read(e.Data)
 	tool := c.tool
 	if tool.Verb == schemas.VerbMemory && len(e.Action.Resource) > len(tool.Resource)+1 {
@@ -37,29 +38,44 @@ func (m *Model) usesOf(e *schemas.Event, c *considered) []useOf {
 		values = m.extract.values
 	}
 	m.uses = m.uses[:0]
-	asNow, asNew := view{b: c.agent.baseline, t: c.template}, view{b: c.agent.baseline, without: c.template}
 	for _, v := range values {
-		u := useOf{place: place{tool, v.kind}, sink: c.sink, value: idOf(v.text)}
-		if d := domainOf(v); len(d) > 0 {
-			m.scratch = append(append(m.scratch[:0], "domain\x00"...), d...)
-			u.domain, u.domainInTask = idOf(m.scratch), inText(c.task, d)
-		}
-		if c.read != nil {
+		u := useOf{place: place{tool, v.kind}, sink: c.sink}
+		if inText(c.task, v.text) {
+			u.how = fromTask
+		} else if c.read != nil {
 			if out, root, ok := c.read.origin(v.text); ok {
 				u.how, u.root, u.fresh = fromOutput, root, out == c.read.outputs
 			}
 		}
-		if inText(c.task, v.text) {
-			u.how, u.root = fromTask, schemas.Action{}
-		} else {
-			u.unknown, u.unknownNew = !asNow.known(u.value), !asNew.known(u.value)
-			u.strange = one
-			if c.run != nil {
-				u.strange = m.strangeness(c.run.votes.words, v.text)
-				u.displaced = destination(v.kind) && c.run.forms&formOf(v.text) != 0
-			}
+		if u.how != fromTask || learn {
+			m.identify(&u, c, v)
 		}
 		m.uses = append(m.uses, u)
 	}
 	return m.uses
+}
+
+// identify names a value and its domain, and says what is known of them.
+func (m *Model) identify(u *useOf, c *considered, v value) {
+	b := c.agent.baseline
+	u.value = idOf(v.text)
+	if d := domainOf(v); len(d) > 0 {
+		m.scratch = append(append(m.scratch[:0], "domain\x00"...), d...)
+		u.domain, u.domainInTask = idOf(m.scratch), inText(c.task, d)
+		u.seenDomain = b.known[u.domain]
+	}
+	if u.how == fromTask {
+		return
+	}
+	u.seen = b.known[u.value]
+	now, new := view{b: b, t: c.template}, view{b: b, without: c.template}
+	u.unknown, u.unknownNew = !now.trusts(u.seen.templates), !new.trusts(u.seen.templates)
+	if !u.unknown && !u.unknownNew && now.trusts(u.seen.sinks) && new.trusts(u.seen.sinks) {
+		return
+	}
+	u.strange = one
+	if c.run != nil {
+		u.strange = m.strangeness(c.run.votes.words, v.text)
+		u.displaced = destination(v.kind) && c.run.forms&formOf(v.text) != 0
+	}
 }

@@ -99,6 +99,7 @@ func (p *plane) call(run *traces.Run, i int, vouched bool) (schemas.Verdict, err
 	e := &schemas.Event{Kind: schemas.MessageAccepted, Agent: run.Suite, Operation: run.ID, JTI: run.ID, To: toolService, Time: p.now,
 		Action: schemas.Action{Verb: schemas.VerbCall, Resource: run.Calls[i].Tool}, Data: payload(run.Calls[i])}
 	v := p.model.Assess(e)
+	v.Factors = slices.Clone(v.Factors) // they hold until the next
 	e.Verdict, e.Risk = schemas.Marshal(v), v.Risk
 	if vouched && v.ActionRisk >= vouchFrom {
 		held := *e
