@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -268,5 +269,29 @@ func TestLongPastCountsAreHalved(t *testing.T) {
 	}
 	if t0 := b.templates["job"]; (view{b: b, t: t0}).toolSurprise(v.tools[0]) > one/100 {
 		t.Error("a tool of each run is surprising")
+	}
+}
+
+// What an agent of eight jobs takes, each of 40 runs, stays under 64 KiB.
+func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
+	r, err := Bench(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.BytesPerAgent > 64<<10 || r.BytesPerAgent < 4<<10 {
+		t.Errorf("%d bytes an agent", r.BytesPerAgent)
+	}
+}
+
+// An assessment in the steady state allocates nothing.
+func TestAnAssessmentAllocatesNothing(t *testing.T) {
+	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
+	if err := l.fill(1); err != nil {
+		t.Fatal(err)
+	}
+	for name, e := range map[string]*schemas.Event{"sink": l.action("agent-0", "live", 1), "read": l.action("agent-0", "live", 0)} {
+		if n := testing.AllocsPerRun(200, func() { l.model.Assess(e) }); n != 0 {
+			t.Errorf("%s: %g allocations", name, n)
+		}
 	}
 }

@@ -104,7 +104,7 @@ func (w view) pairSurprise(p pair) fixed {
 }
 
 // maxBeside bounds the tools of a run that one is held against: the newest.
-const maxBeside = 8
+const maxBeside = 4
 
 // togetherSurprise is how rare a tool is in runs that used one of the others
 // that this run used: the one that it goes with best.

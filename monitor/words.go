@@ -98,7 +98,7 @@ type likeness struct {
 
 // mostAlike bounds the jobs that a task is compared with, once it is known how
 // alike they are.
-const mostAlike = 8
+const mostAlike = 4
 
 // alike are the jobs whose tasks share words with the run's, most alike first.
 // They are kept with the run until the baseline learns again.

@@ -23,12 +23,16 @@ type monitorEvalCmd struct {
 	Protocol   string   `required:"" enum:"warm,novel" placeholder:"warm|novel" help:"warm: the baseline leaves out the tested model; novel: the tested task as well."`
 	Capability bool     `help:"Tokens list what each task needs, instead of every tool of the suite."`
 	Tools      string   `type:"path" placeholder:"FILE" help:"Manifest of tools (default: tools.json beside the first tested file, if there is one)."`
+	Poison     int      `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
 	Cases      bool     `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
 	HTML       string   `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
 }
 
 // Run judges the tested runs with the model that judges live events.
 func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
+	if c.Poison < 0 {
+		return misuse("leave it out, or give 1 or more", "--poison %d can't be negative", c.Poison)
+	}
 	manifest, err := c.manifest(app)
 	if err != nil {
 		return err
@@ -39,7 +43,7 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return advise(err, "give files of recorded runs: a header for each run, then its calls")
 	}
-	o := eval.Options{Set: set, Manifest: manifest, Protocol: c.Protocol, Capability: c.Capability, Explain: c.Cases || c.HTML != ""}
+	o := eval.Options{Set: set, Manifest: manifest, Protocol: c.Protocol, Capability: c.Capability, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
 	step, done = app.progress("judged: run")
 	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
 	judged, err := eval.Judge(ctx, o)

@@ -48,14 +48,22 @@ func (p *plane) apply(e *schemas.Event) error {
 	return p.model.Apply(e)
 }
 
-// run judges a run and gives the verdicts. One of the baseline is learned from
-// at its end, vouched for by its label; of a tested one nothing stays.
-func (p *plane) run(r *traces.Run, baseline bool, verdicts *[]schemas.Verdict) error {
+// A role is what a run is to the model.
+type role uint8
+
+const (
+	tested  role = iota // nothing of it stays
+	vouched             // harmless, and learned from: what stands out is approved
+	live                // ended as any, with nobody who looks: the model's own gates decide
+)
+
+// run judges a run and gives the verdicts.
+func (p *plane) run(r *traces.Run, as role, verdicts *[]schemas.Verdict) error {
 	if err := p.begin(r); err != nil {
 		return fmt.Errorf("run %s: %w", r.ID, err)
 	}
 	for i := range r.Calls {
-		v, err := p.call(r, i, baseline)
+		v, err := p.call(r, i, as == vouched)
 		if err != nil {
 			return fmt.Errorf("run %s: %w", r.ID, err)
 		}
@@ -63,11 +71,18 @@ func (p *plane) run(r *traces.Run, baseline bool, verdicts *[]schemas.Verdict) e
 			*verdicts = append(*verdicts, v)
 		}
 	}
-	finish := p.forget
-	if baseline {
-		finish = p.end
+	var err error
+	switch as {
+	case tested:
+		err = p.forget(r)
+	case vouched:
+		err = p.end(r)
+	case live:
+		if err = p.end(r); err == nil {
+			err = p.apply(&schemas.Event{Kind: schemas.AgentResumed, Agent: r.Suite})
+		}
 	}
-	if err := finish(r); err != nil {
+	if err != nil {
 		return fmt.Errorf("run %s: %w", r.ID, err)
 	}
 	return nil
@@ -94,14 +109,14 @@ const vouchFrom = 40
 
 // call judges one call, and logs it as accepted whatever the verdict, with the
 // answer of its tool: the recorded agent went on.
-func (p *plane) call(run *traces.Run, i int, vouched bool) (schemas.Verdict, error) {
+func (p *plane) call(run *traces.Run, i int, vouch bool) (schemas.Verdict, error) {
 	p.now = p.now.Add(betweenCalls)
 	e := &schemas.Event{Kind: schemas.MessageAccepted, Agent: run.Suite, Operation: run.ID, JTI: run.ID, To: toolService, Time: p.now,
 		Action: schemas.Action{Verb: schemas.VerbCall, Resource: run.Calls[i].Tool}, Data: payload(run.Calls[i])}
 	v := p.model.Assess(e)
 	v.Factors = slices.Clone(v.Factors) // they hold until the next
 	e.Verdict, e.Risk = schemas.Marshal(v), v.Risk
-	if vouched && v.ActionRisk >= vouchFrom {
+	if vouch && v.ActionRisk >= vouchFrom {
 		held := *e
 		held.Kind = schemas.MessageHeld
 		if err := p.apply(&held); err != nil {

@@ -51,6 +51,7 @@ type Options struct {
 	Manifest   map[string]traces.Tool // may be nil: then all tools are sinks
 	Protocol   string
 	Capability bool // tokens list what an ideal token would, instead of every tool of the suite
+	Poison     int  // so many hijacked runs of each suite, of other models, end unnoticed before the test
 	Explain    bool // verdicts say in words what every factor is about
 	Progress   func(done, of int)
 
@@ -146,6 +147,9 @@ func judge(ctx context.Context, o Options, g *group, out []Judged, done func(n i
 		if err := p.learn(o.Baseline, func(r *traces.Run) bool { return r.Model != g.model }); err != nil {
 			return err
 		}
+		if err := p.poison(o, func(r *traces.Run) bool { return r.Model != g.model }); err != nil {
+			return err
+		}
 		return p.judge(ctx, g.runs, out, done)
 	}
 	if err := p.learn(o.Baseline, func(r *traces.Run) bool { return r.Model != g.model && r.Suite != g.suite }); err != nil {
@@ -163,10 +167,11 @@ func judge(ctx context.Context, o Options, g *group, out []Judged, done func(n i
 		}
 		f := *p
 		f.model = p.model.Fork()
-		err := f.learn(o.Baseline, func(r *traces.Run) bool {
-			return r.Model != g.model && r.Suite == g.suite && r.UserTask != task
-		})
-		if err != nil {
+		mine := func(r *traces.Run) bool { return r.Model != g.model && r.Suite == g.suite && r.UserTask != task }
+		if err := f.learn(o.Baseline, mine); err != nil {
+			return err
+		}
+		if err := f.poison(o, mine); err != nil {
 			return err
 		}
 		if err := f.judge(ctx, same, out, done); err != nil {
@@ -183,7 +188,23 @@ func (p *plane) learn(runs []*traces.Run, only func(*traces.Run) bool) error {
 		if !Negative(r) || !only(r) {
 			continue
 		}
-		if err := p.run(r, true, nil); err != nil {
+		if err := p.run(r, vouched, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// poison lets hijacked runs end as if nobody had noticed, the first of each
+// suite among those that only admits.
+func (p *plane) poison(o Options, only func(*traces.Run) bool) error {
+	n := map[string]int{}
+	for _, r := range o.Test {
+		if !Positive(r) || !only(r) || n[r.Suite] == o.Poison {
+			continue
+		}
+		n[r.Suite]++
+		if err := p.run(r, live, nil); err != nil {
 			return err
 		}
 	}
@@ -195,7 +216,7 @@ func (p *plane) judge(ctx context.Context, which []int, out []Judged, done func(
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := p.run(out[i].Run, false, &out[i].Verdicts); err != nil {
+		if err := p.run(out[i].Run, tested, &out[i].Verdicts); err != nil {
 			return err
 		}
 	}

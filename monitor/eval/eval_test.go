@@ -163,6 +163,26 @@ func TestLabelsBearOnNoVerdict(t *testing.T) {
 	}
 }
 
+// Hijacked runs that nobody notices teach so little that the next are told as
+// well as before.
+func TestPoisonedRunsTakeNothingFromTheFigures(t *testing.T) {
+	path := recorded(t, 6, 8)
+	set, err := Load([]string{path}, []string{path}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, poison := range []int{0, 30} {
+		o := Options{Set: set, Manifest: manifest, Protocol: Warm, Poison: poison}
+		judged, err := Judge(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := Summarise(o, judged, false); r.At70.TPR < .98 || r.At70.FPR > .05 {
+			t.Errorf("after %d poisoned runs: %+v", poison, r.At70)
+		}
+	}
+}
+
 func TestFiguresAreWhatTheyClaim(t *testing.T) {
 	s := []scored{{9, true}, {8, true}, {7, false}, {6, true}, {6, false}, {5, false}, {1, true}, {0, false}}
 	// Pairs won by the positives: 9 and 8 win 4 each, 6 wins 2 and draws 1, 1 wins 1.
