@@ -63,7 +63,8 @@ func toolOf(e *schemas.Event) schemas.Action {
 // Assess judges a draft of an action or of an agent's answer. It changes
 // nothing: its result depends on the events folded, and on the draft's kind,
 // agent, operation, action, recipient, capability, approval, time and body.
-// Reads are given the agent's present risk without evidences.
+// Reads are given the agent's present risk without evidences. The verdict's
+// factors hold until the next Assess: it keeps the room for them.
 func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 	if e.Kind == schemas.RiskChanged {
 		return m.standingVerdict(e)
@@ -84,6 +85,9 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 		v.Factors = append(v.Factors, schemas.Factor{ID: "approved", Observed: "a reviewer approved this action"})
 	}
 	m.conclude(e, c.agent, &v)
+	if v.Factors != nil {
+		m.factors = v.Factors
+	}
 	return v
 }
 
@@ -132,28 +136,66 @@ const (
 	maxMistake   = 69
 )
 
-// behaviour scores a sink; see valueEvidence for what aimed says.
+// aimed says that an action is no mistake: it goes to a stranger, does what an
+// answer said, or is the use, by an agent that is known, of a tool that neither
+// the capability grants nor the task speaks of.
+func (c *considered) aimed(f *features) bool {
+	return f.x[evDomain]+f.x[evFresh]+f.x[evTainted] > 0 ||
+		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
+}
+
+// behaviour scores a sink, and says whether it is aimed.
 func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
-	v.Factors = make([]schemas.Factor, 0, 9)
-	v.Factors = append(v.Factors, schemas.Factor{ID: "base", Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
+	uses := m.usesOf(e, &c, false)
+	w := view{b: c.agent.baseline, t: c.template}
+	f := m.features(&c, w, uses)
+	v.Factors = append(m.factors[:0], schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
 	v.Score = m.weights.Base
-	m.toolEvidence(c, v)
-	aimed = m.valueEvidence(c, v, m.usesOf(e, c.tool))
-	if c.standing == outOfScope || c.standing == forbidden {
-		m.point(v, schemas.Factor{ID: "outside", Bits: one, Weight: m.weights.Outside,
-			Observed: c.standing.String(), Expected: "what the capability grants"})
+	for ev, x := range f.x {
+		if x != 0 {
+			m.point(v, schemas.Factor{ID: evidenceIDs[ev], Bits: x, Weight: m.weights.Of[ev]})
+		}
 	}
+	aimed = c.aimed(&f)
+	m.judgeScore(c, v)
+	if v.ActionRisk >= m.explainFrom {
+		i := 1
+		for ev, x := range f.x {
+			if x != 0 {
+				m.explain(&c, w, &f, uses, evidence(ev), &v.Factors[i])
+				i++
+			}
+		}
+	}
+	return aimed
+}
+
+// explainFrom is the risk from which a verdict says in words what each of its
+// factors is about; below, nobody reads them, and words cost.
+const explainFrom = learnBelow
+
+func (m *Model) judgeScore(c considered, v *schemas.Verdict) {
 	set := m.calibrationOf(c)
 	if set == nil {
 		bits := priorBits(v.Score)
 		v.PPM, v.NCalibration = ppm(bits), len(m.pool.sorted)
 		v.ActionRisk = min(riskOf(bits), maxBehaviour)
-		return aimed
+		return
 	}
 	bits := set.bits(v.Score)
 	v.PPM, v.NCalibration = ppm(bits), len(set.sorted)
 	v.ActionRisk = riskOf(bits)
-	return aimed
+}
+
+// score is the sum that the verdict's points make.
+func (w *Weights) score(f *features) fixed {
+	s := w.Base
+	for ev, x := range f.x {
+		if x != 0 {
+			s = clampFixed(s+mul(x, w.Of[ev]), -maxScore, maxScore)
+		}
+	}
+	return s
 }
 
 // A maturity is how well a template is known. Runs are calibrated among those

@@ -1,9 +1,11 @@
 package monitor
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -188,7 +190,7 @@ func TestPointsAddUpAndEverythingEncodes(t *testing.T) {
 		sum := int64(0)
 		for _, f := range v.Factors {
 			sum += f.Points
-			if f.Weight < 0 && f.ID != "base" {
+			if f.Weight < 0 && f.ID != "base" && f.ID != "credit" {
 				t.Fatalf("factor %s has a negative weight", f.ID)
 			}
 		}
@@ -342,12 +344,41 @@ func TestGoldenVerdict(t *testing.T) {
 	p := trained(t, 40, "analyst")
 	got := string(schemas.Marshal(hijack(p.issue("analyst", "report", defaultTask)))) + "\n" +
 		string(schemas.Marshal(p.issue("writer", "essay", "write").do("call:shell", `{"cmd":"rm"}`))) + "\n"
-	want, err := os.ReadFile("testdata/verdicts.golden")
+	want, err := os.ReadFile("testdata/verdicts.linear-2.golden")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got != string(want) {
 		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+}
+
+// Verdicts that earlier models gave stand in logs: they are still read, and
+// their points still add up.
+func TestVerdictsOfEveryModelAreRead(t *testing.T) {
+	files, err := filepath.Glob("testdata/verdicts*.golden")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range bytes.Lines(raw) {
+			var v schemas.Verdict
+			if err := schemas.Unmarshal(line, &v); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			sum := int64(0)
+			for _, f := range v.Factors {
+				sum += f.Points
+			}
+			b, err := briefOf(line)
+			if err != nil || sum != v.Score || b.Score != v.Score || b.ActionRisk != v.ActionRisk {
+				t.Errorf("%s: points %d, score %d, brief %+v, %v", file, sum, v.Score, b, err)
+			}
+		}
 	}
 }
 

@@ -20,7 +20,11 @@ const (
 	maxJobTools  = 64   // tools of one template
 	maxJobPairs  = 256  // pairs of one template
 	maxPlaces    = 512  // places (a tool and a kind) of one agent
-	maxKnown     = 4096 // values of one agent, and values in places
+	maxKnown     = 4096 // values of one agent
+	maxFlows     = 1024 // ways of one agent to fill places
+	maxTimes     = 6    // uses of one tool in a run that are told apart
+	maxRepeats   = 1024 // tools by how often they are used in a run, of one agent
+	maxTogether  = 1024 // pairs of tools that runs used, of one agent
 	maxRuns      = 4096 // learned runs; from there all counts are halved
 )
 
@@ -61,24 +65,33 @@ type baseline struct {
 	templates map[string]*template
 	taken     uint64 // bits of the masks that templates hold
 	known     map[id]knowledge
-	places    map[place]usage
-	used      map[id]count // a value in a place
-	learned   uint64       // runs learned ever: orders what is forgotten
+	slots     map[place]slot
+	flows     map[flow]uint32
+	filled    map[place]uint32 // sum over flows
+	times     map[repeat]uint32
+	together  map[pair]uint32           // runs in which both tools were used, by the lesser first
+	newTools  map[schemas.Action]uint32 // runs of a known job in which a tool was new to it
+	newcomers map[string]uint32         // the same of tools new to the agent, by verb
+	mature    uint32                    // runs of jobs that were known
+	outside   map[schemas.Action]uint32 // runs in which a tool was used that the capability did not grant
+	words     map[uint32]uint16         // in how many jobs' tasks a word stands
+	learned   uint64                    // runs learned ever: orders what is forgotten
+}
+
+// A repeat is a tool used at least so many times in a run.
+type repeat struct {
+	tool schemas.Action
+	n    uint8
 }
 
 // following says what came after a tool.
 type following struct{ n, distinct uint32 }
 
-// knowledge is in which templates a value was used.
+// knowledge is in which templates a value was used, and by sinks.
 type knowledge struct {
 	templates uint64
+	sinks     uint64
 	last      uint64
-}
-
-// usage is how often a place was filled, and with how many different values.
-type usage struct {
-	n, distinct uint32
-	last        uint64
 }
 
 // A template is the same for one job.
@@ -88,52 +101,20 @@ type template struct {
 	tools   map[schemas.Action]uint32
 	pairs   map[pair]uint32
 	follows map[schemas.Action]uint32
+	flows   map[flow]uint32
+	filled  map[place]uint32
+	times   map[repeat]uint32
+	words   []uint32 // of its newest task, sorted
 	last    uint64
 }
 
 func newBaseline() *baseline {
 	return &baseline{
 		tools: map[schemas.Action]count{}, pairs: map[pair]count{}, follows: map[schemas.Action]following{},
-		templates: map[string]*template{}, known: map[id]knowledge{}, places: map[place]usage{}, used: map[id]count{},
+		templates: map[string]*template{}, known: map[id]knowledge{}, slots: map[place]slot{},
+		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, together: map[pair]uint32{},
+		newTools: map[schemas.Action]uint32{}, newcomers: map[string]uint32{}, outside: map[schemas.Action]uint32{}, words: map[uint32]uint16{},
 	}
-}
-
-// toolSurprise shrinks from the job's runs to the agent's:
-// P = (c_job + 3·P_agent)/(n_job + 3), P_agent = (c + ½)/(n + 1).
-func (b *baseline) toolSurprise(t *template, tool schemas.Action) fixed {
-	c, n := uint64(b.tools[tool].n), uint64(b.runs)
-	ct, nt := t.counts(tool)
-	return surprise(ct*2*(n+1)+3*(2*c+1), 2*(n+1)*(nt+3), maxSurprise)
-}
-
-// pairSurprise is Witten–Bell for the agent, then the same shrink to the job:
-// P = (c(prev,tool) + T·P(tool))/(c(prev) + T), T the number of different tools
-// seen after prev.
-func (b *baseline) pairSurprise(t *template, p pair) fixed {
-	f := b.follows[p.prev]
-	num, den := 2*uint64(b.tools[p.tool].n)+1, 2*uint64(b.votes)+uint64(len(b.tools))+1
-	if n := uint64(f.n + f.distinct); n > 0 {
-		num, den = uint64(b.pairs[p].n)*den+uint64(f.distinct)*num, n*den
-	}
-	ct, nt := t.pairCounts(p)
-	return surprise(ct*den+3*num, (nt+3)*den, maxSurprise)
-}
-
-// slotNovelty is 1 − log2((distinct + ½)/(n + 1)) for a value that was never
-// used in a place, and 0 for one that was.
-func (b *baseline) slotNovelty(p place, value id) (bits fixed, u usage) {
-	u = b.places[p]
-	if _, used := b.used[value]; used {
-		return 0, u
-	}
-	return min(one+surprise(2*uint64(u.distinct)+1, 2*(uint64(u.n)+1), maxSurprise), maxSurprise), u
-}
-
-// isKnown reports whether a value was used in this template, or in two others:
-// one job alone can teach no other.
-func (b *baseline) isKnown(t *template, value id) bool {
-	mask := b.known[value].templates
-	return t != nil && mask>>t.bit&1 == 1 || bits.OnesCount64(mask) >= 2
 }
 
 func (t *template) counts(tool schemas.Action) (c, n uint64) {
@@ -152,30 +133,86 @@ func (t *template) pairCounts(p pair) (c, n uint64) {
 
 // A useOf is a value in a place, as a run used it.
 type useOf struct {
-	place  place
-	inside id // the value in its place
-	value  id
-	domain id // zero where it has none
+	place        place
+	value        id
+	domain       id // zero where it has none
+	domainInTask bool
+	sink         bool
+	fresh        bool      // the newest output brought it
+	displaced    bool      // the task names another value of its form
+	seen         knowledge // what the baseline knew of the value
+	seenDomain   knowledge // and of its domain
+	unknown      bool      // see view.trusts
+	unknownNew   bool      // the same as if the job were new
+	strange      fixed     // how little its words are those of the task, 0 to 1
+	how          origin
+	root         schemas.Action // the tool in whose output the chain of values began
+}
+
+// An origin is where a value came from.
+type origin uint8
+
+const (
+	ofItself origin = iota // neither of the two below
+	fromTask
+	fromOutput
+)
+
+// A flow fills a place with what came from a tool. The place's tool is zero
+// where all tools of one kind are meant.
+type flow struct {
+	place place
+	root  schemas.Action
 }
 
 // learn takes the vote of one run: each tool, pair and value in it counts once.
 func (b *baseline) learn(job string, v *votes) {
 	b.learned++
 	t := b.template(job)
-	b.runs, t.runs = b.runs+1, t.runs+1
+	b.learnSlots(t, v)
+	for _, tool := range v.outside {
+		add(b.outside, tool, maxTools)
+	}
+	b.learnFlows(t, v)
+	b.learnTools(t, v)
+	b.sign(t, v.uses)
+	b.learnTimes(t, v)
+	b.learnWords(t, v.words)
+	if b.runs >= maxRuns {
+		b.halve()
+	}
+}
+
+// learnTools counts the tools of a run and what followed what; those that the
+// agent never used before, once more as the firsts of their verb.
+func (b *baseline) learnTools(t *template, v *votes) {
+	before := view{b: b}
+	tools, pairs := slices.Clone(v.tools), slices.Clone(v.pairs)
 	for _, tool := range v.tools {
+		if s := before.seen(tool); s != tool && !slices.Contains(tools, s) {
+			tools = append(tools, s)
+		}
+	}
+	for _, p := range v.pairs {
+		if s := (pair{before.seen(p.prev), before.seen(p.tool)}); s != p && !slices.Contains(pairs, s) {
+			pairs = append(pairs, s)
+		}
+	}
+	b.runs, t.runs = b.runs+1, t.runs+1
+	for _, tool := range tools {
 		if c, ok := b.tools[tool]; ok || len(b.tools) < maxTools {
 			b.tools[tool] = count{c.n + 1, b.learned}
 			b.votes++
 			add(t.tools, tool, maxJobTools)
 		}
 	}
-	for _, p := range v.pairs {
+	for _, p := range pairs {
 		b.learnPair(t, p)
 	}
-	b.sign(t, v.uses)
-	if b.runs >= maxRuns {
-		b.halve()
+	for i, x := range tools { // beside one another
+		for _, y := range tools[:i] {
+			add(b.together, pairOf(x, y), maxTogether)
+		}
 	}
 }
 
@@ -205,31 +242,21 @@ func add[K comparable](m map[K]uint32, k K, most int) {
 // sign makes values known to a template.
 func (b *baseline) sign(t *template, uses []useOf) {
 	for _, u := range uses {
-		b.know(t, u.value)
+		b.know(t, u.value, u.sink)
 		if u.domain != (id{}) {
-			b.know(t, u.domain)
+			b.know(t, u.domain, u.sink)
 		}
-		old := b.places[u.place]
-		_, again := b.used[u.inside]
-		b.used[u.inside] = count{1, b.learned}
-		old.n, old.last = old.n+1, b.learned
-		if !again {
-			old.distinct++
-		}
-		b.places[u.place] = old
 	}
 	forget(b.known, maxKnown, func(k knowledge) uint64 { return k.last }, id.compare)
-	forget(b.used, maxKnown, func(c count) uint64 { return c.last }, id.compare)
-	forget(b.places, maxPlaces, func(u usage) uint64 { return u.last }, place.compare)
 }
 
-func (b *baseline) know(t *template, value id) {
+func (b *baseline) know(t *template, value id, sink bool) {
 	k := b.known[value]
-	b.known[value] = knowledge{k.templates | 1<<t.bit, b.learned}
-}
-
-func (p place) compare(q place) int {
-	return cmp.Or(cmp.Compare(p.tool.Verb, q.tool.Verb), cmp.Compare(p.tool.Resource, q.tool.Resource), cmp.Compare(p.kind, q.kind))
+	k.templates, k.last = k.templates|1<<t.bit, b.learned
+	if sink {
+		k.sinks |= 1 << t.bit
+	}
+	b.known[value] = k
 }
 
 // forget brings a map that grew over its bound down to seven eighths of it,
@@ -257,7 +284,8 @@ func (b *baseline) template(job string) *template {
 			b.forgetTemplate()
 		}
 		t = &template{bit: bits.TrailingZeros64(^b.taken), tools: map[schemas.Action]uint32{},
-			pairs: map[pair]uint32{}, follows: map[schemas.Action]uint32{}}
+			pairs: map[pair]uint32{}, follows: map[schemas.Action]uint32{},
+			flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}}
 		b.taken |= 1 << t.bit
 		b.templates[job] = t
 	}
@@ -276,6 +304,7 @@ func (b *baseline) forgetTemplate() {
 	delete(b.templates, oldest)
 	b.taken &^= bit
 	for value, k := range b.known {
+		k.sinks &^= bit
 		if k.templates &^= bit; k.templates == 0 {
 			delete(b.known, value)
 		} else {
@@ -305,16 +334,26 @@ func (b *baseline) halve() {
 		f := b.follows[p.prev]
 		b.follows[p.prev] = following{f.n + c.n, f.distinct + 1}
 	}
-	for p, u := range b.places {
-		u.n, u.distinct = (u.n+1)/2, (u.distinct+1)/2
-		b.places[p] = u
+	b.mature /= 2
+	for p, x := range b.slots {
+		b.slots[p] = slot{x.known.half(), x.new.half()}
 	}
+	halveCounts(b.flows)
+	halveCounts(b.filled)
+	halveCounts(b.times)
+	halveCounts(b.together)
+	halveCounts(b.newTools)
+	halveCounts(b.newcomers)
+	halveCounts(b.outside)
 	for _, t := range b.templates {
 		t.runs /= 2
 		for _, m := range []map[schemas.Action]uint32{t.tools, t.follows} {
 			halveCounts(m)
 		}
 		halveCounts(t.pairs)
+		halveCounts(t.flows)
+		halveCounts(t.filled)
+		halveCounts(t.times)
 	}
 }
 
@@ -329,9 +368,12 @@ func halveCounts[K comparable](m map[K]uint32) {
 // A votes is one run's vote: distinct tools, pairs and values, in the order of
 // their first use.
 type votes struct {
-	tools []schemas.Action
-	pairs []pair
-	uses  []useOf
+	words   []uint32
+	outside []schemas.Action // tools used that the capability did not grant
+	times   []uint8          // how often each tool was used, capped
+	tools   []schemas.Action
+	pairs   []pair
+	uses    []useOf
 }
 
 // Bounds of one run's vote.
@@ -342,14 +384,16 @@ const (
 )
 
 func (v *votes) add(tool, prev schemas.Action, uses []useOf) {
-	if !slices.Contains(v.tools, tool) && len(v.tools) < maxVoteTools {
-		v.tools = append(v.tools, tool)
+	if i := slices.Index(v.tools, tool); i >= 0 {
+		v.times[i] = min(v.times[i]+1, maxTimes)
+	} else if len(v.tools) < maxVoteTools {
+		v.tools, v.times = append(v.tools, tool), append(v.times, 1)
 	}
 	if p := (pair{prev, tool}); !slices.Contains(v.pairs, p) && len(v.pairs) < maxVotePairs {
 		v.pairs = append(v.pairs, p)
 	}
 	for _, u := range uses {
-		if len(v.uses) < maxVoteUses && !slices.ContainsFunc(v.uses, func(o useOf) bool { return o.inside == u.inside }) {
+		if len(v.uses) < maxVoteUses && !slices.ContainsFunc(v.uses, func(o useOf) bool { return o.value == u.value && o.place == u.place }) {
 			v.uses = append(v.uses, u)
 		}
 	}

@@ -67,25 +67,26 @@ func (b *benchLog) fill(agents int) error {
 	for a := range agents {
 		name := fmt.Sprintf("agent-%d", a)
 		for r := range 8 * 40 {
-			if err := b.run(name, fmt.Sprintf("op-%d", r), fmt.Sprintf("job-%d", r%8), true); err != nil {
+			if err := b.run(name, fmt.Sprintf("op-%d", r), fmt.Sprintf("job-%d", r%8), 6, true); err != nil {
 				return err
 			}
 		}
-		if err := b.run(name, "live", "job-1", false); err != nil {
+		if err := b.run(name, "live", "job-1", 5, false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *benchLog) run(agent, op, job string, end bool) error {
+// run does so many actions of a run of six, and may end it.
+func (b *benchLog) run(agent, op, job string, actions int, end bool) error {
 	b.time = b.time.Add(time.Hour)
 	g := schemas.Grant{JTI: op, Agent: agent, Operation: op, Job: job, Scope: []string{"call:mail", "call:search"},
 		Task: "Find the quarter's figures and mail them to team@acme.example"}
 	if err := b.apply(&schemas.Event{Kind: schemas.TokenIssued, Agent: agent, Time: b.time, Operation: op, JTI: op, Data: schemas.Marshal(g)}); err != nil {
 		return err
 	}
-	for i := range 6 {
+	for i := range actions {
 		e := b.action(agent, op, i)
 		v := b.model.Assess(e)
 		e.Verdict, e.Risk = schemas.Marshal(v), v.Risk

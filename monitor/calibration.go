@@ -7,6 +7,7 @@ import (
 // Sizes of calibration sets.
 const (
 	maxMaxima   = 256 // runs of one set; the oldest makes room
+	immature    = 20  // first runs of a set that make room once there are more: all was new then
 	minPooled   = 20  // runs of the fleet below which behaviour alone can't pause
 	minOwn      = 30  // runs of an agent from which its own set is used
 	censoredOne = 8   // at most one run in so many may be censored
@@ -28,10 +29,24 @@ type calibration struct {
 	maxima   []maximum
 	sorted   []fixed
 	censored int
+	ever     int // runs added
 
 	tail  fixed // the score from which the exponential tail holds
 	above int   // runs at or over it
 	scale fixed // its mean excess
+}
+
+// addRun takes the highest score of one more run. A censored one stands at the
+// score from which runs teach nothing.
+func (c *calibration) addRun(score fixed, censored bool) {
+	if censored {
+		bits := priorBits
+		if len(c.sorted) >= minPooled {
+			bits = c.bits
+		}
+		score = min(score, scoreAt(learnBelow, bits))
+	}
+	c.add(maximum{score, censored})
 }
 
 // add takes the highest score of one more run.
@@ -39,7 +54,8 @@ func (c *calibration) add(m maximum) {
 	if m.censored && (c.censored+1)*censoredOne > len(c.maxima)+1 {
 		return
 	}
-	if len(c.maxima) == maxMaxima {
+	c.ever = min(c.ever+1, 2*maxMaxima)
+	for len(c.maxima) >= min(maxMaxima, max(minPooled, c.ever-immature)) {
 		c.drop(c.maxima[0])
 	}
 	c.maxima = append(c.maxima, m)
@@ -60,19 +76,19 @@ func (c *calibration) drop(m maximum) {
 	}
 }
 
-// fit estimates the tail above the 80th percentile as exponential: the mean
+// fit estimates the tail above the 95th percentile as exponential: the mean
 // excess per uncensored run (the maximum-likelihood estimate under censoring),
-// with the prior's scale standing in for two runs. The design's 95th
-// percentile lies in what is censored.
+// with usualScale standing in for two runs. Where the percentile lies among the
+// censored, the tail begins there.
 func (c *calibration) fit() {
 	n := len(c.sorted)
-	from := n * 4 / 5
+	from := n * 19 / 20
 	c.tail, c.above = c.sorted[from], n-from
 	for from > 0 && c.sorted[from-1] == c.tail {
 		from--
 		c.above++
 	}
-	excess, exact := 2*prior.scale, fixed(2)
+	excess, exact := 2*usualScale, fixed(2)
 	for _, m := range c.maxima {
 		if m.score > c.tail {
 			excess += m.score - c.tail
@@ -84,8 +100,11 @@ func (c *calibration) fit() {
 	c.scale = max(excess/exact, minScale)
 }
 
+// usualScale is that of the tail of scores, in most sets.
+const usualScale = one * 3 / 4
+
 // minScale keeps the tail of a set of equal scores from having no width.
-const minScale = one / 4
+const minScale = usualScale
 
 // log2e is the binary logarithm of e.
 const log2e fixed = 94548

@@ -5,35 +5,57 @@
 //
 // A Model is a fold of the log. For each agent, and for each job template (the
 // agent and the job that its capability names), it counts which tools are
-// used, which tool follows which, and with which values. A run is one
-// operation: it is learned as a whole when it ends, with one vote for each
-// tool, pair and value in it, and only if nothing in it looked wrong: no
-// action of risk 40 or more, none refused as out of bounds, none that still
-// awaits a review or that a reviewer denied. What an approved action used is
-// signed in by the approval.
+// used, which tool follows which and stands beside which, how often in a run,
+// with which values, and from where these came: the task, or the output of which
+// tool. A run is one operation: it is learned as a whole when it ends, with one
+// vote for each tool, pair and value in it, and only if nothing in it looked
+// wrong: no action of risk 40 or more, none refused as forbidden, none that
+// still awaits a review or that a reviewer denied. What an approved action used
+// is signed in by the approval. A tool, a place or a source that the agent never
+// used counts as a first of its verb: who writes under another name each week
+// has done so before.
 //
 // # What it judges
 //
 // Harm is done by sinks: tools that write, execute or send. Reads are context,
 // and are not scored. A tool is a read where the service that serves it
 // declares it so; what nobody declares is a sink. For a sink the evidences
-// are, in bits or as a flag:
+// are, in bits or as a share of one:
 //
+//	new_tool    a tool new to a job that is known: how rare that is for this tool
 //	tool        how unusual the tool is for the job and the agent
+//	similar     the same, of jobs whose tasks use like words
 //	bigram      how unusual it is after the tool before it (Witten–Bell)
-//	slot        a value never used in this place of this tool
+//	together    how unusual it is beside the tools that the run used
+//	repeat      how unusual it is to use it once more in a run
+//	slot        an unknown value from an output: how rare that is in this place
 //	unknown     a value that is neither in the task nor known: seen in this
 //	            template, or in two others
-//	domain      the same of a mail domain or host
-//	fresh       a value that first appeared in the previous call's output
+//	tainted     an unknown value that an output brought
+//	recipient   the same, where it says where something goes
+//	unused      a value that an output brought, and no sink used before
+//	displaced   an unknown recipient, where the task names another of its form
+//	domain      an unknown mail domain or host
+//	fresh       a value that the newest output brought
+//	origin      how unusual it is to fill this place from that source: from where
+//	            the chain of values began, if one output led to the next
+//	intent      how little the task's words speak of a tool new to the job
 //	outside     the capability does not grant it
+//	rare        the same: how rarely harmless runs try it without a grant
+//	beyond      the same: how little the task's words speak of it
+//	credit      all that it names stands in the task; this alone speaks for it
+//
+// A value is as strange as its words are not the task's: unknown, tainted,
+// recipient, unused and slot weigh less where the task speaks of it.
 //
 // The score is a constant plus the weighted evidences; each is one Factor of
-// the verdict, and the points of all factors sum to the score exactly.
+// the verdict, and the points of all factors sum to the score exactly. From risk
+// 40 on, factors say in words what was observed and expected.
 // Conformal calibration turns the score into a p-value against the highest
 // scores of earlier harmless runs, and risk = 70·ln p / ln 0.02: 70 is what
-// one harmless run in fifty reaches. Below 20 such runs this risk stays under
-// 70, for nothing is known yet.
+// one harmless run in fifty reaches. Each run calibrates by what its job knew
+// of it, and once more as if its job were new: a new job is held against the
+// latter. Below 20 such runs this risk stays under 70, for nothing is known yet.
 //
 // Refusals are a channel of their own, which needs no history: a forbidden
 // tool, an action out of scope, an operation that was never granted and what

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -37,10 +38,10 @@ func TestSlowPoisonBelowThePauseTeachesNothing(t *testing.T) {
 	for range 30 {
 		r := newRun()
 		r.job, r.maxRisk, r.maxScore = "report", 55, maxScore/2
-		r.votes.add(schemas.Action{Verb: "call", Resource: "mail"}, schemas.Action{}, []useOf{{value: id{1, 1}, inside: id{2, 2}}})
+		r.votes.add(schemas.Action{Verb: "call", Resource: "mail"}, schemas.Action{}, []useOf{{value: id{1, 1}}})
 		p.m.learn(a, r)
 	}
-	if a.baseline.isKnown(a.baseline.templates["report"], id{1, 1}) {
+	if (view{b: a.baseline, t: a.baseline.templates["report"]}).trusts(a.baseline.known[id{1, 1}].templates) {
 		t.Error("a skipped run made its value known")
 	}
 	pool := &p.m.pool
@@ -156,7 +157,7 @@ func TestOneVoteARun(t *testing.T) {
 	o.end()
 	b := p.m.agents["analyst"].baseline
 	mail := schemas.Action{Verb: "call", Resource: "mail"}
-	if b.tools[mail].n != 1 || b.places[place{mail, "to"}].n != 1 {
+	if b.tools[mail].n != 1 || b.filled[place{mail, "to"}] != 1 {
 		t.Errorf("500 calls of one run count %d times", b.tools[mail].n)
 	}
 }
@@ -196,7 +197,7 @@ func TestMemoryOfAnAgentIsBounded(t *testing.T) {
 		var v votes
 		n := uint64(i)
 		tool := schemas.Action{Verb: "write", Resource: fmt.Sprintf("r%d", i)}
-		v.add(tool, schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}, []useOf{{place{tool, "k"}, id{n, 1}, id{n, 2}, id{n, 3}}})
+		v.add(tool, schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}, []useOf{{place: place{tool, "k"}, value: id{n, 2}, domain: id{n, 3}, root: schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}}})
 		p.m.agent("analyst").baseline.learn(fmt.Sprintf("job-%d", i%maxTemplates), &v)
 	}
 	if known := len(p.m.agent("analyst").baseline.known); known < maxKnown/2 {
@@ -221,7 +222,8 @@ func TestMemoryOfAnAgentIsBounded(t *testing.T) {
 	b := a.baseline
 	for name, c := range map[string]struct{ n, most int }{
 		"templates": {len(b.templates), maxTemplates}, "tools": {len(b.tools), maxTools}, "pairs": {len(b.pairs), maxPairs},
-		"places": {len(b.places), maxPlaces}, "known": {len(b.known), maxKnown}, "used": {len(b.used), maxKnown},
+		"slots": {len(b.slots), maxPlaces}, "known": {len(b.known), maxKnown}, "flows": {len(b.flows), maxFlows}, "filled": {len(b.filled), maxPlaces},
+		"times": {len(b.times), maxRepeats}, "together": {len(b.together), maxTogether}, "new tools": {len(b.newTools), maxTools}, "words": {len(b.words), maxTemplates * maxWordsOf},
 		"runs": {len(a.runs), maxLive}, "held": {len(a.held), maxHeld}, "approved": {len(a.approved), maxApproved},
 		"history": {len(a.history), maxHistory}, "refusals": {len(a.refusals), maxRefusals},
 		"pending": {len(p.m.pending), maxPending}, "pool": {len(p.m.pool.maxima), maxMaxima},
@@ -258,14 +260,38 @@ func TestAFloodedOutputHidesNoFreshValue(t *testing.T) {
 func TestLongPastCountsAreHalved(t *testing.T) {
 	b := newBaseline()
 	var v votes
-	v.add(schemas.Action{Verb: "call", Resource: "x"}, schemas.Action{}, []useOf{{value: id{1, 1}, inside: id{1, 2}}})
+	v.add(schemas.Action{Verb: "call", Resource: "x"}, schemas.Action{}, []useOf{{value: id{1, 1}}})
 	for range 3 * maxRuns {
 		b.learn("job", &v)
 	}
 	if b.runs >= maxRuns || b.votes != b.tools[v.tools[0]].n {
 		t.Errorf("runs %d, votes %d", b.runs, b.votes)
 	}
-	if t0 := b.templates["job"]; b.toolSurprise(t0, v.tools[0]) > one/100 {
+	if t0 := b.templates["job"]; (view{b: b, t: t0}).toolSurprise(v.tools[0]) > one/100 {
 		t.Error("a tool of each run is surprising")
+	}
+}
+
+// What an agent of eight jobs takes, each of 40 runs, stays under 64 KiB.
+func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
+	r, err := Bench(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.BytesPerAgent > 64<<10 || r.BytesPerAgent < 4<<10 {
+		t.Errorf("%d bytes an agent", r.BytesPerAgent)
+	}
+}
+
+// An assessment in the steady state allocates nothing.
+func TestAnAssessmentAllocatesNothing(t *testing.T) {
+	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
+	if err := l.fill(1); err != nil {
+		t.Fatal(err)
+	}
+	for name, e := range map[string]*schemas.Event{"sink": l.action("agent-0", "live", 1), "read": l.action("agent-0", "live", 0)} {
+		if n := testing.AllocsPerRun(200, func() { l.model.Assess(e) }); n != 0 {
+			t.Errorf("%s: %g allocations", name, n)
+		}
 	}
 }

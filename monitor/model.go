@@ -16,13 +16,15 @@ import (
 // Options of a Model. The zero value is what Writ runs with.
 type Options struct {
 	Weights *Weights // of the evidences; Reference where nil
+	Explain bool     // say in words what every factor is about, however low the risk; live verdicts do so from risk 40
 }
 
 // A Model is the fold of the log that judges. It is not safe for concurrent
 // use, Assess included: it keeps buffers.
 type Model struct {
-	weights Weights
-	version string // of the model: weights and method
+	weights     Weights
+	explainFrom int    // risk
+	version     string // of the model: weights and method
 
 	seq     uint64 // last event folded
 	learned uint64 // sequence of the event at which a run was last learned
@@ -32,10 +34,14 @@ type Model struct {
 	pool    calibration             // of all
 	pending map[uint64]violation    // whose risk.changed is not in the log yet
 
-	extract *extractor
-	scratch []byte
-	uses    []useOf
-	nobody  *agent // stands for an agent without history; never changed
+	extract   *extractor
+	factors   []schemas.Factor // of the last verdict
+	scratch   []byte
+	toolWords map[schemas.Action]toolWords
+	uses      []useOf
+	stems     []uint32
+	mine      map[string]bool // of a fork: the agents that it has copied; nil where all are its own
+	nobody    *agent          // stands for an agent without history; never changed
 }
 
 // New is the model before the first event.
@@ -44,11 +50,15 @@ func New(o Options) *Model {
 	if o.Weights != nil {
 		w = *o.Weights
 	}
-	return &Model{
-		weights: w, version: w.version(),
-		fleet: schemas.NewState(), agents: map[string]*agent{}, pending: map[uint64]violation{},
+	m := &Model{
+		weights: w, version: w.version(), explainFrom: explainFrom,
+		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{},
 		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
 	}
+	if o.Explain {
+		m.explainFrom = 0
+	}
+	return m
 }
 
 // Seq is the last sequence folded.
@@ -81,6 +91,7 @@ func (m *Model) Apply(e *schemas.Event) error {
 func (m *Model) apply(e *schemas.Event) error {
 	switch e.Kind {
 	case schemas.PolicyApplied, schemas.AgentDeclared:
+		clear(m.toolWords)
 		return m.fleet.Apply(e)
 	case schemas.AgentRemoved:
 		delete(m.agents, e.Agent)
@@ -110,10 +121,13 @@ func (m *Model) apply(e *schemas.Event) error {
 }
 
 func (m *Model) agent(name string) *agent {
-	a := m.agents[name]
+	a := m.own(name)
 	if a == nil {
 		a = newAgent()
 		m.agents[name] = a
+		if m.mine != nil {
+			m.mine[name] = true
+		}
 	}
 	return a
 }
@@ -136,14 +150,14 @@ func (m *Model) issued(e *schemas.Event) error {
 
 // ended learns from a run that is over, and from what others answered in it.
 func (m *Model) ended(e *schemas.Event) {
-	a := m.agents[e.Agent]
+	a := m.own(e.Agent)
 	if a == nil || a.runs[e.Operation] == nil || a.runs[e.Operation].ended {
 		return
 	}
 	r := a.runs[e.Operation]
 	m.learn(a, r)
 	for _, who := range r.answered {
-		if b := m.agents[who.agent]; b != nil && b.runs[who.key] != nil {
+		if b := m.own(who.agent); b != nil && b.runs[who.key] != nil {
 			m.learn(b, b.runs[who.key])
 			delete(b.runs, who.key)
 		}
@@ -159,19 +173,19 @@ func (m *Model) learn(a *agent, r *run) {
 	if !r.teaches() {
 		return
 	}
-	class := maturityOf(a.baseline.templates[r.job])
-	for _, c := range []*calibration{&a.maxima[class], &m.maxima[class], &m.pool} {
-		top := maximum{score: r.maxScore, censored: r.maxRisk >= learnBelow}
-		if top.censored {
-			bits := priorBits
-			if len(c.sorted) >= minPooled {
-				bits = c.bits
-			}
-			top.score = min(top.score, scoreAt(learnBelow, bits))
-		}
-		c.add(top)
+	below := learnBelow
+	if len(m.pool.sorted) < minPooled {
+		below = maxBehaviour
 	}
-	if r.maxRisk < learnBelow {
+	censored := r.maxRisk >= below
+	if class := maturityOf(a.baseline.templates[r.job]); class > 0 {
+		a.maxima[class].addRun(r.maxScore, censored)
+		m.maxima[class].addRun(r.maxScore, censored)
+	}
+	a.maxima[0].addRun(r.maxNew, censored)
+	m.maxima[0].addRun(r.maxNew, censored)
+	m.pool.addRun(r.maxScore, censored)
+	if !censored {
 		a.baseline.learn(r.job, &r.votes)
 		m.learned = m.seq
 	}
@@ -194,6 +208,7 @@ func (m *Model) approved(e *schemas.Event) {
 	}
 	delete(a.held, e.Ref)
 	h.run.reviews--
+	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
 	h.run.votes.add(h.tool, h.prev, h.uses)
 	a.baseline.learned++
 	a.baseline.sign(a.baseline.template(h.run.job), h.uses)
@@ -244,11 +259,13 @@ const maxPending = 1 << 12
 
 // brief is what of a verdict the fold needs.
 type brief struct {
+	Model      string `json:"model_version"`
 	AsOf       uint64 `json:"as_of"`
 	ActionRisk int    `json:"action_risk"`
 	Score      int64  `json:"score"`
 	Factors    []struct {
 		ID     string `json:"id"`
+		Bits   int64  `json:"bits"`
 		Points int64  `json:"points"`
 	} `json:"factors"`
 }
@@ -260,19 +277,25 @@ func briefOf(raw []byte) (v brief, err error) {
 	return v, nil
 }
 
-// behaviour is the score without the refusals, and whether the action was
-// aimed.
-func (v brief) behaviour() (score fixed, aimed bool) {
+// behaviour is the score without the refusals, and the evidences by which an
+// action is aimed.
+func (v brief) behaviour() (score fixed, f features) {
 	score = v.Score
-	for _, f := range v.Factors {
-		switch f.ID {
+	for _, x := range v.Factors {
+		switch x.ID {
 		case idRefusals:
-			score -= f.Points
-		case idDomain, idFresh:
-			aimed = true
+			score -= x.Points
+		case idDomain:
+			f.x[evDomain] = x.Bits
+		case idFresh:
+			f.x[evFresh] = x.Bits
+		case idTainted:
+			f.x[evTainted] = x.Bits
+		case idBeyond:
+			f.x[evBeyond] = x.Bits
 		}
 	}
-	return score, aimed
+	return score, f
 }
 
 // judged folds an action, or an answer, as it was logged.
@@ -308,8 +331,8 @@ func (m *Model) judged(e *schemas.Event) error {
 func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	c := m.consider(e)
 	c.agent = a
-	score, aimed := v.behaviour()
-	if units := c.units(e, aimed); units > 0 {
+	score, found := v.behaviour()
+	if units := c.units(e, c.aimed(&found)); units > 0 {
 		a.refuse(units, e.Time)
 		a.noteRefusal(e.Action)
 	}
@@ -318,24 +341,35 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	}
 	r := m.openRun(a, e, c)
 	r.last = e.Seq
-	held := e.Kind == schemas.MessageHeld || e.Kind == schemas.ResponseHeld
-	if c.sink && !held && c.standing != expired {
-		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
+	uses := m.usesOf(e, &c, true)
+	scoreNew := score
+	if c.sink && c.template != nil {
+		f := m.features(&c, view{c.agent.baseline, nil, c.template}, uses)
+		scoreNew = m.weights.score(&f)
 	}
-	if c.standing == forbidden {
-		r.maxRisk = max(r.maxRisk, v.ActionRisk)
+	r.ask(c.tool, uses)
+	held := e.Kind == schemas.MessageHeld || e.Kind == schemas.ResponseHeld
+	if c.sink && !held && !c.approved && c.standing != expired {
+		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
+		r.maxNew = max(r.maxNew, scoreNew)
+	}
+	if (c.standing == outOfScope || c.standing == forbidden) && len(r.votes.outside) < maxVoteTools && !slices.Contains(r.votes.outside, c.tool) {
+		r.votes.outside = append(r.votes.outside, c.tool)
+	}
+	if c.standing == forbidden { // teaches nothing, whatever is known
+		r.maxRisk = max(r.maxRisk, v.ActionRisk, maxBehaviour)
 	}
 	switch {
 	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:
-		if c.approved {
+		if c.approved { // its vote was taken when it was approved
 			a.approved = deleteFirst(a.approved, e.Ref)
+			break
 		}
-		r.votes.add(c.tool, c.prev, m.usesOf(e, c.tool))
+		r.votes.add(c.tool, c.prev, uses)
 		r.prev = c.tool
 	case held:
 		r.reviews++
-		uses := append([]useOf(nil), m.usesOf(e, c.tool)...)
-		a.hold(e.Seq, &heldAction{run: r, tool: c.tool, prev: c.prev, uses: uses})
+		a.hold(e.Seq, &heldAction{run: r, tool: c.tool, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
 		r.prev = c.tool
 	}
 }
@@ -349,7 +383,7 @@ func (m *Model) openRun(a *agent, e *schemas.Event, c considered) *run {
 	key := answerKey(e.To, e.Operation)
 	r := a.run(key)
 	r.job = answerJob
-	if asker := m.agents[e.To]; asker != nil {
+	if asker := m.own(e.To); asker != nil {
 		if of := asker.runs[e.Operation]; of != nil && !of.ended && len(of.answered) < maxAnswered && !of.answeredBy(e.Agent) {
 			of.answered = append(of.answered, answerer{e.Agent, key})
 			r.task = of.task
@@ -369,9 +403,9 @@ func (r *run) answeredBy(agent string) bool {
 
 // output takes an answer in as what the asker has now read.
 func (m *Model) output(e *schemas.Event) {
-	if asker := m.agents[e.To]; asker != nil {
+	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
-			r.output(e.Data)
+			r.output(toolOf(&schemas.Event{Kind: schemas.MessageAccepted, Action: e.Action}), e.Data)
 			r.last = e.Seq
 		}
 	}

@@ -12,6 +12,7 @@ import (
 const (
 	unitsForbidden = 3 * one   // a tool that the capability forbids by name; a foreign namespace
 	unitsSink      = 2 * one   // a sink or data that the capability does not grant; an operation never granted
+	unitsTool      = 1 * one   // a tool that writes, executes or sends and is not granted: agents try what they think of
 	unitsAimed     = 1 * one   // more, if it goes to a stranger or does what an answer just said
 	unitsRead      = one / 2   // a reading tool that the capability does not grant
 	unitsExpired   = one / 4   // an operation whose capability has ended: mostly a late refresh
@@ -78,9 +79,13 @@ func (c considered) units(e *schemas.Event, aimed bool) (units fixed) {
 	case ungranted:
 		units = unitsSink
 	case outOfScope:
-		units = unitsRead
-		if c.sink || e.Action.Verb == schemas.VerbRead {
+		switch {
+		case c.sink && e.Action.Verb == schemas.VerbCall:
+			units = unitsTool
+		case c.sink || e.Action.Verb == schemas.VerbRead:
 			units = unitsSink
+		default:
+			units = unitsRead
 		}
 	}
 	if aimed {

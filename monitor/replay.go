@@ -14,6 +14,7 @@ type ReplayReport struct {
 	Verdicts      uint64 `json:"verdicts"`
 	Mismatches    uint64 `json:"mismatches"`
 	FirstMismatch uint64 `json:"first_mismatch"` // sequence; 0 where there is none
+	OtherModel    uint64 `json:"other_model"`    // verdicts of another version of the model: folded, not compared
 }
 
 // replayWindow is how many events may stand between a verdict's AsOf and the
@@ -22,7 +23,9 @@ const replayWindow = 1 << 14
 
 // Replay recomputes each verdict of a log, given in order and from its start,
 // and compares it byte for byte; the risk and the lock that the event carries
-// must follow from it. A verdict whose AsOf does not lie within the 16,384
+// must follow from it. What another version of the model judged is counted apart:
+// its bytes can't be made again, and its risk is folded as it stands in the log,
+// as live. A verdict whose AsOf does not lie within the 16,384
 // events before it is a mismatch. Replay holds that many events, with at most
 // 64 KiB of each body. Only the verdicts that only admits are compared and
 // counted; nil admits all. All events are needed in any case, for each verdict
@@ -63,8 +66,12 @@ func (r *replay) take(e *schemas.Event) error {
 	}
 	r.report.Events++
 	if len(e.Verdict) > 0 && (r.only == nil || r.only(e)) {
-		r.report.Verdicts++
 		v, err := briefOf(e.Verdict)
+		if err == nil && v.Model != r.model.version {
+			r.report.OtherModel++
+			return r.queued(e)
+		}
+		r.report.Verdicts++
 		if err != nil || v.AsOf > r.newest || v.AsOf < r.model.seq {
 			r.mismatch(e)
 		} else {
@@ -74,6 +81,10 @@ func (r *replay) take(e *schemas.Event) error {
 			}
 		}
 	}
+	return r.queued(e)
+}
+
+func (r *replay) queued(e *schemas.Event) error {
 	r.newest = e.Seq
 	r.queue = append(r.queue, e)
 	if len(r.queue) > replayWindow {

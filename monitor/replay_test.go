@@ -55,6 +55,25 @@ func TestReplayGivesTheSameBytes(t *testing.T) {
 	}
 }
 
+// After an upgrade the log holds verdicts of the model before: they are no
+// mismatch, and they are not passed over in silence.
+func TestReplayCountsWhatAnotherModelJudged(t *testing.T) {
+	events := recorded(t)
+	changed := 0
+	for i, e := range events {
+		if len(e.Verdict) > 0 && changed < 40 {
+			c := *e
+			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-2.`), []byte(`"model_version":"linear-1.`), 1)
+			events[i] = &c
+			changed++
+		}
+	}
+	r, err := Replay(logOf(events), nil)
+	if err != nil || r.Mismatches != 0 || r.OtherModel != 40 || r.Verdicts < 300 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestReplayNamesTheFirstVerdictThatWasChanged(t *testing.T) {
 	for name, change := range map[string]func(e *schemas.Event){
 		"verdict": func(e *schemas.Event) {

@@ -20,7 +20,9 @@ const (
 	maxHistory  = 32      // points of risk
 )
 
-// learnBelow is the risk from which a run teaches nothing.
+// learnBelow is the risk from which a run teaches nothing. Before minPooled runs
+// calibrate, risk says little, and only what is as wild as it can be then,
+// maxBehaviour, teaches nothing.
 const learnBelow = 40
 
 // A run is one operation of an agent, or what it answers to one operation of
@@ -29,6 +31,7 @@ type run struct {
 	jti       string
 	job       string
 	task      []byte // normalised
+	forms     forms  // of the values that the task names
 	scope     []string
 	forbidden []string
 	ended     bool
@@ -36,13 +39,21 @@ type run struct {
 
 	prev    schemas.Action // the tool before, zero at the start
 	outputs uint16         // outputs seen so far
-	seen    map[uint64]uint16
-	flooded uint16 // the newest output that had more than could be remembered
+	seen    map[uint64]sighting
+	sources []source // of the outputs seen
+	flooded uint16   // the newest output that had more than could be remembered
+
+	alike   []likeness // see alikeOf
+	alikeAt uint64
+	rarity  []fixed
+
+	asked []source // by what the newest call of each tool was led
 
 	votes    votes
 	maxRisk  int
 	maxScore fixed
-	reviews  int // held actions that nobody has approved
+	maxNew   fixed // as if the job were new
+	reviews  int   // held actions that nobody has approved
 	answered []answerer
 }
 
@@ -56,29 +67,77 @@ const answerJob = "/answer"
 // operation; no operation is named so.
 func answerKey(agent, operation string) string { return agent + "/" + operation }
 
-func newRun() *run { return &run{maxScore: -maxScore} }
+func newRun() *run { return &run{maxScore: -maxScore, maxNew: -maxScore} }
 
 // grant takes over what a capability says.
 func (r *run) grant(g *schemas.Grant) {
 	r.jti, r.job, r.ended = g.JTI, g.Job, false
 	r.task = normal([]byte(g.Task[:min(len(g.Task), maxTask)]))
+	r.forms = 0
+	for token := range tokens(r.task) {
+		r.forms |= formOf(token)
+	}
+	r.votes.words = taskWords(r.votes.words[:0], r.task)
 	r.scope, r.forbidden = g.Scope[:min(len(g.Scope), maxScope)], g.ForbiddenTools[:min(len(g.ForbiddenTools), maxScope)]
+}
+
+// A source is a tool whose output was seen, and the tool in whose output the
+// chain of values began that led to the call: the tool itself where the call
+// named nothing that another output had brought.
+type source struct{ tool, root schemas.Action }
+
+// A sighting is the output that brought a word, and the index of its source.
+type sighting struct {
+	output uint16
+	source uint8
+}
+
+const maxSources = 32
+
+// ask notes by which values a call was led.
+func (r *run) ask(tool schemas.Action, uses []useOf) {
+	q := source{tool, tool}
+	for i := range uses {
+		if uses[i].how == fromOutput {
+			q.root = uses[i].root
+		}
+	}
+	if i := slices.IndexFunc(r.asked, func(s source) bool { return s.tool == tool }); i >= 0 {
+		r.asked[i] = q
+	} else if len(r.asked) < maxSources {
+		r.asked = append(r.asked, q)
+	}
+}
+
+// source is the index of what answers now; the last stands for all that there
+// was no room for.
+func (r *run) source(tool schemas.Action) uint8 {
+	s := source{tool, tool}
+	if i := slices.IndexFunc(r.asked, func(s source) bool { return s.tool == tool }); i >= 0 {
+		s = r.asked[i]
+	}
+	i := slices.Index(r.sources, s)
+	if i < 0 && len(r.sources) < maxSources {
+		r.sources, i = append(r.sources, s), len(r.sources)
+	}
+	return uint8(min(uint(i), maxSources-1))
 }
 
 // output remembers which words a tool's output brought. Words that look like
 // values come first, so that padding can't crowd them out; when even they are
 // too many, whatever is not remembered counts as brought by it.
-func (r *run) output(body []byte) {
+func (r *run) output(tool schemas.Action, body []byte) {
 	if r.outputs == 1<<16-1 {
 		return
 	}
 	r.outputs++
 	if r.seen == nil {
-		r.seen = map[uint64]uint16{}
+		r.seen = map[uint64]sighting{}
 	}
 	if len(body) > maxRead {
 		body, r.flooded = body[:maxRead], r.outputs
 	}
+	src := r.source(tool)
 	var word [maxValue]byte
 	for _, salient := range []bool{true, false} {
 		for token := range tokens(body) {
@@ -93,7 +152,7 @@ func (r *run) output(body []byte) {
 				r.flooded = r.outputs
 				return
 			}
-			r.seen[h] = r.outputs
+			r.seen[h] = sighting{r.outputs, src}
 		}
 	}
 }
@@ -107,24 +166,30 @@ func looksLikeValue(token []byte) bool {
 	return false
 }
 
-// fresh reports whether a value first appeared in the newest output.
-func (r *run) fresh(text []byte) bool {
+// origin is the newest output that first brought a word of the value; false
+// where a word came from none.
+func (r *run) origin(text []byte) (output uint16, root schemas.Action, ok bool) {
 	if r.outputs == 0 {
-		return false
+		return 0, root, false
 	}
-	newest := uint16(0)
+	newest := sighting{}
 	var word [maxValue]byte
 	for token := range tokens(text) {
 		first, ok := r.seen[wordHash(normal(append(word[:0], token[:min(len(token), maxValue)]...)))]
 		if !ok {
 			if r.flooded != r.outputs {
-				return false // not from an output
+				return 0, root, false
 			}
-			first = r.outputs
+			first = sighting{r.outputs, uint8(len(r.sources) - 1)}
 		}
-		newest = max(newest, first)
+		if first.output >= newest.output {
+			newest = first
+		}
 	}
-	return newest == r.outputs
+	if newest.output == 0 {
+		return 0, root, false
+	}
+	return newest.output, r.sources[newest.source].root, true
 }
 
 // wordHash is FNV-1a. That it can be made to collide gives nobody anything:
@@ -168,6 +233,8 @@ type heldAction struct {
 	tool schemas.Action
 	prev schemas.Action
 	uses []useOf
+
+	score, scoreNew fixed
 }
 
 func newAgent() *agent {
@@ -260,4 +327,21 @@ func (a *agent) remember(e *schemas.Event) {
 		a.history = slices.Delete(a.history, 0, 1)
 	}
 	a.history = append(a.history, schemas.RiskPoint{Seq: e.Seq, Time: e.Time, Risk: e.Risk})
+}
+
+// forms is a set of the forms that values show by themselves: see inferred.
+type forms uint8
+
+func formOf(text []byte) forms {
+	switch inferred(text) {
+	case "to":
+		return 1
+	case "account":
+		return 2
+	case "url":
+		return 4
+	case "file":
+		return 8
+	}
+	return 0
 }

@@ -82,7 +82,7 @@ func (s *scanner) nested(end byte, kind string) bool {
 				return false
 			}
 			s.x.key(key)
-			kind = kindOf(key)
+			kind = s.x.kindOf(key)
 			s.space()
 			if !s.take(':') {
 				return false

@@ -31,10 +31,12 @@ type extractor struct {
 	values []value
 	buf    []byte // texts of the values; never grows while they are in use
 	full   bool
+	scan   scanner
+	kinds  map[string]string // of the keys met, see kindOf
 }
 
 func newExtractor() *extractor {
-	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead)}
+	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]string{}}
 }
 
 // read finds the values of a body, in order, twice where they stand twice. The
@@ -46,7 +48,8 @@ func (x *extractor) read(body []byte) []value {
 	if x.full {
 		body = body[:maxRead]
 	}
-	s := scanner{in: body, x: x}
+	s := &x.scan
+	s.in, s.pos, s.depth, s.x = body, 0, 0, x
 	s.space()
 	if !s.value("") {
 		x.text(body[s.pos:]) // the JSON, if it was any, ended there
@@ -122,32 +125,25 @@ func declared(kind string) bool {
 	return false
 }
 
+// maxKinds bounds the keys whose kinds are kept.
+const maxKinds = 1024
+
 // kindOf is a JSON key as a kind: lower case, cut to its bound.
-func kindOf(key []byte) string {
+func (x *extractor) kindOf(key []byte) string {
 	key = key[:min(len(key), maxKind)]
-	switch string(key) { // the common ones without allocating
-	case "to":
-		return "to"
-	case "user":
-		return "user"
-	case "chan":
-		return "chan"
-	case "url":
-		return "url"
-	case "file":
-		return "file"
-	case "id":
-		return "id"
-	case "q":
-		return "q"
-	case "ent":
-		return "ent"
+	if kind, ok := x.kinds[string(key)]; ok {
+		return kind
 	}
 	low := make([]byte, len(key))
 	for i, c := range key {
 		low[i] = lower(c)
 	}
-	return string(low)
+	if len(x.kinds) >= maxKinds {
+		clear(x.kinds)
+	}
+	kind := string(low)
+	x.kinds[string(key)] = kind
+	return kind
 }
 
 // inferred is the kind that a token shows by its form, "" where it shows none.

@@ -60,9 +60,10 @@ type grammar struct {
 	Replay replayCmd `cmd:"" group:"Record" help:"Recompute every verdict from the log, and compare."`
 	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove an event."`
 
-	Demo  demoCmd  `cmd:"" group:"Measure" help:"Play the whole story on a temporary control plane, in about a minute."`
-	Drive driveCmd `cmd:"" group:"Measure" help:"Run recorded agents through a real control plane."`
-	Bench benchCmd `cmd:"" group:"Measure" help:"Measure on this machine, beside the raw limit."`
+	Demo    demoCmd    `cmd:"" group:"Measure" help:"Play the whole story on a temporary control plane, in about a minute."`
+	Drive   driveCmd   `cmd:"" group:"Measure" help:"Run recorded agents through a real control plane."`
+	Bench   benchCmd   `cmd:"" group:"Measure" help:"Measure on this machine, beside the raw limit."`
+	Monitor monitorCmd `cmd:"" group:"Measure" help:"Evaluate the monitor."`
 
 	Doctor     doctorCmd                 `cmd:"" group:"Help" help:"Check keys, disk, clock and services, and say what to do."`
 	Version    versionCmd                `cmd:"" group:"Help" help:"Show the version."`

@@ -57,6 +57,9 @@ func watched(ctx context.Context, read reader, req schemas.ReadRequest, step fun
 }
 
 func (t *terminal) replayed(r monitor.ReplayReport) {
+	if r.OtherModel > 0 {
+		t.note("%d verdicts are of another version of the model, and were not compared", r.OtherModel)
+	}
 	if r.Mismatches == 0 {
 		t.say("%s: all %d verdicts in %d events come out the same", t.paint(green, "reproduced"), r.Verdicts, r.Events)
 		return

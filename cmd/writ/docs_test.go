@@ -18,6 +18,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/drive"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/monitor/eval"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -168,6 +169,7 @@ var documents = map[string][]any{
 	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},
 	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
 	"bench monitor": {monitor.BenchResult{}},
+	"monitor eval":  {eval.Report{}, eval.Figures{}, eval.Rates{}, eval.Blocked{}, eval.Case{}},
 }
 
 func TestEveryFieldOfAResultIsDocumented(t *testing.T) {

@@ -49,16 +49,21 @@ type Call struct {
 // both, "-" in neither.
 type Value struct{ Kind, Text, Origin string }
 
-// UnmarshalJSON reads the triple [kind, value, origin].
+// UnmarshalJSON reads the triple [kind, value, origin]. A value that is no
+// string is taken as it is written.
 func (v *Value) UnmarshalJSON(b []byte) error {
-	var t []string
+	var t []json.RawMessage
 	if err := json.Unmarshal(b, &t); err != nil {
 		return err
 	}
 	if len(t) != 3 {
 		return fmt.Errorf("a salient value has %d parts, want 3", len(t))
 	}
-	v.Kind, v.Text, v.Origin = t[0], t[1], t[2]
+	for i, to := range []*string{&v.Kind, &v.Text, &v.Origin} {
+		if json.Unmarshal(t[i], to) != nil {
+			*to = string(t[i])
+		}
+	}
 	return nil
 }
 

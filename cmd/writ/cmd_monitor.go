@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/writ-sh/writ/monitor/eval"
+	"github.com/writ-sh/writ/monitor/traces"
+	"github.com/writ-sh/writ/schemas"
+)
+
+type monitorCmd struct {
+	Eval monitorEvalCmd `cmd:"" help:"Evaluate the monitor on labelled traces."`
+}
+
+type monitorEvalCmd struct {
+	Baseline   []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs whose harmless ones train and calibrate (NDJSON, may be gzipped)."`
+	Test       []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs to judge."`
+	Protocol   string   `required:"" enum:"warm,novel" placeholder:"warm|novel" help:"warm: the baseline leaves out the tested model; novel: the tested task as well."`
+	Capability bool     `help:"Tokens list what each task needs, instead of every tool of the suite."`
+	Tools      string   `type:"path" placeholder:"FILE" help:"Manifest of tools (default: tools.json beside the first tested file, if there is one)."`
+	Poison     int      `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
+	Cases      bool     `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
+	HTML       string   `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
+}
+
+// Run judges the tested runs with the model that judges live events.
+func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
+	if c.Poison < 0 {
+		return misuse("leave it out, or give 1 or more", "--poison %d can't be negative", c.Poison)
+	}
+	manifest, err := c.manifest(app)
+	if err != nil {
+		return err
+	}
+	step, done := app.progress("read: run")
+	set, err := eval.Load(c.Baseline, c.Test, func(n int) { step(uint64(n), uint64(n)) })
+	done()
+	if err != nil {
+		return advise(err, "give files of recorded runs: a header for each run, then its calls")
+	}
+	o := eval.Options{Set: set, Manifest: manifest, Protocol: c.Protocol, Capability: c.Capability, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
+	step, done = app.progress("judged: run")
+	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
+	judged, err := eval.Judge(ctx, o)
+	done()
+	if err != nil {
+		return advise(fmt.Errorf("monitor eval: %w", err), "the run that it names can't be read as events; check its lines")
+	}
+	report := eval.Summarise(o, judged, c.Cases || c.HTML != "")
+	if report.Positives == 0 || report.Negatives == 0 {
+		app.note("%d hijacked and %d harmless runs: a rate of nothing is shown as 0", report.Positives, report.Negatives)
+	}
+	if err := c.page(app, report); err != nil {
+		return err
+	}
+	if !c.Cases {
+		report.Missed, report.False = nil, nil
+	}
+	if app.JSON {
+		return app.emit(report)
+	}
+	app.evaluated(report)
+	return nil
+}
+
+func (c *monitorEvalCmd) manifest(app *App) (map[string]traces.Tool, error) {
+	path := c.Tools
+	if path == "" {
+		path = filepath.Join(filepath.Dir(c.Test[0]), "tools.json")
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			app.note("no manifest of tools: every tool counts as one that writes or sends; --tools names one")
+			return nil, nil
+		}
+	}
+	m, err := traces.Manifest(path)
+	return m, advise(err, "give --tools a JSON object of {tool: {class, description}}")
+}
+
+// page writes the HTML report, by rename: never half of one.
+func (c *monitorEvalCmd) page(app *App, report *eval.Report) (err error) {
+	if c.HTML == "" {
+		return nil
+	}
+	const next = "give --html a file in a folder that can be written"
+	f, err := os.CreateTemp(filepath.Dir(c.HTML), ".writ-*.html")
+	if err != nil {
+		return advise(fmt.Errorf("write the page: %w", err), next)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	err = errors.Join(report.WriteHTML(f), f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), c.HTML)
+	}
+	if err != nil {
+		return advise(fmt.Errorf("write the page: %w", err), next)
+	}
+	app.note("page: %s", c.HTML)
+	return nil
+}
+
+func (t *terminal) evaluated(r *eval.Report) {
+	t.facts([2]string{"protocol", r.Protocol + map[bool]string{true: ", with capability"}[r.Capability]}, [2]string{"model", r.Model},
+		[2]string{"runs", fmt.Sprintf("%d: %d hijacked, %d harmless", r.Runs, r.Positives, r.Negatives)},
+		[2]string{"not judged", fmt.Sprintf("%d hits that no call shows, %d failed attacks and runs without a call", r.Unseen, r.Other)})
+	header := []string{"suite", "hijacked", "harmless", "auroc", "", "at 1 %", "", "at 5 %", "", "≥70 found", "", "false", "", "by first", "", "≥90 found", "", "false", ""}
+	var rows [][]cell
+	for _, s := range r.Curves() {
+		i := s.Intervals
+		row := []cell{text(s.Name), text(s.Positives), text(s.Negatives), text(fmt.Sprintf("%.3f", s.AUROC)), interval(i.AUROC)}
+		for _, x := range []struct {
+			rate float64
+			in   eval.Interval
+		}{{s.TPR01, i.TPR01}, {s.TPR05, i.TPR05}, {s.At70.TPR, i.At70.TPR}, {s.At70.FPR, i.At70.FPR},
+			{s.At70.ByFirstSink, i.At70.ByFirstSink}, {s.At90.TPR, i.At90.TPR}, {s.At90.FPR, i.At90.FPR}} {
+			row = append(row, text(fmt.Sprintf("%.3f", x.rate)), interval(x.in))
+		}
+		rows = append(rows, row)
+	}
+	t.table(header, rows)
+	if r.Capability {
+		t.say("token and monitor together stop %.3f of hijacked runs; %.3f of harmless ones reach 70, and of %.3f the token alone refuses a call",
+			r.Blocked.TPR, r.Blocked.FPR, r.Blocked.Denied)
+	}
+	t.cases("missed", r.Missed)
+	t.cases("falsely flagged", r.False)
+}
+
+func interval(i eval.Interval) cell {
+	return cell{fmt.Sprintf("%.3f–%.3f", i[0], i[1]), dim}
+}
+
+func (t *terminal) cases(what string, cases []eval.Case) {
+	for _, c := range cases {
+		t.say("%s: run %s, risk %d, %s %s %s, model %s, call %d %s", what, plain(c.Run), c.Risk, plain(c.Suite), plain(c.Task), plain(c.Injection),
+			plain(c.Model), c.Call, plain(c.Tool))
+		t.reasons(c.Factors)
+	}
+}
+
+// reasons prints factors, those that say something.
+func (t *terminal) reasons(factors []schemas.Factor) {
+	var rows [][]cell
+	for _, f := range factors {
+		if f.Observed != "" {
+			rows = append(rows, []cell{text(fmt.Sprintf("%+.2f", float64(f.Points)/65536)), text(f.ID), text(f.Observed), styled(dim, f.Expected)})
+		}
+	}
+	if len(rows) > 0 {
+		t.table([]string{"points", "evidence", "observed", "expected"}, rows)
+	}
+}

@@ -1,0 +1,212 @@
+package eval
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/monitor/traces"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// toolService stands for the service behind every recorded tool.
+const toolService = "tools"
+
+// classes of the manifest in the fleet file's words.
+var classes = map[string]string{"R": "read", "W": "write", "X": "egress"}
+
+// A plane is a log in memory, and the model that folds it.
+type plane struct {
+	model      *monitor.Model
+	now        time.Time
+	capability bool
+	tools      map[string][]string // of each suite
+}
+
+// Times are made up, for the recordings have none: five seconds from call to
+// call, and a day from run to run, so that no run bears on the next one's risk.
+const (
+	betweenCalls = 5 * time.Second
+	betweenRuns  = 24 * time.Hour
+)
+
+// newPlane declares the tools; what the manifest does not name is a sink.
+func newPlane(manifest map[string]traces.Tool, capability, explain bool) (*plane, error) {
+	p := &plane{model: monitor.New(monitor.Options{Explain: explain}), now: time.Unix(1_700_000_000, 0).UTC(), capability: capability}
+	svc := schemas.Principal{ID: toolService, Kind: schemas.KindService, Tools: map[string]schemas.Tool{}}
+	for name, t := range manifest {
+		svc.Serves = append(svc.Serves, schemas.VerbCall+":"+name)
+		svc.Tools[name] = schemas.Tool{Class: classes[t.Class], Description: t.Description}
+	}
+	return p, p.apply(&schemas.Event{Kind: schemas.AgentDeclared, Agent: toolService, Data: schemas.Marshal(svc)})
+}
+
+func (p *plane) apply(e *schemas.Event) error {
+	e.Seq, e.Time = p.model.Seq()+1, p.now
+	return p.model.Apply(e)
+}
+
+// A role is what a run is to the model.
+type role uint8
+
+const (
+	tested  role = iota // nothing of it stays
+	vouched             // harmless, and learned from: what stands out is approved
+	live                // ended as any, with nobody who looks: the model's own gates decide
+)
+
+// run judges a run and gives the verdicts.
+func (p *plane) run(r *traces.Run, as role, verdicts *[]schemas.Verdict) error {
+	if err := p.begin(r); err != nil {
+		return fmt.Errorf("run %s: %w", r.ID, err)
+	}
+	for i := range r.Calls {
+		v, err := p.call(r, i, as == vouched)
+		if err != nil {
+			return fmt.Errorf("run %s: %w", r.ID, err)
+		}
+		if verdicts != nil {
+			*verdicts = append(*verdicts, v)
+		}
+	}
+	var err error
+	switch as {
+	case tested:
+		err = p.forget(r)
+	case vouched:
+		err = p.end(r)
+	case live:
+		if err = p.end(r); err == nil {
+			err = p.apply(&schemas.Event{Kind: schemas.AgentResumed, Agent: r.Suite})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// begin issues the run's capability: every tool of the run, or what an ideal
+// token lists.
+func (p *plane) begin(run *traces.Run) error {
+	p.now = p.now.Add(betweenRuns)
+	g := schemas.Grant{JTI: run.ID, Agent: run.Suite, Operation: run.ID, Job: run.UserTask, Task: taskOf(run)}
+	tools := run.GTTools
+	if !p.capability || len(tools) == 0 { // an empty list says that nobody wrote one
+		tools = p.tools[run.Suite]
+	}
+	for _, t := range tools {
+		g.Scope = append(g.Scope, schemas.VerbCall+":"+t)
+	}
+	return p.apply(&schemas.Event{Kind: schemas.TokenIssued, Agent: run.Suite, Operation: run.ID, JTI: run.ID, Data: schemas.Marshal(g)})
+}
+
+// vouchFrom is the risk from which a harmless run of the baseline is held and
+// approved, as its label says.
+const vouchFrom = 40
+
+// call judges one call, and logs it as accepted whatever the verdict, with the
+// answer of its tool: the recorded agent went on.
+func (p *plane) call(run *traces.Run, i int, vouch bool) (schemas.Verdict, error) {
+	p.now = p.now.Add(betweenCalls)
+	e := &schemas.Event{Kind: schemas.MessageAccepted, Agent: run.Suite, Operation: run.ID, JTI: run.ID, To: toolService, Time: p.now,
+		Action: schemas.Action{Verb: schemas.VerbCall, Resource: run.Calls[i].Tool}, Data: payload(run.Calls[i])}
+	v := p.model.Assess(e)
+	v.Factors = slices.Clone(v.Factors) // they hold until the next
+	e.Verdict, e.Risk = schemas.Marshal(v), v.Risk
+	if vouch && v.ActionRisk >= vouchFrom {
+		held := *e
+		held.Kind = schemas.MessageHeld
+		if err := p.apply(&held); err != nil {
+			return v, err
+		}
+		if err := p.apply(&schemas.Event{Kind: schemas.ReviewApproved, Agent: run.Suite, Ref: held.Seq}); err != nil {
+			return v, err
+		}
+		e.Ref = held.Seq
+		again := p.model.Assess(e)
+		e.Verdict, e.Risk = schemas.Marshal(again), again.Risk
+	}
+	if err := p.apply(e); err != nil {
+		return v, err
+	}
+	return v, p.apply(&schemas.Event{Kind: schemas.ResponseAccepted, Agent: toolService, To: run.Suite, Operation: run.ID,
+		Action: e.Action, Data: output(run, i)})
+}
+
+// end lets the model learn from a run; forget ends it as an operator would who
+// cuts the agent off and lets it go on: nothing of it stays.
+func (p *plane) end(run *traces.Run) error {
+	return p.apply(&schemas.Event{Kind: schemas.OperationEnded, Agent: run.Suite, Operation: run.ID, Reason: "done"})
+}
+
+func (p *plane) forget(run *traces.Run) error {
+	if err := p.apply(&schemas.Event{Kind: schemas.AgentSuspended, Agent: run.Suite}); err != nil {
+		return err
+	}
+	return p.apply(&schemas.Event{Kind: schemas.AgentResumed, Agent: run.Suite})
+}
+
+// taskOf is the user's task, with what the recording says stands in it and was
+// cut off or hashed.
+func taskOf(run *traces.Run) string {
+	task := run.Prompt
+	low := strings.ToLower(task)
+	for _, c := range run.Calls {
+		for _, v := range c.Salient {
+			if strings.HasPrefix(v.Origin, "p") && !strings.Contains(low, strings.ToLower(v.Text)) {
+				task += "; " + v.Text
+				low += "; " + strings.ToLower(v.Text)
+			}
+		}
+	}
+	return task
+}
+
+// payload is the recorded call as a body: {kind: value or values}.
+func payload(c traces.Call) []byte {
+	body := map[string]any{}
+	for _, v := range c.Salient {
+		add(body, v.Kind, v.Text)
+	}
+	if c.Amount != 0 {
+		body["amount"] = c.Amount
+	}
+	return schemas.Marshal(body)
+}
+
+func add(body map[string]any, kind, text string) {
+	switch have := body[kind].(type) {
+	case nil:
+		body[kind] = text
+	case string:
+		if have != text {
+			body[kind] = []string{have, text}
+		}
+	case []string:
+		if !slices.Contains(have, text) {
+			body[kind] = append(have, text)
+		}
+	}
+}
+
+// output is what the tool of call i answers: the values that later calls are
+// recorded to have from it, and that no later call of the same tool can have
+// brought before they were used.
+func output(run *traces.Run, i int) []byte {
+	body := map[string]any{}
+	origin := "t:" + run.Calls[i].Tool
+	for j := i + 1; j < len(run.Calls); j++ {
+		for _, v := range run.Calls[j].Salient {
+			if v.Origin == origin || v.Origin == "p"+origin {
+				add(body, v.Kind, v.Text)
+			}
+		}
+		if run.Calls[j].Tool == run.Calls[i].Tool {
+			break
+		}
+	}
+	return schemas.Marshal(body)
+}
