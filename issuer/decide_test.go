@@ -454,3 +454,35 @@ func TestTracksCountWhatALockCancelled(t *testing.T) {
 		t.Errorf("got %+v", killed)
 	}
 }
+
+func TestOnlyAnAgentFarOverItsRateFloods(t *testing.T) {
+	agent := func(rate float64, lock schemas.Lock) *schemas.Agent {
+		a := &schemas.Agent{Principal: schemas.Principal{ID: "a", Kind: schemas.KindAgent}, Lock: lock}
+		if rate > 0 {
+			a.Rate = &schemas.Rate{PerSecond: rate, Burst: 1}
+		}
+		return a
+	}
+	bytes, messages := schemas.Violation{What: schemas.FloodOfBytes, Count: 128}, func(n int) schemas.Violation {
+		return schemas.Violation{What: schemas.FloodOfMessages, Count: n}
+	}
+	for name, c := range map[string]struct {
+		a    *schemas.Agent
+		v    schemas.Violation
+		want bool
+	}{
+		"a hundred times the default rate": {agent(0, schemas.Active), messages(10_000), true},
+		"one message less":                 {agent(0, schemas.Active), messages(9_999), false},
+		"while paused":                     {agent(0, schemas.Paused), messages(10_000), true},
+		"suspended already":                {agent(0, schemas.Suspended), messages(10_000), false},
+		"within a rate of its own":         {agent(1e6, schemas.Active), messages(10_000), false},
+		"over a small rate of its own":     {agent(1, schemas.Active), messages(10_000), true},
+		"bytes, whatever the rate":         {agent(1e6, schemas.Active), bytes, true},
+		"a service":                        {&schemas.Agent{Principal: schemas.Principal{Kind: schemas.KindService}, Lock: schemas.Active}, bytes, false},
+		"nobody of the fleet":              {nil, bytes, false},
+	} {
+		if got := floods(c.a, c.v); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -307,34 +307,48 @@ func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.
 	if id == "" {
 		return nil
 	}
-	kind := view(i, func(s *schemas.State) string {
-		if a := s.Agents[id]; a != nil {
-			return a.Kind
-		}
-		return ""
-	})
-	flood := v.What == schemas.Flooding
-	if flood && kind != schemas.KindAgent {
-		// A service sends what it is asked for.
-		i.Logger.Warn("a service sends very much", "id", id, "mib", v.Count)
+	flood := floodOf(v)
+	if flood != "" && !view(i, func(s *schemas.State) bool { return floods(s.Agents[id], v) }) {
 		return nil
 	}
 	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentViolation, Agent: id, ContentType: jsonType, Data: schemas.Marshal(v)})
-	if err != nil || !flood {
+	if err != nil || flood == "" {
 		return err
 	}
-	return i.stopFlood(ctx, id, v)
-}
-
-// stopFlood suspends an agent that sends more than the server can take: nothing
-// behind the server can judge its messages, for all others' drown there.
-func (i *Issuer) stopFlood(ctx context.Context, id string, v schemas.Violation) error {
-	_, _, partial, err := i.enforce(ctx, schemas.LockRequest{AgentID: id, Lock: schemas.Suspended, Actor: "writ",
-		Reason: fmt.Sprintf("it sent %d MiB within half a second", v.Count)}, nil)
+	// Nothing behind the server can judge its messages: all others' drown there.
+	_, _, partial, err := i.enforce(ctx, schemas.LockRequest{AgentID: id, Lock: schemas.Suspended, Actor: "writ", Reason: flood}, nil)
 	if err == nil && partial {
 		err = errors.New("a server did not acknowledge; its account is pushed again")
 	}
 	return err
+}
+
+// floodOf says what a flood is in words; "" where the violation is none.
+func floodOf(v schemas.Violation) string {
+	switch v.What {
+	case schemas.FloodOfBytes:
+		return fmt.Sprintf("it sent %d MiB within half a second", v.Count)
+	case schemas.FloodOfMessages:
+		return fmt.Sprintf("it sent %d messages within half a second", v.Count)
+	}
+	return ""
+}
+
+// overRate is how many times its rate an agent must exceed for its messages to
+// count as a flood; up to there they are shed, and that is all.
+const overRate = 100
+
+// floods reports whether what an account sends is an agent's flood. A service
+// sends what it is asked for.
+func floods(a *schemas.Agent, v schemas.Violation) bool {
+	if a == nil || a.Kind != schemas.KindAgent || cutsOff(a.Lock) {
+		return false
+	}
+	rate := schemas.DefaultRate
+	if a.Rate != nil {
+		rate = *a.Rate
+	}
+	return v.What != schemas.FloodOfMessages || float64(v.Count) >= overRate*rate.PerSecond/2
 }
 
 const jsonType = "application/json"

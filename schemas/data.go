@@ -118,13 +118,17 @@ type Grant struct {
 // A Violation is what the server itself refused: the body of agent.violation.
 type Violation struct {
 	Subject string `json:"subject"`
-	What    string `json:"what"`  // publish, subscribe or Flooding
-	Count   int    `json:"count"` // how many within the second; of a flood, MiB
+	What    string `json:"what"`  // publish, subscribe, FloodOfBytes or FloodOfMessages
+	Count   int    `json:"count"` // how many within the second
 }
 
-// Flooding is What of a violation that no permission stopped: more bytes than
-// the server can take, within half a second.
-const Flooding = "flood"
+// What of a violation that no permission stops: more than the server can take
+// without harm to others, within half a second. Its Count is in MiB, or of
+// messages.
+const (
+	FloodOfBytes    = "flood"
+	FloodOfMessages = "storm"
+)
 
 // A Verdict is the monitor's judgement of one action. It is a pure function of
 // the events up to AsOf, the action and the action's time; all numbers are

@@ -14,8 +14,8 @@ import (
 type Violation struct {
 	Account string // public key
 	Subject string
-	What    string // publish, subscribe or schemas.Flooding
-	Count   int    // how many, since the last one that was handed out; of a flood, MiB
+	What    string // publish, subscribe or one of schemas.Flood…
+	Count   int    // how many, since the last one that was handed out
 }
 
 // logger hands the server's log on, and picks violations out of it: the
