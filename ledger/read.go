@@ -391,11 +391,16 @@ func (l *Ledger) Prove(ctx context.Context, seq uint64) (schemas.Proof, error) {
 	if err := ctx.Err(); err != nil {
 		return schemas.Proof{}, err
 	}
+	return l.prove(r, cur)
+}
+
+// prove proves a record against a checkpoint that covers it.
+func (l *Ledger) prove(r proof.Record, cur *signed) (schemas.Proof, error) {
 	path, err := tlog.ProveRecord(int64(cur.Size), int64(r.Index), l.hashes(cur.Checkpoint))
 	if err != nil {
-		return schemas.Proof{}, fmt.Errorf("prove sequence %d: %w", seq, err)
+		return schemas.Proof{}, fmt.Errorf("prove sequence %d: %w", r.StreamSeq, err)
 	}
-	return schemas.Proof{Seq: seq, Index: r.Index, Leaf: base64.StdEncoding.EncodeToString(r.Append(nil)),
+	return schemas.Proof{Seq: r.StreamSeq, Index: r.Index, Leaf: base64.StdEncoding.EncodeToString(r.Append(nil)),
 		Hashes: proof.MarshalPath(path), Checkpoint: string(cur.note)}, nil
 }
 

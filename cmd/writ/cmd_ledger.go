@@ -118,7 +118,7 @@ func count(n float64) string {
 type ledgerHeadCmd struct{}
 
 func (c *ledgerHeadCmd) Run(ctx context.Context, app *App) error {
-	head, err := call[schemas.Head](ctx, app, schemas.CtlHead, schemas.HeadRequest{})
+	head, err := c.head(ctx, app)
 	if err != nil {
 		return err
 	}
@@ -128,6 +128,19 @@ func (c *ledgerHeadCmd) Run(ctx context.Context, app *App) error {
 	app.facts([2]string{"records", strconv.FormatUint(head.Size, 10)}, [2]string{"newest event", seqText(head.StreamSeq)}, [2]string{"root", head.Root})
 	app.checkpoint(head.Checkpoint)
 	return nil
+}
+
+func (c *ledgerHeadCmd) head(ctx context.Context, app *App) (head schemas.Head, err error) {
+	r, err := app.onDisk()
+	if err != nil {
+		return head, err
+	}
+	if r == nil {
+		return call[schemas.Head](ctx, app, schemas.CtlHead, schemas.HeadRequest{})
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	head, err = r.Head()
+	return head, advise(err, adviceVerify)
 }
 
 // checkpoint prints a signed note.
@@ -159,7 +172,7 @@ func (c *ledgerProveCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	p, err := call[schemas.Proof](ctx, app, schemas.CtlProve, schemas.ProveRequest{Seq: c.Seq})
+	p, err := c.prove(ctx, app)
 	if err != nil {
 		return err
 	}
@@ -175,6 +188,23 @@ func (c *ledgerProveCmd) Run(ctx context.Context, app *App) error {
 	}
 	app.proof(doc)
 	return nil
+}
+
+func (c *ledgerProveCmd) prove(ctx context.Context, app *App) (p schemas.Proof, err error) {
+	r, err := app.onDisk()
+	if err != nil {
+		return p, err
+	}
+	if r == nil {
+		return call[schemas.Proof](ctx, app, schemas.CtlProve, schemas.ProveRequest{Seq: c.Seq})
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	p, err = r.Prove(c.Seq)
+	var refused *schemas.Refusal
+	if errors.As(err, &refused) {
+		return p, err // as the running ledger says it
+	}
+	return p, advise(err, adviceVerify)
 }
 
 // checkProof holds a proof against the public key, and against the question.
