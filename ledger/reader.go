@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -105,6 +106,22 @@ func (r *Reader) Prove(seq uint64) (p schemas.Proof, err error) {
 		return err
 	})
 	return p, refusal(err)
+}
+
+// Show is Ledger.Show against the anchor's checkpoint.
+func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.ShowReply, err error) {
+	err = r.l.guard.run(func() error {
+		c, msg, err := r.anchored()
+		if err != nil {
+			return err
+		}
+		if q.Size != 0 && q.Size != c.Size {
+			return fmt.Errorf("the anchor's checkpoint is over %d records, and not %d", c.Size, q.Size)
+		}
+		rep, err = r.l.show(q, &signed{Checkpoint: c, note: msg})
+		return err
+	})
+	return rep, refusal(err)
 }
 
 // anchored is the anchor's checkpoint, held against the records.

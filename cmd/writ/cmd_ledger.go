@@ -24,6 +24,9 @@ type ledgerCmd struct {
 	Verify ledgerVerifyCmd `cmd:"" help:"Verify every record: of the running control plane, or offline of a copy of its folder."`
 	Head   ledgerHeadCmd   `cmd:"" help:"Show the durable end, signed."`
 	Prove  ledgerProveCmd  `cmd:"" help:"Prove that an event is in the ledger."`
+	Export ledgerExportCmd `cmd:"" help:"Write a bundle of records that proves itself offline."`
+
+	VerifyBundle ledgerVerifyBundleCmd `cmd:"" help:"Verify a bundle offline, under keys of your own."`
 }
 
 // verifyWithin bounds a verification by the running ledger.
@@ -232,13 +235,12 @@ func (c *ledgerProveCmd) verifier(app *App) (note.Verifier, error) {
 	if errors.Is(err, fs.ErrNotExist) && c.Key == "" {
 		return nil, nil
 	}
-	const next = "give the file keys/ledger.pub of the control plane's data folder with --key"
 	if err != nil {
-		return nil, advise(fmt.Errorf("read the ledger's public key: %w", err), next)
+		return nil, advise(fmt.Errorf("read the ledger's public key: %w", err), adviceKey)
 	}
 	v, err := note.NewVerifier(strings.TrimSpace(string(b)))
 	if err != nil {
-		return nil, advise(fmt.Errorf("%s is no public key of a ledger: %w", path, err), next)
+		return nil, advise(fmt.Errorf("%s is no public key of a ledger: %w", path, err), adviceKey)
 	}
 	return v, nil
 }
