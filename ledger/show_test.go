@@ -89,8 +89,8 @@ func TestABundleOfARealLedgerVerifies(t *testing.T) {
 			t.Errorf("an erased record: %+v", e)
 		}
 		some := bundleOf(t, ask, schemas.ShowRequest{From: 3, To: 8})
-		if want := []uint64{3, 4, 5, 6, 7, 8, 700}; !slices.Equal(seqsOf(some), want) || !some.Complete || some.Redacted != 1 {
-			t.Errorf("a range: %v", seqsOf(some))
+		if want := []uint64{3, 4, 5, 6, 7, 8, 700}; !slices.Equal(seqsOf(some), want) || !some.Complete || some.Redacted != 1 || some.First != 3 || some.Last != 8 {
+			t.Errorf("a range: %v, spanning %d to %d", seqsOf(some), some.First, some.Last)
 		}
 		agent := bundleOf(t, ask, schemas.ShowRequest{Agent: "agent-7", To: 200})
 		if want := []uint64{8, 72, 136, 200}; !slices.Equal(seqsOf(agent), want) || agent.Complete {

@@ -79,7 +79,7 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 	if err := writeNew(c.Out, data); err != nil {
 		return err
 	}
-	doc := exportDoc{File: c.Out, Records: len(records), FirstSeq: ev.First(), LastSeq: ev.Last(), Complete: ev.Complete, Redacted: ev.Redacted,
+	doc := exportDoc{File: c.Out, Records: len(records), FirstSeq: ev.First, LastSeq: ev.Last, Complete: ev.Complete, Redacted: ev.Redacted,
 		Size: ev.Checkpoint.Size, Root: hex.EncodeToString(ev.Checkpoint.Root[:]), Checkpoint: checkpoint}
 	if app.JSON {
 		return app.emit(doc)
@@ -294,7 +294,7 @@ func (d *bundleDoc) judge(b *proof.Bundle, ev *proof.Evidence, err error) {
 	}
 	c := ev.Checkpoint
 	d.Root, d.Size, d.Checkpoint, d.Origin = hex.EncodeToString(c.Root[:]), c.Size, b.Checkpoint, c.Origin
-	d.FirstSeq, d.LastSeq, d.Complete, d.Redacted = ev.First(), ev.Last(), ev.Complete, ev.Redacted
+	d.FirstSeq, d.LastSeq, d.Complete, d.Redacted = ev.First, ev.Last, ev.Complete, ev.Redacted
 }
 
 func (t *terminal) bundle(doc bundleDoc) {

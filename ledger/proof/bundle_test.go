@@ -195,7 +195,7 @@ func mustVerifyBundle(t testing.TB, data []byte, p *Policy) *Evidence {
 func TestABundleProvesWhatItHolds(t *testing.T) {
 	l, s, p := smallLog(t)
 	ev := mustVerifyBundle(t, marshal(t, l.bundle(s)), p)
-	if !ev.Complete || ev.First() != 1 || ev.Last() != 5 || len(ev.Entries) != 5 || ev.Checkpoint.Size != 5 {
+	if !ev.Complete || ev.First != 1 || ev.Last != 5 || len(ev.Entries) != 5 || ev.Checkpoint.Size != 5 {
 		t.Fatalf("%+v", ev)
 	}
 	if e := ev.Entries[0]; e.Answered != 2 || string(e.Event.Data) != "all of it, 1" || e.Event.Seq != 1 {
@@ -366,7 +366,7 @@ func TestErasedRecordsAreProvenOnlyWithTheirRedaction(t *testing.T) {
 	if ev.Redacted != 1 || e.Event != nil || e.Redacted == nil || e.Redacted.Authority != "data protection officer" || !ev.Complete {
 		t.Errorf("%+v", ev)
 	}
-	if ev := mustVerifyBundle(t, marshal(t, erase(l.bundle(s, 0, 2), 0)), p); !ev.Complete || ev.Entries[1].Redaction == nil {
+	if ev := mustVerifyBundle(t, marshal(t, erase(l.bundle(s, 0, 2), 0)), p); !ev.Complete || ev.Last != 1 || ev.Entries[1].Redaction == nil {
 		t.Errorf("with a redaction from elsewhere: %+v", ev)
 	}
 	for name, b := range map[string]*Bundle{"without redaction": erase(l.bundle(s, 0, 1), 0), "of somebody else": erase(l.bundle(s), 1)} {
@@ -376,6 +376,44 @@ func TestErasedRecordsAreProvenOnlyWithTheirRedaction(t *testing.T) {
 	}
 	if _, err := erase(l.bundle(s), 2).Verify(p); !errors.Is(err, ErrContent) {
 		t.Errorf("a redaction without content: %v", err)
+	}
+}
+
+func TestWhatABundleSpansIsWhatIsProven(t *testing.T) {
+	l, s, p := testLog(t)
+	redact := func(agent string) {
+		l.add(Record{Kind: KindRedaction, StreamSeq: l.seq, Agent: pseudonym(agent)}, RedactionSubject, nil, schemas.Marshal(Redaction{Authority: "a", Reason: "b"}))
+	}
+	l.ask("analyst", "1") // 0
+	l.ask("analyst", "2") // 1
+	redact("x")           // 2, behind sequence 2
+	l.ask("analyst", "3") // 3
+	l.ask("analyst", "4") // 4
+	redact("y")           // 5, behind sequence 4
+	redact("z")           // 6
+	for _, c := range []struct {
+		places      []int
+		first, last uint64
+		complete    bool
+	}{
+		{[]int{0, 1, 2, 3, 4, 5, 6}, 1, 4, true},
+		{[]int{0, 1, 5, 6}, 1, 2, true}, // those at the end stand apart
+		{[]int{0, 1, 2, 6}, 1, 2, true}, // the first of them does not
+		{[]int{0, 2}, 1, 1, true},
+		{[]int{0, 2, 3}, 1, 3, false}, // a record is missing in the middle
+		{[]int{0, 3}, 1, 3, false},
+		{[]int{4}, 4, 4, true},
+		{[]int{2, 5}, 2, 4, false}, // redactions alone say nothing of what is between
+	} {
+		ev := mustVerifyBundle(t, marshal(t, l.bundle(s, c.places...)), p)
+		if ev.First != c.first || ev.Last != c.last || ev.Complete != c.complete {
+			t.Errorf("%v: %d to %d, complete %v", c.places, ev.First, ev.Last, ev.Complete)
+		}
+	}
+	empty := l.bundle(s)
+	empty.Contents, empty.Records = nil, nil
+	if _, err := empty.Verify(p); !errors.Is(err, ErrMissingLeaf) {
+		t.Errorf("a bundle of nothing: %v", err)
 	}
 }
 

@@ -36,9 +36,11 @@ const (
 // Evidence is what a bundle proves, once Verify has passed.
 type Evidence struct {
 	Checkpoint Checkpoint
-	// Complete says that no record is missing between the first and the last
-	// (redactions behind them aside). Only then does what is not in the bundle
-	// not stand in that part of the log either.
+	// First and Last are the sequences that the records span. Redactions that
+	// stand apart behind all others explain erasures, and are not counted.
+	First, Last uint64
+	// Complete says that no record is missing between First and Last. Only then
+	// does what is not in the bundle not stand in that part of the log either.
 	Complete bool
 	Redacted int // records whose contents were erased, with authority
 	Entries  []Entry
@@ -54,22 +56,6 @@ type Entry struct {
 	// Answered is the sequence of the first answer in the bundle that only who
 	// was handed this message can have given; 0 where there is none.
 	Answered uint64
-}
-
-// First and Last are the sequences that the bundle spans, 0 without records.
-func (e *Evidence) First() uint64 {
-	if len(e.Entries) == 0 {
-		return 0
-	}
-	return e.Entries[0].Record.StreamSeq
-}
-
-// Last is described at First.
-func (e *Evidence) Last() uint64 {
-	if len(e.Entries) == 0 {
-		return 0
-	}
-	return e.Entries[len(e.Entries)-1].Record.StreamSeq
 }
 
 // What a bundle can be refused for. Every error of Bundle.Verify matches
@@ -116,10 +102,10 @@ func bad(seq uint64, reason error, format string, args ...any) error {
 // Verify holds the bundle against a policy, see the package's documentation for
 // what that proves. Errors are of type *BundleError.
 func (b *Bundle) Verify(p *Policy) (*Evidence, error) {
-	var first uint64
-	if len(b.Contents) > 0 {
-		first = b.Contents[0].Seq
+	if len(b.Contents) == 0 {
+		return nil, bad(0, ErrMissingLeaf, "the bundle lists none")
 	}
+	first, last := b.Contents[0].Seq, b.Contents[len(b.Contents)-1].Seq
 	// What the bundle says of its key is a name, to be found in the policy.
 	key := p.logs[b.Key]
 	if key == nil {
@@ -140,12 +126,12 @@ func (b *Bundle) Verify(p *Policy) (*Evidence, error) {
 		}
 	}
 	if n := len(b.Contents); len(b.Records) > n {
-		return nil, bad(ev.Last(), ErrOrder, "%d records stand behind what the bundle lists", len(b.Records)-n)
+		return nil, bad(last, ErrOrder, "%d records stand behind what the bundle lists", len(b.Records)-n)
 	}
 	if err := b.open(ev); err != nil {
 		return nil, err
 	}
-	ev.Complete = complete(ev.Entries)
+	ev.span()
 	return ev, checkStory(ev.Entries)
 }
 
@@ -282,19 +268,26 @@ func (r *Record) TraceID() string {
 	return hex.EncodeToString(r.Trace[:])
 }
 
-// complete says whether the records stand one behind the other. Redactions at
-// the end were fetched to explain erasures, from wherever they stand.
-func complete(entries []Entry) bool {
-	n := len(entries)
-	for n > 0 && entries[n-1].Record.Kind == KindRedaction {
+// span finds the records that were asked for: up to the last that is no
+// redaction, and what follows on it without a gap.
+func (ev *Evidence) span() {
+	follows := func(i int) bool { return ev.Entries[i].Record.Index == ev.Entries[i-1].Record.Index+1 }
+	n := len(ev.Entries)
+	for n > 0 && ev.Entries[n-1].Record.Kind == KindRedaction {
 		n--
 	}
-	for i := 1; i < n; i++ {
-		if entries[i].Record.Index != entries[i-1].Record.Index+1 {
-			return false
-		}
+	if ev.Complete = n > 0; !ev.Complete {
+		n = len(ev.Entries)
 	}
-	return n > 0
+	for n > 0 && n < len(ev.Entries) && follows(n) {
+		n++
+	}
+	for i := 1; i < n; i++ {
+		ev.Complete = ev.Complete && follows(i)
+	}
+	if n > 0 {
+		ev.First, ev.Last = ev.Entries[0].Record.StreamSeq, ev.Entries[n-1].Record.StreamSeq
+	}
 }
 
 // A story is what the events say of one another, in log order.

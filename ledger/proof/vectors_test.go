@@ -29,6 +29,8 @@ type vector struct {
 	Size     uint64 `json:"size,omitempty"`
 	Root     string `json:"root,omitempty"`
 	Records  int    `json:"records,omitempty"`
+	First    uint64 `json:"first_seq,omitempty"`
+	Last     uint64 `json:"last_seq,omitempty"`
 	Complete bool   `json:"complete,omitempty"`
 	Redacted int    `json:"redacted,omitempty"`
 }
@@ -60,7 +62,7 @@ func outcome(data []byte, p *Policy) (v vector, err error) {
 		return v, err
 	}
 	v.OK, v.Size, v.Root, v.Records = true, ev.Checkpoint.Size, hex.EncodeToString(ev.Checkpoint.Root[:]), len(b.Records)
-	v.Complete, v.Redacted = ev.Complete, ev.Redacted
+	v.First, v.Last, v.Complete, v.Redacted = ev.First, ev.Last, ev.Complete, ev.Redacted
 	return v, nil
 }
 
@@ -87,6 +89,9 @@ func vectorFiles(t *testing.T) map[string][]byte {
 	one := marshal(t, l.bundle(s))
 	files["one record, whose path is empty"] = one
 	files["null in the place of an empty path"] = bytes.Replace(one, []byte("dpath\x40"), []byte("dpath\xf6"), 1)
+	none := l.bundle(s)
+	none.Contents, none.Records = nil, nil
+	files["of nothing"] = marshal(t, none)
 	l, s, _ = testLog(t)
 	l.answer("warehouse", "1", l.kill("analyst"))
 	files["answers no message"] = marshal(t, l.bundle(s))
