@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -455,5 +456,73 @@ func TestAnAnchorThatSomebodyElseWroteHaltsTheLedger(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAReaderHasTheHeadAndTheProofsOfTheLedgerItself(t *testing.T) {
+	fs := newMem(t)
+	o, entries := testOptions(t, fs), benchEntries(700)
+	l := mustOpen(t, o)
+	mustFeed(t, l, &recorder{}, entries...)
+	var want []schemas.Proof
+	for _, seq := range []uint64{1, 255, 700} {
+		p, err := l.Prove(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, p)
+	}
+	head := l.Head()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o.Signer = nil
+	r, err := OpenReader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := r.Head(); err != nil || got != head {
+		t.Errorf("head %+v (%v), the ledger said %+v", got, err, head)
+	}
+	for _, p := range want {
+		got, err := r.Prove(p.Seq)
+		if err != nil || !reflect.DeepEqual(got, p) {
+			t.Errorf("sequence %d: %+v (%v), the ledger said %+v", p.Seq, got, err, p)
+		}
+	}
+	var refused *schemas.Refusal
+	if _, err := r.Prove(701); !errors.As(err, &refused) || refused.Code != schemas.CodeNotFound {
+		t.Errorf("a proof of nothing: %v", err)
+	}
+}
+
+func TestAReaderRefusesADatabaseThatTheAnchorWasNotSignedOver(t *testing.T) {
+	fs := newMem(t)
+	o, _ := build(t, fs, 300)
+	for name, c := range map[string]proof.Checkpoint{
+		"cut":     {Origin: "acme.example", Size: 301, Root: proof.Hash{1}},
+		"another": {Origin: "acme.example", Size: 299, Root: proof.Hash{1}},
+	} {
+		msg, err := c.Sign(o.Signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(fs, "data/anchor/head", msg); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenReader(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Head(); !errors.Is(err, ErrTampered) {
+			t.Errorf("%s: head: %v", name, err)
+		}
+		if _, err := r.Prove(7); !errors.Is(err, ErrTampered) {
+			t.Errorf("%s: proof: %v", name, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

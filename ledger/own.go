@@ -10,21 +10,11 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// A Gap is what a gap record says: an operator accepts that EVENTS lost
-// sequences for good.
-type Gap struct {
-	First  uint64 `json:"first"`
-	Last   uint64 `json:"last"`
-	Reason string `json:"reason"`
-	Actor  string `json:"actor"`
-}
-
-// A Redaction is what a redaction record says: on whose authority an agent's
-// contents were erased, and why.
-type Redaction struct {
-	Authority string `json:"authority"`
-	Reason    string `json:"reason"`
-}
+// Gap and Redaction are the bodies of the ledger's own records.
+type (
+	Gap       = proof.Gap
+	Redaction = proof.Redaction
+)
 
 // RecordGap records, durably and signed, that the sequences from From() to
 // last are lost, so that Run can go on behind them. It is never done by
@@ -44,7 +34,7 @@ func (l *Ledger) RecordGap(last uint64, reason, actor string, at time.Time) erro
 	}
 	r := proof.Record{Kind: proof.KindGap, StreamSeq: last, Agent: u.pseudo, Time: at.UnixNano()}
 	body := schemas.Marshal(Gap{First: l.next, Last: last, Reason: reason, Actor: actor})
-	if err := l.appendOwn(r, u, "ledger.gap", body); err != nil {
+	if err := l.appendOwn(r, u, proof.GapSubject, body); err != nil {
 		return err
 	}
 	l.next = last + 1
@@ -76,7 +66,7 @@ func (l *Ledger) Erase(agent, authority, reason string, at time.Time) error {
 		return err
 	}
 	r := proof.Record{Kind: proof.KindRedaction, StreamSeq: l.chain.streamSeq, Agent: gone.pseudo, Time: at.UnixNano()}
-	if err := l.appendOwn(r, fleet, "ledger.redaction", schemas.Marshal(Redaction{Authority: authority, Reason: reason})); err != nil {
+	if err := l.appendOwn(r, fleet, proof.RedactionSubject, schemas.Marshal(Redaction{Authority: authority, Reason: reason})); err != nil {
 		return err
 	}
 	return l.subjects.destroy(agent)

@@ -72,10 +72,7 @@ func (s *scanner) open(r *proof.Record) (headers, payload []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	u := s.subjects.of(r.Agent)
-	if r.Kind != proof.KindEvent {
-		u = s.subjects.find(schemas.Fleet)
-	}
+	u := s.subjects.opener(r)
 	if u == nil {
 		return nil, nil, fmt.Errorf("sequence %d: %w", r.StreamSeq, ErrErased)
 	}
@@ -151,23 +148,30 @@ func (l *Ledger) events(from, to uint64, fn func(*schemas.Event) error) (err err
 
 // checkErased looks for the record that says that an agent was erased.
 func (l *Ledger) checkErased(r *proof.Record, end uint64) error {
+	_, err := l.redactionOf(r, end)
+	return err
+}
+
+// redactionOf finds, among the first end records, the one that says that a
+// record's agent was erased: the last that bears the pseudonym.
+func (l *Ledger) redactionOf(r *proof.Record, end uint64) (none proof.Record, err error) {
 	c, err := openCursor(l.db, keyLeaves)
 	if err != nil {
-		return err
+		return none, err
 	}
 	defer c.close()
 	for segment := (end - 1) >> segmentBits; ; segment-- {
 		found, err := postingsIn(l.db, keyByAgent, r.Agent, segment)
 		if err != nil {
-			return err
+			return none, err
 		}
 		if len(found) > 0 {
 			last, err := c.record(found[len(found)-1])
 			if err != nil {
-				return err
+				return none, err
 			}
-			if last.Kind == proof.KindRedaction && last.Agent == r.Agent {
-				return nil
+			if last.Kind == proof.KindRedaction && last.Agent == r.Agent && last.Index < end {
+				return last, nil
 			}
 			break
 		}
@@ -175,7 +179,7 @@ func (l *Ledger) checkErased(r *proof.Record, end uint64) error {
 			break
 		}
 	}
-	return tampered(r.StreamSeq, "the key of this record's agent is missing, and no record says that it was erased; restore the file %s", subjectsFile)
+	return none, tampered(r.StreamSeq, "the key of this record's agent is missing, and no record says that it was erased; restore the file %s", subjectsFile)
 }
 
 // postingsIn lists an id's records in one segment.
@@ -392,11 +396,16 @@ func (l *Ledger) Prove(ctx context.Context, seq uint64) (schemas.Proof, error) {
 	if err := ctx.Err(); err != nil {
 		return schemas.Proof{}, err
 	}
+	return l.prove(r, cur)
+}
+
+// prove proves a record against a checkpoint that covers it.
+func (l *Ledger) prove(r proof.Record, cur *signed) (schemas.Proof, error) {
 	path, err := tlog.ProveRecord(int64(cur.Size), int64(r.Index), l.hashes(cur.Checkpoint))
 	if err != nil {
-		return schemas.Proof{}, fmt.Errorf("prove sequence %d: %w", seq, err)
+		return schemas.Proof{}, fmt.Errorf("prove sequence %d: %w", r.StreamSeq, err)
 	}
-	return schemas.Proof{Seq: seq, Index: r.Index, Leaf: base64.StdEncoding.EncodeToString(r.Append(nil)),
+	return schemas.Proof{Seq: r.StreamSeq, Index: r.Index, Leaf: base64.StdEncoding.EncodeToString(r.Append(nil)),
 		Hashes: proof.MarshalPath(path), Checkpoint: string(cur.note)}, nil
 }
 

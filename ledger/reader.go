@@ -1,12 +1,13 @@
 package ledger
 
 import (
-	"encoding/hex"
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -64,18 +65,83 @@ func (r *Reader) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 }
 
 // Head is the end of what is stored. Its checkpoint is the anchor's, which may
-// cover a little less.
-func (r *Reader) Head() (schemas.Head, error) {
-	s := r.l.durable.get()
-	c, msg, found, err := readAnchor(r.l.o.FS, r.l.o.AnchorDir, r.l.o.Verifier)
+// cover a little less. Errors match ErrTampered where the database is not one
+// that the anchor can have been signed over.
+func (r *Reader) Head() (h schemas.Head, err error) {
+	err = r.l.guard.run(func() error {
+		_, msg, err := r.anchored()
+		if err != nil {
+			return err
+		}
+		s := r.l.durable.get()
+		t, err := loadTree(r.l.db, s.size)
+		if err != nil {
+			return err
+		}
+		s.root = t.root()
+		h = headOf(s, &signed{note: msg})
+		return nil
+	})
+	return h, err
+}
+
+// Prove proves that the ledger holds an event, against the anchor's checkpoint.
+// Nothing is signed here: errors match ErrUnconfirmed for the events of a last
+// second that the ledger had no time to sign, and ErrNotFound as Ledger.Prove's
+// do.
+func (r *Reader) Prove(seq uint64) (p schemas.Proof, err error) {
+	err = r.l.guard.run(func() error {
+		record, err := r.l.find(seq)
+		if err != nil {
+			return err
+		}
+		c, msg, err := r.anchored()
+		if err != nil {
+			return err
+		}
+		if record.Index >= c.Size {
+			return fmt.Errorf("prove sequence %d: %w: it is record %d, and the first %d are signed", seq, ErrUnconfirmed, record.Index, c.Size)
+		}
+		p, err = r.l.prove(record, &signed{Checkpoint: c, note: msg})
+		return err
+	})
+	return p, refusal(err)
+}
+
+// Show is Ledger.Show against the anchor's checkpoint.
+func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.ShowReply, err error) {
+	err = r.l.guard.run(func() error {
+		c, msg, err := r.anchored()
+		if err != nil {
+			return err
+		}
+		if q.Size != 0 && q.Size != c.Size {
+			return fmt.Errorf("the anchor's checkpoint is over %d records, and not %d", c.Size, q.Size)
+		}
+		rep, err = r.l.show(q, &signed{Checkpoint: c, note: msg})
+		return err
+	})
+	return rep, refusal(err)
+}
+
+// anchored is the anchor's checkpoint, held against the records.
+func (r *Reader) anchored() (proof.Checkpoint, []byte, error) {
+	o := &r.l.o
+	c, msg, found, err := readAnchor(o.FS, o.AnchorDir, o.Verifier)
 	if err != nil || !found {
-		return schemas.Head{}, errors.Join(err, tampered(0, "there is no anchor in %s", r.l.o.AnchorDir))
+		return c, nil, errors.Join(err, tampered(0, "there is no anchor in %s", o.AnchorDir))
 	}
-	h := schemas.Head{Size: s.size, StreamSeq: s.streamSeq, Checkpoint: string(msg)}
-	if c.Size == s.size {
-		h.Root = hex.EncodeToString(c.Root[:])
+	if size := r.l.durable.get().size; c.Size > size {
+		return c, nil, tampered(0, "%d records are stored, and the anchor was signed over %d: the end is missing", size, c.Size)
 	}
-	return h, nil
+	t, err := loadTree(r.l.db, c.Size)
+	if err != nil {
+		return c, nil, err
+	}
+	if root := t.root(); root != c.Root {
+		return c, nil, tampered(0, "the first %d records lead to the root %v, and the anchor says %v: this is another history", c.Size, root, c.Root)
+	}
+	return c, msg, nil
 }
 
 // Close lets the ledger go.

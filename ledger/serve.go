@@ -35,6 +35,10 @@ func (l *Ledger) Serve(nc *nats.Conn) error {
 			p, err := l.Prove(ctx, q.Seq)
 			return p, refusal(err)
 		}),
+		bus.Handle(nc, log, schemas.CtlShow, func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
+			rep, err := l.Show(ctx, q)
+			return rep, refusal(err)
+		}),
 		bus.Handle(nc, log, schemas.CtlRead, func(_ context.Context, q schemas.ReadRequest) (schemas.ReadReply, error) {
 			rep, err := l.Read(q)
 			return rep, refusal(err)

@@ -94,6 +94,10 @@ func TestOperatorsAreAnsweredFromARealLog(t *testing.T) {
 	if r, _, err := proof.CheckInclusion(p, verifier); err != nil || r.StreamSeq != last {
 		t.Errorf("proof: %+v, %v", r, err)
 	}
+	shown, err := bus.Call[schemas.ShowReply](t.Context(), op, schemas.CtlShow, schemas.ShowRequest{From: last})
+	if err != nil || len(shown.Records) != 1 || shown.Records[0].Seq != last || shown.More || shown.Size < last {
+		t.Errorf("shown: %+v, %v", shown, err)
+	}
 	page, err := bus.Call[schemas.ReadReply](t.Context(), op, schemas.CtlRead, schemas.ReadRequest{Agent: "a0", Data: true})
 	if err != nil || len(page.Records) != 3 || string(page.Records[0].Data) != "{}" {
 		t.Errorf("read: %+v, %v", page, err)

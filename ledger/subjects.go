@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/schemas"
 )
 
 // The subjects file is a table of rows of 80 bytes, one for each agent:
@@ -263,6 +264,25 @@ func (u *subject) salt(r *proof.Record) (salt proof.Salt) {
 	m.Write(r.SaltInput())
 	m.Sum(salt[:0])
 	return salt
+}
+
+// saltOf finds a record's salt; nil where the key that it hangs on is gone.
+func (s *subjects) saltOf(r *proof.Record) *proof.Salt {
+	u := s.opener(r)
+	if u == nil {
+		return nil
+	}
+	salt := u.salt(r)
+	return &salt
+}
+
+// opener is the subject whose key opens a record: the agent's, or for the
+// ledger's own the fleet's. It is nil where that key is gone.
+func (s *subjects) opener(r *proof.Record) *subject {
+	if r.Kind != proof.KindEvent {
+		return s.find(schemas.Fleet)
+	}
+	return s.of(r.Agent)
 }
 
 // nonce is a function of what is sealed, by way of the commitments: the same

@@ -20,6 +20,7 @@ const (
 	CtlVerify  = "writ.ctl.ledger.verify"  // nothing → VerifyReply
 	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
 	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
+	CtlShow    = "writ.ctl.ledger.show"    // ShowRequest → ShowReply
 	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
 	CtlRisks   = "writ.ctl.monitor.risks"  // RisksRequest → RisksReply
 	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
@@ -264,6 +265,43 @@ type ReadReply struct {
 	Records []Record `json:"records"`
 	Next    uint64   `json:"next,omitempty"`
 	Head    uint64   `json:"head"` // the ledger's last durable sequence
+}
+
+// ShowRequest asks for records with what proves them to somebody outside: those
+// of sequences From to To, of an agent, of a trace. The following pages repeat
+// Size, Index and Offset as the page before gave them.
+type ShowRequest struct {
+	From   uint64 `json:"from,omitempty"`
+	To     uint64 `json:"to,omitempty"` // 0: the end
+	Agent  string `json:"agent,omitempty"`
+	Trace  string `json:"trace,omitempty"`
+	Size   uint64 `json:"size,omitempty"`   // of the checkpoint; 0: of the newest
+	Index  uint64 `json:"index,omitempty"`  // of the record to go on with
+	Offset uint64 `json:"offset,omitempty"` // in that record's payload
+}
+
+// Shown is a record with all that opens and proves it. Of an erased agent's,
+// salt, headers and payload are gone.
+type Shown struct {
+	Index   uint64 `json:"index"`
+	Seq     uint64 `json:"seq"`
+	Leaf    []byte `json:"leaf"`
+	Path    []byte `json:"path"` // RFC 6962 audit path, 32 bytes each
+	Salt    []byte `json:"salt,omitempty"`
+	Headers []byte `json:"headers,omitempty"` // as committed to
+	Payload []byte `json:"payload,omitempty"` // of a large one the part from Offset on
+}
+
+// ShowReply is a page. Redactions are the records that say that those without
+// content were erased. More says that a page follows, from Index and Offset on.
+type ShowReply struct {
+	Checkpoint string  `json:"checkpoint"` // signed, of Size records
+	Size       uint64  `json:"size"`
+	Records    []Shown `json:"records"`
+	Redactions []Shown `json:"redactions,omitempty"`
+	More       bool    `json:"more,omitempty"`
+	Index      uint64  `json:"index,omitempty"`
+	Offset     uint64  `json:"offset,omitempty"`
 }
 
 type RiskRequest struct {

@@ -58,7 +58,7 @@ type grammar struct {
 	Log    logCmd    `cmd:"" group:"Record" help:"Show what happened."`
 	Trace  traceCmd  `cmd:"" group:"Record" help:"Show one user request as a tree."`
 	Replay replayCmd `cmd:"" group:"Record" help:"Recompute every verdict from the log, and compare."`
-	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove an event."`
+	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove events, export evidence."`
 
 	Demo    demoCmd    `cmd:"" group:"Measure" help:"Play the whole story on a temporary control plane, in about a minute."`
 	Drive   driveCmd   `cmd:"" group:"Measure" help:"Run recorded agents through a real control plane."`

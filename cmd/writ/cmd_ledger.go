@@ -24,6 +24,9 @@ type ledgerCmd struct {
 	Verify ledgerVerifyCmd `cmd:"" help:"Verify every record: of the running control plane, or offline of a copy of its folder."`
 	Head   ledgerHeadCmd   `cmd:"" help:"Show the durable end, signed."`
 	Prove  ledgerProveCmd  `cmd:"" help:"Prove that an event is in the ledger."`
+	Export ledgerExportCmd `cmd:"" help:"Write a bundle of records that proves itself offline."`
+
+	VerifyBundle ledgerVerifyBundleCmd `cmd:"" help:"Verify a bundle offline, under keys of your own."`
 }
 
 // verifyWithin bounds a verification by the running ledger.
@@ -118,7 +121,7 @@ func count(n float64) string {
 type ledgerHeadCmd struct{}
 
 func (c *ledgerHeadCmd) Run(ctx context.Context, app *App) error {
-	head, err := call[schemas.Head](ctx, app, schemas.CtlHead, schemas.HeadRequest{})
+	head, err := c.head(ctx, app)
 	if err != nil {
 		return err
 	}
@@ -128,6 +131,19 @@ func (c *ledgerHeadCmd) Run(ctx context.Context, app *App) error {
 	app.facts([2]string{"records", strconv.FormatUint(head.Size, 10)}, [2]string{"newest event", seqText(head.StreamSeq)}, [2]string{"root", head.Root})
 	app.checkpoint(head.Checkpoint)
 	return nil
+}
+
+func (c *ledgerHeadCmd) head(ctx context.Context, app *App) (head schemas.Head, err error) {
+	r, err := app.onDisk()
+	if err != nil {
+		return head, err
+	}
+	if r == nil {
+		return call[schemas.Head](ctx, app, schemas.CtlHead, schemas.HeadRequest{})
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	head, err = r.Head()
+	return head, advise(err, adviceVerify)
 }
 
 // checkpoint prints a signed note.
@@ -159,7 +175,7 @@ func (c *ledgerProveCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	p, err := call[schemas.Proof](ctx, app, schemas.CtlProve, schemas.ProveRequest{Seq: c.Seq})
+	p, err := c.prove(ctx, app)
 	if err != nil {
 		return err
 	}
@@ -175,6 +191,23 @@ func (c *ledgerProveCmd) Run(ctx context.Context, app *App) error {
 	}
 	app.proof(doc)
 	return nil
+}
+
+func (c *ledgerProveCmd) prove(ctx context.Context, app *App) (p schemas.Proof, err error) {
+	r, err := app.onDisk()
+	if err != nil {
+		return p, err
+	}
+	if r == nil {
+		return call[schemas.Proof](ctx, app, schemas.CtlProve, schemas.ProveRequest{Seq: c.Seq})
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	p, err = r.Prove(c.Seq)
+	var refused *schemas.Refusal
+	if errors.As(err, &refused) {
+		return p, err // as the running ledger says it
+	}
+	return p, advise(err, adviceVerify)
 }
 
 // checkProof holds a proof against the public key, and against the question.
@@ -202,13 +235,12 @@ func (c *ledgerProveCmd) verifier(app *App) (note.Verifier, error) {
 	if errors.Is(err, fs.ErrNotExist) && c.Key == "" {
 		return nil, nil
 	}
-	const next = "give the file keys/ledger.pub of the control plane's data folder with --key"
 	if err != nil {
-		return nil, advise(fmt.Errorf("read the ledger's public key: %w", err), next)
+		return nil, advise(fmt.Errorf("read the ledger's public key: %w", err), adviceKey)
 	}
 	v, err := note.NewVerifier(strings.TrimSpace(string(b)))
 	if err != nil {
-		return nil, advise(fmt.Errorf("%s is no public key of a ledger: %w", path, err), next)
+		return nil, advise(fmt.Errorf("%s is no public key of a ledger: %w", path, err), adviceKey)
 	}
 	return v, nil
 }

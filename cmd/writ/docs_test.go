@@ -165,7 +165,7 @@ var documents = map[string][]any{
 	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {monitor.ReplayReport{}},
 	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
-	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "verify": {verification{}}, "doctor": {check{}},
+	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "ledger export": {exportDoc{}}, "ledger verify-bundle": {bundleDoc{}}, "verify": {verification{}}, "doctor": {check{}},
 	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},
 	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
 	"bench monitor": {monitor.BenchResult{}},

@@ -33,13 +33,13 @@ func (c *client) read(ctx context.Context, req schemas.ReadRequest) (schemas.Rea
 // record finds the record: the running ledger's, or else that on disk, unless
 // it is to be followed.
 func (a *App) record(follow bool) (read reader, end func() error, err error) {
-	if a.Server == "" && !follow {
-		_, err := running(a.Data)
-		if errors.Is(err, errNotRunning) {
-			return a.recordOnDisk(err)
-		}
+	if !follow {
+		r, err := a.onDisk()
 		if err != nil {
 			return nil, nil, err
+		}
+		if r != nil {
+			return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
 		}
 	}
 	cl, err := a.dial()
@@ -52,22 +52,33 @@ func (a *App) record(follow bool) (read reader, end func() error, err error) {
 	}, nil
 }
 
-// recordOnDisk reads what a control plane left behind. Where nothing is there,
-// the error is that none runs.
-func (a *App) recordOnDisk(none error) (reader, func() error, error) {
+// onDisk opens what a control plane left behind in the data folder, to be read
+// and not changed. It gives nil where one runs that has to be asked. Where
+// nothing is there, the error is that none runs.
+func (a *App) onDisk() (*ledger.Reader, error) {
+	if a.Server != "" {
+		return nil, nil
+	}
+	_, none := running(a.Data)
+	if none == nil || !errors.Is(none, errNotRunning) {
+		return nil, none
+	}
 	if _, err := os.Stat(filepath.Join(a.Data, "ledger")); err != nil {
-		return nil, nil, none
+		return nil, none
 	}
 	o, err := plane.LedgerOptions(a.Data)
 	if err != nil {
-		return nil, nil, err
+		return nil, advise(err, "the folder must hold keys/ too: the ledger is read with its public key and the root of its salts")
 	}
 	r, err := ledger.OpenReader(o)
 	if err != nil {
-		return nil, nil, advise(err, "writ ledger verify says whether the ledger is whole")
+		return nil, advise(err, adviceVerify)
 	}
-	return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
+	return r, nil
 }
+
+// adviceVerify is what to do about a ledger on disk that can't be read.
+const adviceVerify = "writ ledger verify says whether the ledger is whole"
 
 // events reads the record in order, page by page, until its present end. It
 // tells through head, if given, how far the ledger goes.

@@ -110,6 +110,23 @@ func TestImportsKeepToTheArchitecture(t *testing.T) {
 	}
 }
 
+// Who verifies evidence has to trust what the verifier is made of.
+func TestProofsNeedNeitherDatabaseNorNetwork(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"ledger/proof").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	deps := strings.Fields(string(out))
+	if len(deps) < 50 {
+		t.Fatalf("go list found %d packages; the rule would hold for nothing", len(deps))
+	}
+	for _, d := range deps {
+		if in(d, "github.com/cockroachdb", "github.com/nats-io", "net") || d == module+"ledger" {
+			t.Errorf("ledger/proof depends on %s", d)
+		}
+	}
+}
+
 func TestAForbiddenImportIsFound(t *testing.T) {
 	for _, p := range []pkg{
 		{module + "broker/intake", []string{module + "monitor"}},

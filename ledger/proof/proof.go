@@ -19,11 +19,54 @@
 //   - content: these headers and this payload are what the record committed
 //     to ([Record.CheckContent]), once the record's salt is disclosed.
 //
+// # Evidence
+//
+// A [Bundle] holds all of that for several records in one file, and
+// [Bundle.Verify] holds it against a [Policy]: the keys that count, which come
+// from who verifies and never out of the bundle. The key in the bundle says
+// which one of them it is under, and nothing else. The verifier demands, in
+// this order:
+//
+//  1. the file is in its one encoding ([OpenBundle]); the bundle's key is in
+//     the policy; the checkpoint is signed by it;
+//  2. each record that the bundle lists is there, in order, stands at its index
+//     under the checkpoint's root, and where the one before it is there too,
+//     holds its hash;
+//  3. headers and payload are what the record committed to, and decode to an
+//     event with the record's sequence, time and trace. A record without
+//     content needs a later redaction record of the same pseudonym in the
+//     bundle, which says on whose authority it was erased;
+//  4. no event is about one that comes later. An answer is to a message; one
+//     that bears the random id which release hands to the recipient alone
+//     shows that the message was delivered, so a record of it stood before;
+//  5. no such answer is to a message that an agent sent after its kill, with
+//     no record missing between the kill and the message. Enrolling anew ends
+//     a kill.
+//
+// From [Evidence.Complete] follows more: no record is missing between the first
+// and the last, so what is not in the bundle is not in that part of the log.
+// The records of a selection, by agent or trace, are each proven; that the
+// selection is whole is not.
+//
 // # What it does not say
 //
 // That two readers see the same ledger: for that they must compare
-// checkpoints, or ask witnesses. And nothing of records behind the
-// checkpoint's size.
+// checkpoints, or ask witnesses. Who holds the signing key can sign two
+// histories, and a bundle of either verifies. And nothing of records behind
+// the checkpoint's size.
+//
+// A delivery leaves no record of its own. That a message was delivered shows
+// where somebody answered it; that one was not delivered can't be shown, also
+// not by its cancellation: the sender of a message that nobody answered could
+// have been cut off too late, were release not to do as it should. The log says
+// what was taken in and decided, in which order, and that it was on disk when it
+// was signed; that nothing was released before it was on disk is how the ledger
+// works, and no record can prove it.
+//
+// Who an event is of, what it says and when, is what the control plane wrote: a
+// bundle proves that it was not changed since, not that it was true. A record's
+// pseudonym can't be held against the agent's name: the key between the two
+// stays with the ledger.
 package proof
 
 import (

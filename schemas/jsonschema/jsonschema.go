@@ -55,6 +55,7 @@ var (
 		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.StatusReply](),
 		reflect.TypeFor[schemas.Head](), reflect.TypeFor[schemas.HeadRequest](), reflect.TypeFor[schemas.VerifyReply](),
 		reflect.TypeFor[schemas.ProveRequest](), reflect.TypeFor[schemas.Proof](),
+		reflect.TypeFor[schemas.ShowRequest](), reflect.TypeFor[schemas.Shown](), reflect.TypeFor[schemas.ShowReply](),
 		reflect.TypeFor[schemas.ReadRequest](), reflect.TypeFor[schemas.Record](), reflect.TypeFor[schemas.ReadReply](),
 		reflect.TypeFor[schemas.RisksRequest](), reflect.TypeFor[schemas.RisksReply](), reflect.TypeFor[schemas.AgentRisk](),
 		reflect.TypeFor[schemas.RiskRequest](), reflect.TypeFor[schemas.RiskReply](), reflect.TypeFor[schemas.RiskPoint](),

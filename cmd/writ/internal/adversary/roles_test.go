@@ -129,7 +129,7 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 		for _, s := range []string{"writ.out.alice.op.call.reflect", "writ.out.alice._r.x", "writ.out.alice.token.issue", "in.call.shop", "out.op.call.reflect", "_INBOX.mailer.alice"} {
 			check("speak as an agent", s, false, a.mark())
 		}
-		for _, s := range []string{schemas.CtlApply, schemas.CtlEnroll, schemas.CtlIssue, schemas.CtlLock, schemas.CtlReview, schemas.CtlStatus, schemas.CtlRead, schemas.CtlVerify, schemas.CtlProve, schemas.CtlRisk, schemas.CtlHealth} {
+		for _, s := range []string{schemas.CtlApply, schemas.CtlEnroll, schemas.CtlIssue, schemas.CtlLock, schemas.CtlReview, schemas.CtlStatus, schemas.CtlRead, schemas.CtlVerify, schemas.CtlProve, schemas.CtlShow, schemas.CtlRisk, schemas.CtlHealth} {
 			check("act as an operator", s, job.operate, a.mark())
 		}
 		check("ask for a head", schemas.CtlHead, job.operate || role == keys.RoleIssuer, nil)
