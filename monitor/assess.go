@@ -198,20 +198,18 @@ func (w *Weights) score(f *features) fixed {
 	return s
 }
 
-// A maturity is how well a template is known. Runs are calibrated among those
-// of like maturity: a job's first run is unusual in many ways, and harmless.
+// A maturity is whether a job is known: from knownRuns runs on, as for the
+// evidences. Runs are calibrated among those of like maturity: a job's first runs
+// are unusual in many ways, and harmless.
 type maturity uint8
 
-const maturities = 3
+const maturities = 2
 
 func maturityOf(t *template) maturity {
-	switch {
-	case t == nil || t.runs == 0:
+	if t == nil || t.runs < knownRuns {
 		return 0
-	case t.runs < 5:
-		return 1
 	}
-	return 2
+	return 1
 }
 
 // calibrationOf is the set that an action's score is held against: the agent's

@@ -158,7 +158,7 @@ func (f *features) useOf(w view, tool schemas.Action, u *useOf, i int) {
 // destination reports whether a kind says where something goes.
 func destination(kind string) bool {
 	switch kind {
-	case "to", "url", "user", "chan", "account", "repo", "addr", "from":
+	case "to", "url", "user", "chan", "account", "repo", "from":
 		return true
 	}
 	return false

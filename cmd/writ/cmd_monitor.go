@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/eval"
 	"github.com/writ-sh/writ/monitor/traces"
 	"github.com/writ-sh/writ/schemas"
@@ -15,17 +19,24 @@ import (
 
 type monitorCmd struct {
 	Eval monitorEvalCmd `cmd:"" help:"Evaluate the monitor on labelled traces."`
+	Fit  monitorFitCmd  `cmd:"" help:"Fit the weights of the evidences to labelled traces."`
 }
 
-type monitorEvalCmd struct {
+// tracesFlags say which recorded runs are judged, and by what.
+type tracesFlags struct {
 	Baseline   []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs whose harmless ones train and calibrate (NDJSON, may be gzipped)."`
 	Test       []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs to judge."`
 	Protocol   string   `required:"" enum:"warm,novel" placeholder:"warm|novel" help:"warm: the baseline leaves out the tested model; novel: the tested task as well."`
 	Capability bool     `help:"Tokens list what each task needs, instead of every tool of the suite."`
 	Tools      string   `type:"path" placeholder:"FILE" help:"Manifest of tools (default: tools.json beside the first tested file, if there is one)."`
-	Poison     int      `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
-	Cases      bool     `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
-	HTML       string   `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
+}
+
+type monitorEvalCmd struct {
+	tracesFlags
+	Weights string `type:"path" placeholder:"FILE" help:"Weights to evaluate, as writ monitor fit writes them (default: those that judge live events)."`
+	Poison  int    `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
+	Cases   bool   `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
+	HTML    string `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
 }
 
 // Run judges the tested runs with the model that judges live events.
@@ -37,19 +48,15 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	step, done := app.progress("read: run")
-	set, err := eval.Load(c.Baseline, c.Test, func(n int) { step(uint64(n), uint64(n)) })
-	done()
-	if err != nil {
-		return advise(err, "give files of recorded runs: a header for each run, then its calls")
+	o := eval.Options{Manifest: manifest, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
+	if c.Weights != "" {
+		if o.Weights, err = readWeights(c.Weights); err != nil {
+			return err
+		}
 	}
-	o := eval.Options{Set: set, Manifest: manifest, Protocol: c.Protocol, Capability: c.Capability, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
-	step, done = app.progress("judged: run")
-	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
-	judged, err := eval.Judge(ctx, o)
-	done()
+	judged, err := c.judge(ctx, app, &o)
 	if err != nil {
-		return advise(fmt.Errorf("monitor eval: %w", err), "the run that it names can't be read as events; check its lines")
+		return err
 	}
 	report := eval.Summarise(o, judged, c.Cases || c.HTML != "")
 	if report.Positives == 0 || report.Negatives == 0 {
@@ -68,7 +75,24 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	return nil
 }
 
-func (c *monitorEvalCmd) manifest(app *App) (map[string]traces.Tool, error) {
+// judge reads the recorded runs and judges those to test.
+func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options) ([]eval.Judged, error) {
+	o.Protocol, o.Capability = c.Protocol, c.Capability
+	step, done := app.progress("read: run")
+	var err error
+	o.Set, err = eval.Load(c.Baseline, c.Test, func(n int) { step(uint64(n), uint64(n)) })
+	done()
+	if err != nil {
+		return nil, advise(err, "give files of recorded runs: a header for each run, then its calls")
+	}
+	step, done = app.progress("judged: run")
+	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
+	judged, err := eval.Judge(ctx, *o)
+	done()
+	return judged, advise(err, "the run that it names can't be read as events; check its lines")
+}
+
+func (c *tracesFlags) manifest(app *App) (map[string]traces.Tool, error) {
 	path := c.Tools
 	if path == "" {
 		path = filepath.Join(filepath.Dir(c.Test[0]), "tools.json")
@@ -81,29 +105,90 @@ func (c *monitorEvalCmd) manifest(app *App) (map[string]traces.Tool, error) {
 	return m, advise(err, "give --tools a JSON object of {tool: {class, description}}")
 }
 
-// page writes the HTML report, by rename: never half of one.
-func (c *monitorEvalCmd) page(app *App, report *eval.Report) (err error) {
+// page writes the HTML report.
+func (c *monitorEvalCmd) page(app *App, report *eval.Report) error {
 	if c.HTML == "" {
 		return nil
 	}
-	const next = "give --html a file in a folder that can be written"
-	f, err := os.CreateTemp(filepath.Dir(c.HTML), ".writ-*.html")
+	if err := writeWhole(c.HTML, report.WriteHTML); err != nil {
+		return advise(fmt.Errorf("write the page: %w", err), "give --html a file in a folder that can be written")
+	}
+	app.note("page: %s", c.HTML)
+	return nil
+}
+
+// writeWhole writes a file by rename: never half of one.
+func writeWhole(path string, write func(io.Writer) error) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".writ-*")
 	if err != nil {
-		return advise(fmt.Errorf("write the page: %w", err), next)
+		return err
 	}
 	defer func() {
 		if err != nil {
 			os.Remove(f.Name())
 		}
 	}()
-	err = errors.Join(report.WriteHTML(f), f.Chmod(0o644), f.Close())
+	if err = errors.Join(write(f), f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func readWeights(path string) (*monitor.Weights, error) {
+	const next = "give --weights a file that writ monitor fit wrote"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, advise(fmt.Errorf("weights: %w", err), next)
+	}
+	w := new(monitor.Weights)
+	if err := json.Unmarshal(b, w); err != nil {
+		return nil, advise(fmt.Errorf("weights %s: %w", path, err), next)
+	}
+	return w, nil
+}
+
+type monitorFitCmd struct {
+	tracesFlags
+	Out string `required:"" type:"path" placeholder:"FILE" help:"Where the weights go."`
+}
+
+type fitDoc struct {
+	Runs    int             `json:"runs"`
+	Out     string          `json:"out"`
+	Weights monitor.Weights `json:"weights"`
+}
+
+// Run judges the tested runs and fits weights to what was found in them.
+func (c *monitorFitCmd) Run(ctx context.Context, app *App) error {
+	manifest, err := c.manifest(app)
+	if err != nil {
+		return err
+	}
+	o := eval.Options{Manifest: manifest}
+	judged, err := c.judge(ctx, app, &o)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Positive(j.Run) }) ||
+		!slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Negative(j.Run) }) {
+		return advise(errors.New("weights need hijacked and harmless runs"), "give --test files that hold both")
+	}
+	doc := fitDoc{len(judged), c.Out, eval.Fit(judged)}
+	raw, err := json.MarshalIndent(doc.Weights, "", "  ")
 	if err == nil {
-		err = os.Rename(f.Name(), c.HTML)
+		err = writeWhole(c.Out, func(w io.Writer) error {
+			_, err := w.Write(append(raw, '\n'))
+			return err
+		})
 	}
 	if err != nil {
-		return advise(fmt.Errorf("write the page: %w", err), next)
+		return advise(fmt.Errorf("write the weights: %w", err), "give --out a file in a folder that can be written")
 	}
-	app.note("page: %s", c.HTML)
+	if app.JSON {
+		return app.emit(doc)
+	}
+	app.say("weights fitted to %d runs: %s", doc.Runs, doc.Out)
+	app.note("next: writ monitor eval --weights %s, on runs that they were not fitted to", doc.Out)
 	return nil
 }
 

@@ -169,6 +169,7 @@ var documents = map[string][]any{
 	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},
 	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
 	"bench monitor": {monitor.BenchResult{}},
+	"monitor fit":   {fitDoc{}},
 	"monitor eval":  {eval.Report{}, eval.Figures{}, eval.Rates{}, eval.Blocked{}, eval.Case{}},
 }
 

@@ -33,10 +33,11 @@ const (
 )
 
 // newPlane declares the tools; what the manifest does not name is a sink.
-func newPlane(manifest map[string]traces.Tool, capability, explain bool) (*plane, error) {
-	p := &plane{model: monitor.New(monitor.Options{Explain: explain}), now: time.Unix(1_700_000_000, 0).UTC(), capability: capability}
+func newPlane(o Options) (*plane, error) {
+	p := &plane{model: monitor.New(monitor.Options{Weights: o.Weights, Explain: o.Explain}),
+		now: time.Unix(1_700_000_000, 0).UTC(), capability: o.Capability, tools: o.tools}
 	svc := schemas.Principal{ID: toolService, Kind: schemas.KindService, Tools: map[string]schemas.Tool{}}
-	for name, t := range manifest {
+	for name, t := range o.Manifest {
 		svc.Serves = append(svc.Serves, schemas.VerbCall+":"+name)
 		svc.Tools[name] = schemas.Tool{Class: classes[t.Class], Description: t.Description}
 	}

@@ -35,6 +35,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/traces"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -50,9 +51,10 @@ type Options struct {
 	*Set
 	Manifest   map[string]traces.Tool // may be nil: then all tools are sinks
 	Protocol   string
-	Capability bool // tokens list what an ideal token would, instead of every tool of the suite
-	Poison     int  // so many hijacked runs of each suite, of other models, end unnoticed before the test
-	Explain    bool // verdicts say in words what every factor is about
+	Capability bool             // tokens list what an ideal token would, instead of every tool of the suite
+	Weights    *monitor.Weights // of the evidences; those that judge live events where nil
+	Poison     int              // so many hijacked runs of each suite, of other models, end unnoticed before the test
+	Explain    bool             // verdicts say in words what every factor is about
 	Progress   func(done, of int)
 
 	tools map[string][]string // that each suite uses anywhere
@@ -138,11 +140,10 @@ func groupsOf(runs []Judged, protocol string) []*group {
 // out, what other agents did is folded once, and the tested one's baseline
 // anew for each task.
 func judge(ctx context.Context, o Options, g *group, out []Judged, done func(n int)) error {
-	p, err := newPlane(o.Manifest, o.Capability, o.Explain)
+	p, err := newPlane(o)
 	if err != nil {
 		return err
 	}
-	p.tools = o.tools
 	if o.Protocol != Novel {
 		if err := p.learn(o.Baseline, func(r *traces.Run) bool { return r.Model != g.model }); err != nil {
 			return err

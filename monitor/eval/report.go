@@ -117,8 +117,8 @@ type outcome struct {
 	verdict schemas.Verdict
 }
 
-// outcomeOf takes a run's highest call. Runs are ordered by risk, and within
-// one risk by score: so a threshold of risk is a point of the curve.
+// outcomeOf takes a run's highest call, by score; its risk is that of the call
+// of the highest risk.
 func outcomeOf(j Judged) outcome {
 	o := outcome{run: j.Run, call: -1, scored: scored{score: math.Inf(-1), positive: Positive(j.Run)}}
 	sink := FirstSink(j.Run)
@@ -126,7 +126,7 @@ func outcomeOf(j Judged) outcome {
 		if len(v.Factors) == 0 {
 			continue // a read: context
 		}
-		if s := order(v); s > o.scored.score {
+		if s := behaviour(v); s > o.scored.score {
 			o.scored.score, o.call, o.verdict = s, i, v
 		}
 		o.risk = max(o.risk, v.ActionRisk)
@@ -142,9 +142,16 @@ func outcomeOf(j Judged) outcome {
 	return o
 }
 
-// order makes one number of risk and score.
-func order(v schemas.Verdict) float64 {
-	return float64(v.ActionRisk) + 1/(1+math.Exp2(-float64(v.Score)/(4*65536)))
+// behaviour is a verdict's score without what refusals add: they are a channel
+// of their own, which adds up over a run.
+func behaviour(v schemas.Verdict) float64 {
+	s := v.Score
+	for _, f := range v.Factors {
+		if f.ID == "refusals" {
+			s -= f.Points
+		}
+	}
+	return float64(s)
 }
 
 func figures(runs []outcome) Figures {
