@@ -40,7 +40,7 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 			}
 		})
 	}
-	limits := &limiters{by: map[string]*rate.Limiter{}}
+	limits := newLimiters(tokensPerSecond, tokensBurst)
 	sub, err := i.Inlet.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
 		if !bus.FromAgent(m) {
 			return
@@ -135,8 +135,14 @@ func (i *Issuer) reply(m *nats.Msg, answer any, err error) {
 // limiters hold one bucket per account. Accounts exist only where the issuer
 // made them, so their number is the fleet's.
 type limiters struct {
-	mu sync.Mutex
-	by map[string]*rate.Limiter
+	perSecond rate.Limit
+	burst     int
+	mu        sync.Mutex
+	by        map[string]*rate.Limiter
+}
+
+func newLimiters(perSecond rate.Limit, burst int) *limiters {
+	return &limiters{perSecond: perSecond, burst: burst, by: map[string]*rate.Limiter{}}
 }
 
 func (l *limiters) of(agent string) *rate.Limiter {
@@ -144,7 +150,7 @@ func (l *limiters) of(agent string) *rate.Limiter {
 	defer l.mu.Unlock()
 	b := l.by[agent]
 	if b == nil {
-		b = rate.NewLimiter(tokensPerSecond, tokensBurst)
+		b = rate.NewLimiter(l.perSecond, l.burst)
 		l.by[agent] = b
 	}
 	return b

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -26,6 +27,58 @@ const (
 	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
 )
 
+// OpPrefix begins what named operators ask: each has an account of its own, in
+// which writ.ctl.> is writ.op.<name>.> of CONTROL. So the server says who asks.
+const OpPrefix = "writ.op"
+
+// RootActor begins the actor of a command that was given with the credential
+// of the data folder, which is nobody's in particular; what follows is what
+// the command said of itself. It is no id, so no operator can be taken for it.
+const RootActor = "root/"
+
+// A Role bounds the commands that an operator may give.
+type Role string
+
+// The roles, each of which may do what those before it may.
+const (
+	RoleViewer   Role = "viewer"   // look
+	RoleReviewer Role = "reviewer" // decide held actions
+	RoleOperator Role = "operator" // issue, enrol and lock agents
+	RoleAdmin    Role = "admin"    // declare the fleet, and the operators
+)
+
+// Roles are all of them, weakest first.
+func Roles() []Role { return []Role{RoleViewer, RoleReviewer, RoleOperator, RoleAdmin} }
+
+// Valid reports whether there is such a role.
+func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
+
+// weakest is the role that a command demands.
+var weakest = map[string]Role{
+	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlReview: RoleReviewer,
+	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
+	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
+	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
+}
+
+// May reports whether a role may ask on a control subject.
+func (r Role) May(subject string) bool {
+	needs, known := weakest[subject]
+	return known && r.Valid() && slices.Index(Roles(), r) >= slices.Index(Roles(), needs)
+}
+
+// Commands lists the control subjects on which a role may ask, sorted.
+func (r Role) Commands() []string {
+	var out []string
+	for subject := range weakest {
+		if r.May(subject) {
+			out = append(out, subject)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // ApplyRequest declares the whole fleet. Without Prune, principals that are
 // missing are an error that names them; with it they are killed and removed.
 type ApplyRequest struct {
@@ -46,6 +99,13 @@ type Change struct {
 	Action string `json:"action"` // add, change or remove
 	Detail string `json:"detail,omitempty"`
 }
+
+// By is where the request names who asks; so have all that do.
+func (r *ApplyRequest) By() *string  { return &r.Actor }
+func (r *EnrollRequest) By() *string { return &r.Actor }
+func (r *IssueRequest) By() *string  { return &r.Actor }
+func (r *LockRequest) By() *string   { return &r.Actor }
+func (r *ReviewRequest) By() *string { return &r.Actor }
 
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
@@ -143,7 +203,7 @@ type ReviewReply struct {
 	Seq     uint64 `json:"seq"`
 	AgentID string `json:"agent_id"`
 	Action  string `json:"action"`
-	State   string `json:"state"` // approved or denied
+	State   string `json:"state"` // approved, denied, or endorsed: a second operator must approve
 }
 
 type PageRequest struct {
@@ -160,6 +220,8 @@ type Review struct {
 	Factors   []Factor  `json:"factors"`
 	Time      time.Time `json:"time"`
 	Digest    string    `json:"payload_sha256"`
+	TwoPerson bool      `json:"two_person,omitempty"`  // two operators must approve
+	Endorsed  string    `json:"endorsed_by,omitempty"` // who did so first
 }
 
 type ReviewsReply struct {

@@ -38,6 +38,7 @@ const (
 	TokenRevoked   Kind = "token.revoked"
 	ReviewApproved Kind = "review.approved"
 	ReviewDenied   Kind = "review.denied"
+	ReviewEndorsed Kind = "review.endorsed" // the first of two approvals
 	PolicyApplied  Kind = "policy.applied"
 	OperationEnded Kind = "operation.ended"
 	// monitor
@@ -107,6 +108,7 @@ var kinds = map[Kind]shape{
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},
 	ReviewDenied:     {fRef | fReason, controlMay},
+	ReviewEndorsed:   {fRef | fActor, controlMay},
 	PolicyApplied:    {0, controlMay},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},

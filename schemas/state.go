@@ -34,7 +34,7 @@ type Agent struct {
 	LastSeq    uint64            // newest event that concerns the agent
 	Risk       int               // as the newest verdict said
 	RiskTime   time.Time         // when it did
-	Held       map[uint64]*Event // held actions that await a review, without bodies
+	Held       map[uint64]*Event // held actions that await a review, without bodies; Actor is who approved first of two
 	approvals  map[approvalKey]approval
 }
 
@@ -152,6 +152,12 @@ func (s *State) Apply(e *Event) error {
 		delete(a.Held, e.Ref)
 	case ReviewApproved:
 		s.approve(a, e)
+	case ReviewEndorsed:
+		if held := a.Held[e.Ref]; held != nil { // events in the state are never changed
+			endorsed := *held
+			endorsed.Actor = e.Actor
+			a.Held[e.Ref] = &endorsed
+		}
 	case ReviewDenied:
 		if held := a.Held[e.Ref]; held != nil {
 			delete(a.approvals, keyOf(held))
@@ -166,8 +172,11 @@ func (s *State) declare(e *Event) error {
 	if err := Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("event %d: %w", e.Seq, err)
 	}
-	if p.ID != e.Agent || p.Kind != KindAgent && p.Kind != KindService {
+	if p.ID != e.Agent || p.Kind != KindAgent && p.Kind != KindService && p.Kind != KindOperator {
 		return fmt.Errorf("event %d: it declares %q as %q under the name of %q", e.Seq, clip(p.ID), clip(p.Kind), e.Agent)
+	}
+	if p.Kind == KindOperator != (p.Role != "") || p.Role != "" && !p.Role.Valid() {
+		return fmt.Errorf("event %d: it declares %s %s with the role %q", e.Seq, p.Kind, e.Agent, clip(string(p.Role)))
 	}
 	if p.Lock != "" {
 		if err := p.Lock.check(); err != nil {

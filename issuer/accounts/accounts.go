@@ -13,6 +13,10 @@
 //	           minus out.*.call.{{deny}}
 //	service    out._r.*, out.token.*                            in.>, _INBOX.>
 //
+// An operator has such an account too: it imports the service writ.op.<id>.>
+// as writ.ctl.>, and nothing else, and its one key signs users that may ask
+// what the operator's role may.
+//
 // Guarantees:
 //
 //   - An operation's user may publish exactly what its capability grants.
@@ -62,6 +66,7 @@ const nothing = "_none"
 // An Account is what a principal's account is made from.
 type Account struct {
 	ID         string
+	Role       schemas.Role // an operator's; empty for agents and services
 	Lock       schemas.Lock
 	Generation int // of the operation and service keys
 	// RevokeUntil voids users issued up to and including its second; zero
@@ -111,9 +116,9 @@ func (m *Maker) Account(a Account, iat time.Time) (string, error) {
 	if !a.RevokeUntil.IsZero() {
 		c.RevokeAt(jwt.All, a.RevokeUntil)
 	}
-	m.imports(c, a.ID)
+	m.imports(c, a)
 	c.Limits.Imports = int64(len(c.Imports))
-	for _, role := range rolesOf(a.Lock) {
+	for _, role := range rolesOf(a) {
 		if err := m.scope(c, a, role); err != nil {
 			return "", err
 		}
@@ -122,16 +127,29 @@ func (m *Maker) Account(a Account, iat time.Time) (string, error) {
 }
 
 // rolesOf lists the keys that sign users under a lock: a suspended agent keeps
-// its identity, with which it is told why it gets no capability.
-func rolesOf(l schemas.Lock) []keys.KeyRole {
-	if l == schemas.Suspended {
+// its identity, with which it is told why it gets no capability. An operator
+// under any lock has none.
+func rolesOf(a Account) []keys.KeyRole {
+	switch {
+	case a.Role != "" && a.Lock == schemas.Active:
+		return []keys.KeyRole{keys.OperatorKey}
+	case a.Role != "":
+		return nil
+	case a.Lock == schemas.Suspended:
 		return []keys.KeyRole{keys.IdentityKey}
 	}
 	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey}
 }
 
-func (m *Maker) imports(c *jwt.AccountClaims, id string) {
-	trust := m.secrets.Trust
+func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
+	trust, id := m.secrets.Trust, a.ID
+	if a.Role != "" {
+		c.Imports.Add(&jwt.Import{
+			Name: "ctl", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
+			Subject: jwt.Subject(schemas.OpPrefix + "." + id + ".>"), LocalSubject: "writ.ctl.>",
+		})
+		return
+	}
 	c.Imports.Add(&jwt.Import{
 		Name: "out", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
 		Subject: jwt.Subject(schemas.OutPrefix + "." + id + ".>"), LocalSubject: "out.>",
@@ -149,7 +167,7 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	}
 	s := jwt.NewUserScope()
 	s.Key, s.Role = pair.Public(), string(role)
-	s.Template.Permissions = template(role)
+	s.Template.Permissions = template(role, a.Role)
 	s.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload}
 	// A connection within the server's own process is one that holds its
 	// memory already. Leaf nodes and WebSocket stay out.
@@ -158,7 +176,7 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	return nil
 }
 
-func template(role keys.KeyRole) jwt.Permissions {
+func template(role keys.KeyRole, operator schemas.Role) jwt.Permissions {
 	var p jwt.Permissions
 	p.Sub.Allow.Add("_INBOX.>")
 	switch role {
@@ -171,6 +189,8 @@ func template(role keys.KeyRole) jwt.Permissions {
 	case keys.ServiceKey:
 		p.Pub.Allow.Add("out._r.*", "out.token.*")
 		p.Sub.Allow.Add("in.>")
+	case keys.OperatorKey:
+		p.Pub.Allow.Add(append(operator.Commands(), nothing)...)
 	}
 	return p
 }
@@ -205,6 +225,15 @@ func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, 
 // Service signs the user with which a service receives and answers.
 func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
 	return m.user(user{id: service, name: service, public: public, generation: generation, role: keys.ServiceKey, iat: iat, expires: expires})
+}
+
+// OperatorTag marks an operator's user, for whoever looks into credentials
+// before using them; it grants nothing.
+const OperatorTag = "writ:operator"
+
+// Operator signs the user with which an operator gives commands.
+func (m *Maker) Operator(id, public string, generation int, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id, public: public, generation: generation, role: keys.OperatorKey, iat: iat, expires: expires, tags: []string{OperatorTag}})
 }
 
 // A user is one NATS user of a principal's account.
