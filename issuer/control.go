@@ -28,6 +28,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlEnroll, i.enroll) },
 		func() error { return take(i, schemas.CtlIssue, i.issueForOperator) },
 		func() error { return take(i, schemas.CtlLock, i.lock) },
+		func() error { return take(i, schemas.CtlLockdown, i.lockdown) },
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.status) },
@@ -150,7 +151,7 @@ func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas
 	if err != nil {
 		return schemas.StatusReply{}, err
 	}
-	reply := schemas.StatusReply{Agents: view(i, func(s *schemas.State) []schemas.AgentStatus {
+	reply := schemas.StatusReply{Lockdown: view(i, func(s *schemas.State) string { return s.Lockdown }), Agents: view(i, func(s *schemas.State) []schemas.AgentStatus {
 		return i.statuses(s, req.AgentID, req.After)
 	})}
 	if req.AgentID != "" && len(reply.Agents) == 0 {

@@ -223,6 +223,9 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err := i.overOperators(ctx, req.ID); err != nil {
 		return schemas.EnrollReply{}, err
 	}
+	if req.JoinTTLSeconds != 0 {
+		return i.invite(ctx, req)
+	}
 	if err := i.logEnrolment(ctx, req); err != nil {
 		return schemas.EnrollReply{}, err
 	}

@@ -188,13 +188,13 @@ func (i *Issuer) fold(entry bus.Entry) error {
 		return err
 	}
 	i.mu.Lock()
-	before := i.stance(e.Agent)
+	before, lockdown := i.stance(e.Agent), i.state.LockdownSeq
 	if err := i.state.Apply(e); err != nil {
 		i.mu.Unlock()
 		return fmt.Errorf("issuer: fold: %w", err)
 	}
 	after := i.stance(e.Agent)
-	i.tracks.fold(e, after.lock != before.lock)
+	i.tracks.fold(e, after.lock != before.lock || i.state.LockdownSeq != lockdown)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
 		i.rebirth(e, !before.known)

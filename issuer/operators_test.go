@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -197,4 +199,103 @@ func (p *plane) hold(agent string) uint64 {
 	must(p.t, err)
 	<-p.folded(seq)
 	return seq
+}
+
+// The seed never leaves the agent; a token works once, also for two who use it
+// at the same moment; and it does nothing else.
+func TestAJoinTokenRegistersOneKey(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	token := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", JoinTTLSeconds: 60, Actor: "amy"})
+	nc := p.mustClient(token.Creds)
+	for _, subject := range []string{"out.token.issue", "out.token.refresh", "out.token.release", "out.op.call.pandas", "out._r.x", "writ.ctl.issuer.lock"} {
+		if mayPublish(t, nc, subject) {
+			t.Errorf("a join token may publish %s", subject)
+		}
+	}
+	if maySubscribe(t, nc, "in.>") {
+		t.Error("a join token may receive")
+	}
+	join := func(id, public string) (schemas.IssueReply, *schemas.Refusal) {
+		return command[schemas.IssueReply](t, nc, "out.token.join", schemas.JoinRequest{ID: id, PublicKey: public})
+	}
+	user, err := nkeys.CreateUser()
+	must(t, err)
+	public, err := user.PublicKey()
+	must(t, err)
+	if _, r := join("guessed", public); r == nil || r.Code != schemas.CodeUnauthorized {
+		t.Errorf("another id: %v", r)
+	}
+	if _, r := join(token.JoinID, "UNOKEY"); r == nil || r.Code != schemas.CodeMalformed {
+		t.Errorf("no key: %v", r)
+	}
+	type result struct {
+		rep schemas.IssueReply
+		r   *schemas.Refusal
+	}
+	results := make(chan result, 8)
+	for range cap(results) {
+		go func() {
+			rep, r := join(token.JoinID, public)
+			results <- result{rep, r}
+		}()
+	}
+	var won []schemas.IssueReply
+	for range cap(results) {
+		if got := <-results; got.r == nil {
+			won = append(won, got.rep)
+		} else if got.r.Code != schemas.CodeUnauthorized {
+			t.Errorf("refused with %v", got.r)
+		}
+	}
+	if len(won) != 1 {
+		t.Fatalf("%d joined with one token", len(won))
+	}
+	creds, err := accounts.Creds(won[0].UserJWT, user)
+	must(t, err)
+	if !mayPublish(t, p.mustClient(creds), "out.token.issue") {
+		t.Error("who joined can't ask for capabilities")
+	}
+	// One that a lock overtook, and one that ran out.
+	for name, void := range map[string]func(){
+		"suspended and resumed": func() { p.lock(schemas.Suspended, "analyst-7"); p.lock(schemas.Active, "analyst-7") },
+		"expired":               func() { p.clock.advance(time.Hour) },
+	} {
+		token := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", JoinTTLSeconds: 60, Actor: "amy"})
+		nc, err := p.client(token.Creds)
+		must(t, err)
+		void()
+		if nc, err = p.client(token.Creds); err != nil {
+			continue // the server refuses it
+		}
+		if _, r := command[schemas.IssueReply](t, nc, "out.token.join", schemas.JoinRequest{ID: token.JoinID, PublicKey: public}); r == nil {
+			t.Errorf("%s: it still counts", name)
+		}
+	}
+}
+
+func TestALockdownIssuesNothingUntilItIsLifted(t *testing.T) {
+	p := withOperators(t)
+	nc := p.enroll("operator-1")
+	r, refused := command[schemas.LockdownReply](t, nc, schemas.CtlLockdown, schemas.LockdownRequest{Reason: "fire", Actor: "x"})
+	if refused != nil || !r.Locked || r.Seq == 0 {
+		t.Fatalf("%+v, %v", r, refused)
+	}
+	if e := p.lastEvent("ev._fleet.policy.lockdown"); e.Actor != "operator-1" || e.Reason != "fire" {
+		t.Errorf("event %+v", e)
+	}
+	refusal[schemas.IssueReply](p, schemas.CtlIssue, reportRequest(), schemas.CodeCancelled)
+	again := call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Reason: "fire again", Actor: "amy"})
+	if again.Seq != r.Seq {
+		t.Errorf("a second lockdown: %+v", again)
+	}
+	refusal[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Lift: true, Actor: "amy"}, schemas.CodeMalformed)
+	p.stop() // it survives a restart
+	p.start()
+	refusal[schemas.IssueReply](p, schemas.CtlIssue, reportRequest(), schemas.CodeCancelled)
+	if s := call[schemas.StatusReply](p, schemas.CtlStatus, schemas.StatusRequest{}); s.Lockdown != "fire" {
+		t.Errorf("status %+v", s)
+	}
+	call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Lift: true, Reason: "drill", Actor: "amy"})
+	p.issue(reportRequest())
 }

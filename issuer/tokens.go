@@ -74,7 +74,7 @@ func (i *Issuer) answerToken(ctx context.Context, m *nats.Msg) {
 func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, error) {
 	out, err := schemas.ParseOut(subject)
 	if err != nil || out.Kind != schemas.OutToken {
-		return nil, schemas.Refuse(schemas.CodeMalformed, "%s is none of out.token.issue, out.token.refresh, out.token.release", clip(subject))
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%s is none of out.token.issue, out.token.refresh, out.token.release, out.token.join", clip(subject))
 	}
 	if len(data) > maxTokenRequest {
 		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has %d bytes, %d are possible", len(data), maxTokenRequest)
@@ -95,6 +95,12 @@ func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, e
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 		return i.refresh(ctx, out.Agent, req)
+	case "join":
+		var req schemas.JoinRequest
+		if err := schemas.Unmarshal(data, &req); err != nil {
+			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		}
+		return i.join(ctx, out.Agent, req)
 	default:
 		var req schemas.ReleaseRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {

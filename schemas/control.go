@@ -9,22 +9,23 @@ import (
 // The operators' interface: requests over NATS inside CONTROL, JSON both ways,
 // errors as refusals in headers. Only operators' users may publish there.
 const (
-	CtlApply   = "writ.ctl.issuer.apply"   // ApplyRequest → ApplyReply
-	CtlEnroll  = "writ.ctl.issuer.enroll"  // EnrollRequest → EnrollReply
-	CtlIssue   = "writ.ctl.issuer.issue"   // IssueRequest → IssueReply
-	CtlLock    = "writ.ctl.issuer.lock"    // LockRequest → Receipt
-	CtlReview  = "writ.ctl.issuer.review"  // ReviewRequest → ReviewReply
-	CtlReviews = "writ.ctl.issuer.reviews" // PageRequest → ReviewsReply
-	CtlStatus  = "writ.ctl.issuer.status"  // StatusRequest → StatusReply
-	CtlJWKS    = "writ.ctl.issuer.jwks"    // nothing → KeySet, a JWK Set
-	CtlHead    = "writ.ctl.ledger.head"    // HeadRequest → Head
-	CtlVerify  = "writ.ctl.ledger.verify"  // nothing → VerifyReply
-	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
-	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
-	CtlShow    = "writ.ctl.ledger.show"    // ShowRequest → ShowReply
-	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
-	CtlRisks   = "writ.ctl.monitor.risks"  // RisksRequest → RisksReply
-	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
+	CtlApply    = "writ.ctl.issuer.apply"    // ApplyRequest → ApplyReply
+	CtlEnroll   = "writ.ctl.issuer.enroll"   // EnrollRequest → EnrollReply
+	CtlIssue    = "writ.ctl.issuer.issue"    // IssueRequest → IssueReply
+	CtlLock     = "writ.ctl.issuer.lock"     // LockRequest → Receipt
+	CtlReview   = "writ.ctl.issuer.review"   // ReviewRequest → ReviewReply
+	CtlReviews  = "writ.ctl.issuer.reviews"  // PageRequest → ReviewsReply
+	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
+	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
+	CtlJWKS     = "writ.ctl.issuer.jwks"     // nothing → KeySet, a JWK Set
+	CtlHead     = "writ.ctl.ledger.head"     // HeadRequest → Head
+	CtlVerify   = "writ.ctl.ledger.verify"   // nothing → VerifyReply
+	CtlProve    = "writ.ctl.ledger.prove"    // ProveRequest → Proof
+	CtlRead     = "writ.ctl.ledger.read"     // ReadRequest → ReadReply
+	CtlShow     = "writ.ctl.ledger.show"     // ShowRequest → ShowReply
+	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
+	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
+	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
 )
 
 // OpPrefix begins what named operators ask: each has an account of its own, in
@@ -55,7 +56,7 @@ func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 
 // weakest is the role that a command demands.
 var weakest = map[string]Role{
-	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlReview: RoleReviewer,
+	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
 	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
@@ -101,19 +102,30 @@ type Change struct {
 }
 
 // By is where the request names who asks; so have all that do.
-func (r *ApplyRequest) By() *string  { return &r.Actor }
-func (r *EnrollRequest) By() *string { return &r.Actor }
-func (r *IssueRequest) By() *string  { return &r.Actor }
-func (r *LockRequest) By() *string   { return &r.Actor }
-func (r *ReviewRequest) By() *string { return &r.Actor }
+func (r *ApplyRequest) By() *string    { return &r.Actor }
+func (r *EnrollRequest) By() *string   { return &r.Actor }
+func (r *IssueRequest) By() *string    { return &r.Actor }
+func (r *LockRequest) By() *string     { return &r.Actor }
+func (r *ReviewRequest) By() *string   { return &r.Actor }
+func (r *LockdownRequest) By() *string { return &r.Actor }
 
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
 }
 
+// EnrollRequest makes an identity, or, with JoinTTL, a token with which the
+// principal registers a key of its own.
 type EnrollRequest struct {
-	ID    string `json:"id"`
-	Actor string `json:"actor"`
+	ID             string `json:"id"`
+	JoinTTLSeconds int64  `json:"join_ttl_seconds,omitempty"` // 1 to 86,400
+	Actor          string `json:"actor"`
+}
+
+// JoinRequest, over out.token.join, is made with the credentials that a join
+// token holds: once.
+type JoinRequest struct {
+	ID        string `json:"id"`         // of the join token
+	PublicKey string `json:"public_key"` // user NKey, whose seed stays with the sender
 }
 
 // EnrollReply holds the content of a .creds file: it is a secret.
@@ -121,6 +133,10 @@ type EnrollReply struct {
 	AgentID   string `json:"agent_id"`
 	PublicKey string `json:"public_key"`
 	Creds     string `json:"creds"`
+	// JoinID and ExpiresAt are a join token's: Creds then may do nothing but
+	// join.
+	JoinID    string     `json:"join_id,omitempty"`
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 }
 
 // IssueRequest asks for a capability. Over out.token.issue, Actor and Creds
@@ -174,6 +190,24 @@ type LockRequest struct {
 	Lock    Lock   `json:"lock"` // active resumes
 	Reason  string `json:"reason"`
 	Actor   string `json:"actor"`
+}
+
+// LockdownRequest locks the whole fleet, or lifts that.
+type LockdownRequest struct {
+	Lift   bool   `json:"lift,omitempty"`
+	Reason string `json:"reason"`
+	Actor  string `json:"actor"`
+}
+
+// LockdownReply says what it did, as a Receipt does for one agent.
+type LockdownReply struct {
+	Locked          bool     `json:"locked"`
+	Seq             uint64   `json:"seq"`
+	LastAcceptedSeq uint64   `json:"last_accepted_seq"`
+	Cancelled       []uint64 `json:"cancelled"`
+	ElapsedMS       float64  `json:"elapsed_ms"`
+	Checkpoint      string   `json:"checkpoint"` // signed; covers Seq
+	Partial         bool     `json:"partial"`
 }
 
 // A Receipt proves what a lock did. It is complete when release has worked
@@ -245,8 +279,9 @@ type AgentStatus struct {
 }
 
 type StatusReply struct {
-	Agents []AgentStatus `json:"agents"`
-	Next   string        `json:"next,omitempty"`
+	Lockdown string        `json:"lockdown,omitempty"` // why nobody may act
+	Agents   []AgentStatus `json:"agents"`
+	Next     string        `json:"next,omitempty"`
 }
 
 // Head is the ledger's durable end. Size counts records; Root is the Merkle

@@ -40,6 +40,9 @@ const (
 	ReviewDenied   Kind = "review.denied"
 	ReviewEndorsed Kind = "review.endorsed" // the first of two approvals
 	PolicyApplied  Kind = "policy.applied"
+	PolicyLockdown Kind = "policy.lockdown" // nobody acts until it is lifted
+	PolicyLifted   Kind = "policy.lifted"
+	AgentInvited   Kind = "agent.invited" // a join token was made
 	OperationEnded Kind = "operation.ended"
 	// monitor
 	RiskChanged     Kind = "risk.changed"
@@ -110,6 +113,9 @@ var kinds = map[Kind]shape{
 	ReviewDenied:     {fRef | fReason, controlMay},
 	ReviewEndorsed:   {fRef | fActor, controlMay},
 	PolicyApplied:    {0, controlMay},
+	PolicyLockdown:   {fReason, controlMay},
+	PolicyLifted:     {fReason, controlMay},
+	AgentInvited:     {fJTI | fExpires, controlMay | fExpires},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},
 	ReviewRequested:  {fRef, controlMay},

@@ -5,13 +5,14 @@
 // service writ.out.<id>.> as out.> and the stream writ.in.<id>.> as in.>, and
 // nothing else; the server stamps the account into the subject, so that the
 // sender of what CONTROL sees is never in doubt. Users are signed by one of
-// three scoped keys, whose templates bound them whatever they claim:
+// four scoped keys, whose templates bound them whatever they claim:
 //
 //	role       may publish                                      may subscribe
 //	identity   out.token.*                                      _INBOX.>
 //	operation  out.{{op}}.{{scope}}, out._r.*, out.token.*      in.>, _INBOX.>
 //	           minus out.*.call.{{deny}}
 //	service    out._r.*, out.token.*                            in.>, _INBOX.>
+//	join       out.token.join                                   _INBOX.>
 //
 // An operator has such an account too: it imports the service writ.op.<id>.>
 // as writ.ctl.>, and nothing else, and its one key signs users that may ask
@@ -138,7 +139,7 @@ func rolesOf(a Account) []keys.KeyRole {
 	case a.Lock == schemas.Suspended:
 		return []keys.KeyRole{keys.IdentityKey}
 	}
-	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey}
+	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey, keys.JoinKey}
 }
 
 func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
@@ -189,6 +190,8 @@ func template(role keys.KeyRole, operator schemas.Role) jwt.Permissions {
 	case keys.ServiceKey:
 		p.Pub.Allow.Add("out._r.*", "out.token.*")
 		p.Sub.Allow.Add("in.>")
+	case keys.JoinKey:
+		p.Pub.Allow.Add("out.token.join")
 	case keys.OperatorKey:
 		p.Pub.Allow.Add(append(operator.Commands(), nothing)...)
 	}
@@ -225,6 +228,11 @@ func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, 
 // Service signs the user with which a service receives and answers.
 func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
 	return m.user(user{id: service, name: service, public: public, generation: generation, role: keys.ServiceKey, iat: iat, expires: expires})
+}
+
+// Join signs the user of a join token.
+func (m *Maker) Join(id, public string, generation int, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id + "/join", public: public, generation: generation, role: keys.JoinKey, iat: iat, expires: expires})
 }
 
 // OperatorTag marks an operator's user, for whoever looks into credentials

@@ -199,6 +199,7 @@ const (
 	OperationKey KeyRole = "operation" // signs users bound to one operation
 	ServiceKey   KeyRole = "service"   // signs users of a service
 	OperatorKey  KeyRole = "operator"  // signs users of an operator
+	JoinKey      KeyRole = "join"      // signs users that may join
 )
 
 // Account derives one key of a principal's account. The account's own key and

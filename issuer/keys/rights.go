@@ -121,7 +121,8 @@ var roles = map[Role]rights{
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
-			schemas.PolicyApplied, schemas.OperationEnded),
+			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted,
+			schemas.AgentInvited, schemas.OperationEnded),
 		follow("issuer"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.token.>", schemas.OpPrefix + ".*.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
 	RoleSystem: {SYS, []string{
