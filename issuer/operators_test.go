@@ -262,10 +262,10 @@ func TestAJoinTokenRegistersOneKey(t *testing.T) {
 		"expired":               func() { p.clock.advance(time.Hour) },
 	} {
 		token := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", JoinTTLSeconds: 60, Actor: "amy"})
-		nc, err := p.client(token.Creds)
-		must(t, err)
+		p.mustClient(token.Creds)
 		void()
-		if nc, err = p.client(token.Creds); err != nil {
+		nc, err := p.client(token.Creds)
+		if err != nil {
 			continue // the server refuses it
 		}
 		if _, r := command[schemas.IssueReply](t, nc, "out.token.join", schemas.JoinRequest{ID: token.JoinID, PublicKey: public}); r == nil {

@@ -590,8 +590,7 @@ func TestAJoinTokenCountsOnce(t *testing.T) {
 // Nobody acts under a lockdown, whatever they hold; and a repetition of its
 // event, which the issuer makes before the first ages out, begins no new one.
 func TestALockdownRefusesEverybody(t *testing.T) {
-	w := newWorld(t)
-	w.declare(data)
+	w := newWorld(t, data)
 	w.grant("alice", "op")
 	if code := w.code("alice", "op", "read:data.x"); code != 0 {
 		t.Fatalf("before: %d", code)

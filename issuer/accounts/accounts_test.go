@@ -213,7 +213,7 @@ func TestAccountLivesAnHourAndCarriesItsIssuingTime(t *testing.T) {
 	if c.IssuedAt != at.Unix() || c.Expires != at.Add(TTL).Unix() || c.Version != 2 {
 		t.Errorf("iat %d, exp %d", c.IssuedAt, c.Expires)
 	}
-	if len(c.SigningKeys) != 3 || len(c.Imports) != 2 {
+	if len(c.SigningKeys) != 4 || len(c.Imports) != 2 {
 		t.Errorf("account %+v", c)
 	}
 	for _, i := range c.Imports {

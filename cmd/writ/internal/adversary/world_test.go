@@ -287,7 +287,7 @@ func (w *world) traces(attackers []*attacker) []string {
 	for _, e := range w.log() {
 		who, marked := attackerIn(e.Data)
 		switch {
-		case e.Actor != "" && e.Actor != "root/rig" && e.Actor != "writ" && !slices.Contains(agents, e.Actor) && e.Kind != schemas.AgentViolation:
+		case e.Actor != "" && e.Actor != "root/rig" && e.Actor != "writ" && e.Actor != "root/writ" && !slices.Contains(agents, e.Actor) && e.Kind != schemas.AgentViolation:
 			out = append(out, fmt.Sprintf("%d: %s of %s by %q", e.Seq, e.Kind, e.Agent, e.Actor))
 		case lockKinds[e.Kind] && e.Actor != "root/rig",
 			// A lock by verdict is one's own fault, and nobody else's.
