@@ -45,6 +45,7 @@ type grammar struct {
 	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
 	Join   joinCmd   `cmd:"" group:"Fleet" operator:"no" help:"Make a key here, and register it with a join token."`
+	Policy policyCmd `cmd:"" group:"Fleet" help:"Check and test guard rails (Cedar)."`
 	Issue  issueCmd  `cmd:"" group:"Fleet" help:"Issue a capability, and the NATS credentials for it."`
 	Verify verifyCmd `cmd:"" group:"Fleet" help:"Verify a capability offline."`
 
