@@ -2,7 +2,6 @@ package schemas
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +18,9 @@ type State struct {
 	TrustDomain string
 	Policy      string // digest of the fleet file in force
 	Agents      map[string]*Agent
-	routes      map[string]string // prefix verb:resource → service
+	routes      map[string]string       // prefix verb:resource → service
+	reserved    map[uint64]*reservation // by the action's sequence
+	lapses      []lapse
 }
 
 // An Agent is one agent or service in the state.
@@ -30,19 +31,23 @@ type Agent struct {
 	LockReason string
 	Generation int               // of the account's keys: rises with suspend and kill
 	Grants     map[string]*Live  // newest capability, by operation
-	Spent      map[string]int64  // language-model tokens used, by operation
+	Spent      map[string]int64  // language-model tokens used, by operation, as answers say
 	LastSeq    uint64            // newest event that concerns the agent
 	Risk       int               // as the newest verdict said
 	RiskTime   time.Time         // when it did
 	Held       map[uint64]*Event // held actions that await a review, without bodies
 	approvals  map[approvalKey]approval
+	issues     *line               // what it issued without a capability hangs on this
+	accounts   map[string]*account // budgets, by operation
+	days       map[int64]int64     // tokens used and reserved, by day since 1970
 }
 
 // A Live is a grant with what has become of it.
 type Live struct {
 	Grant
 	Seq   uint64
-	Ended string // why it no longer counts; "" while it does
+	Ended string // why it has ended itself; see Over for what it was derived from
+	line  *line
 }
 
 type approvalKey struct {
@@ -57,7 +62,7 @@ type approval struct {
 
 // NewState is the state before the first event.
 func NewState() *State {
-	return &State{Agents: map[string]*Agent{}, routes: map[string]string{}}
+	return &State{Agents: map[string]*Agent{}, routes: map[string]string{}, reserved: map[uint64]*reservation{}}
 }
 
 // Apply folds one event. Events must arrive in sequence order; kinds that do
@@ -67,6 +72,7 @@ func (s *State) Apply(e *Event) error {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, s.Seq)
 	}
 	s.Seq = e.Seq
+	s.lapsed(e.Time)
 	switch e.Kind {
 	case PolicyApplied:
 		var p Policy
@@ -92,25 +98,27 @@ func (s *State) Apply(e *Event) error {
 		if g.Agent != e.Agent || g.Operation != e.Operation || g.JTI != e.JTI {
 			return fmt.Errorf("event %d: it grants to another agent, operation or jti than its headers say", e.Seq)
 		}
-		live := &Live{Grant: g, Seq: e.Seq}
-		if a.Lock == Suspended || a.Lock == Killed {
-			// Issued in a race with the lock: what a resumed agent may do, it
-			// asks for anew.
-			live.Ended = string(a.Lock) + ": " + a.LockReason
-		}
-		a.Grants[g.Operation] = live
+		s.issued(a, e, g)
 	case TokenRevoked:
-		for _, g := range a.Grants {
-			if g.JTI == e.JTI {
-				g.Ended = "revoked: " + e.Reason
-			}
+		if g := a.ByJTI(e.JTI); g != nil {
+			g.finish("revoked: " + e.Reason)
 		}
 	case OperationEnded:
 		// Operations come and go; only what they spent is kept.
 		if g := a.Grants[e.Operation]; g != nil && (e.JTI == "" || g.JTI == e.JTI) {
+			g.finish("ended: " + e.Reason)
 			delete(a.Grants, e.Operation)
+			if acc := a.accounts[e.Operation]; acc != nil && *acc == (account{}) {
+				delete(a.accounts, e.Operation)
+			}
 		}
 	case AgentRemoved:
+		a.cutOff("removed from the fleet")
+		for seq, r := range s.reserved {
+			if r.agent == a {
+				s.free(seq)
+			}
+		}
 		s.unroute(a)
 		delete(s.Agents, e.Agent)
 	case AgentEnrolled:
@@ -132,6 +140,7 @@ func (s *State) Apply(e *Event) error {
 		if e.Ref != 0 {
 			delete(a.approvals, keyOf(e))
 		}
+		s.reserve(a, e)
 		a.judge(e)
 	case MessageHeld, ResponseHeld:
 		if e.Kind == MessageHeld && e.Ref != 0 {
@@ -142,14 +151,13 @@ func (s *State) Apply(e *Event) error {
 		a.Held[e.Seq] = &held
 		a.judge(e)
 	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
-		if e.Kind == ResponseAccepted && e.Tokens > 0 {
-			if to := s.Agents[e.To]; to != nil {
-				to.Spent[e.Operation] += min(e.Tokens, math.MaxInt64-to.Spent[e.Operation])
-			}
+		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
+			s.settle(e)
 		}
 		a.judge(e)
 	case MessageCancelled, MessageExpired:
 		delete(a.Held, e.Ref)
+		s.unanswered(e)
 	case ReviewApproved:
 		s.approve(a, e)
 	case ReviewDenied:
@@ -177,7 +185,7 @@ func (s *State) declare(e *Event) error {
 	a := s.Agents[p.ID]
 	if a == nil {
 		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-			Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}}
+			Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}, accounts: map[string]*account{}, days: map[int64]int64{}}
 		if p.Lock != "" {
 			a.Lock, a.Generation = p.Lock, p.Generation
 		}
@@ -210,11 +218,7 @@ func (a *Agent) lock(l Lock, e *Event) {
 		return
 	}
 	a.Generation++
-	for _, g := range a.Grants {
-		if g.Ended == "" {
-			g.Ended = string(l) + ": " + e.Reason
-		}
-	}
+	a.cutOff(string(l) + ": " + e.Reason)
 	clear(a.approvals)
 }
 
@@ -280,13 +284,15 @@ type Admission struct {
 	Grant    *Live
 	To       string // who receives it
 	Approval uint64 // held action whose approval admits this one, 0 where none was needed
+	Reserve  int64  // tokens that it reserves of a metered service, 0 where it is none
 	Hold     bool   // the agent is paused: log and hold
 }
 
-// Admit decides whether agent may carry out an action at a given time. It is
-// the one place that decides: intake asks it early, release asks it again, in
-// log order, and release's answer counts.
-func (s *State) Admit(agent, operation string, action Action, digest Digest, at time.Time) (Admission, *Refusal) {
+// Admit decides whether agent may carry out an action at a given time, using at
+// most so many tokens (0 where it states none). It is the one place that
+// decides: intake asks it early, release asks it again, in log order, and
+// release's answer counts.
+func (s *State) Admit(agent, operation string, action Action, digest Digest, tokens int64, at time.Time) (Admission, *Refusal) {
 	var ad Admission
 	a := s.Agents[agent]
 	if a == nil || a.Kind != KindAgent {
@@ -309,12 +315,18 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 	case at.Before(g.NotBefore.Add(-time.Second)):
 		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is not valid before %s", operation, g.NotBefore.Format(time.RFC3339))
 	}
+	if why := g.orphaned(at); why != "" {
+		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is no longer valid (%s)", operation, why)
+	}
 	ad.Grant = g
 	if action.Verb == VerbCall && slices.Contains(g.ForbiddenTools, action.Resource) {
 		return ad, Refuse(CodeForbidden, "tool %s is forbidden to %s in operation %s; allowed: %s", action.Resource, agent, operation, strings.Join(g.Scope, " "))
 	}
 	if !slices.Contains(g.Scope, action.Scope()) {
 		return ad, Refuse(CodeForbidden, "%s is not in the scope of operation %s; allowed: %s", action.Scope(), operation, strings.Join(g.Scope, " "))
+	}
+	if r := g.narrowed(action); r != nil {
+		return ad, r
 	}
 	to := s.Route(action)
 	if to == "" {
@@ -325,8 +337,12 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 		if r.Lock == Killed || r.Lock == Suspended {
 			return ad, Refuse(CodeNotFound, "%s is %s and receives nothing", to, r.Lock)
 		}
-		if r.Meter == "tokens" && a.Spent[operation] >= g.MaxTokens {
-			return ad, Refuse(CodeBudget, "operation %s has used %d of its %d tokens", operation, a.Spent[operation], g.MaxTokens)
+		if r.Meter == MeterTokens {
+			n, refusal := g.toReserve(a, r, tokens, at)
+			if refusal != nil {
+				return ad, refusal
+			}
+			ad.Reserve = n
 		}
 	}
 	if ap, ok := a.approvals[approvalKey{operation, action.String(), digest}]; ok && at.Before(ap.expires) {

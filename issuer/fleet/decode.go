@@ -51,6 +51,8 @@ type agent struct {
 	Rate        *rate       `yaml:"rate"`
 	Thresholds  *thresholds `yaml:"thresholds"`
 	MemoryBytes whole       `yaml:"memory_bytes"`
+
+	DelegatedOnly flag `yaml:"delegated_only"`
 }
 
 type ceiling struct {
@@ -59,6 +61,7 @@ type ceiling struct {
 	ForbiddenTools []text  `yaml:"forbidden_tools"`
 	TTL            seconds `yaml:"ttl"`
 	MaxTokens      whole   `yaml:"max_tokens"`
+	MaxTokensDay   whole   `yaml:"max_tokens_per_day"`
 	Jobs           []text  `yaml:"jobs"`
 	Operations     []text  `yaml:"operations"`
 }
@@ -71,6 +74,7 @@ type service struct {
 	Tools   tools  `yaml:"tools"`
 	Streams flag   `yaml:"streams"`
 	Meter   text   `yaml:"meter"`
+	Reserve whole  `yaml:"reserve"`
 }
 
 type rate struct {
