@@ -31,6 +31,8 @@ func (i *Issuer) serveControl() error {
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReview, i.review) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReviews, i.reviews) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlStatus, i.status) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlTokens, i.tokens) },
+		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlRevoke, i.revoke) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlJWKS, i.publishKeys) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
 	} {
@@ -199,7 +201,7 @@ func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentS
 			st.Reason = a.LockReason
 		}
 		for op, g := range a.Grants {
-			if g.Ended == "" && now.Before(g.Expires) {
+			if g.Over(now) == "" {
 				st.Operations = append(st.Operations, op)
 			}
 		}

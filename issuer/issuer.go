@@ -15,6 +15,8 @@
 //     in between wins.
 //   - Who asks is the account that the server stamped, or somebody with the
 //     right to publish writ.ctl.>; no name in a request counts.
+//   - What an agent hands on to another is within a capability of its own in
+//     everything, and ends with it.
 //   - A kill or suspension stands in the log before it is pushed; it is pushed
 //     to all servers and all connections are closed at the same time, and it is
 //     pushed a second later again, for a server that was away. Issuing times of
@@ -187,12 +189,13 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	}
 	i.mu.Lock()
 	before := i.stance(e.Agent)
+	ends := endingBy(i.state, e)
 	if err := i.state.Apply(e); err != nil {
 		i.mu.Unlock()
 		return fmt.Errorf("issuer: fold: %w", err)
 	}
 	after := i.stance(e.Agent)
-	i.tracks.fold(e, after.lock != before.lock)
+	i.tracks.fold(e, after.lock != before.lock, ends)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
 		i.rebirth(e, !before.known)

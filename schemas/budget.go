@@ -177,17 +177,17 @@ func (l *Live) toReserve(a, service *Agent, most int64, at time.Time) (int64, *R
 	return need, nil
 }
 
-// reserve books what an accepted action reserves. One that release refuses by
-// the same check reserves nothing.
+// reserve books what an accepted action reserves, where it is accepted in log
+// order too.
 func (s *State) reserve(a *Agent, e *Event) {
-	g, to := a.Grants[e.Operation], s.Agents[e.To]
-	if g == nil || to == nil || to.Meter != MeterTokens || g.Over(e.Time) != "" {
+	if to := s.Agents[e.To]; to == nil || to.Meter != MeterTokens {
 		return
 	}
-	n, refusal := g.toReserve(a, to, e.Reserve, e.Time)
-	if refusal != nil {
+	ad, refusal := s.Accept(e)
+	if refusal != nil || ad.Reserve == 0 {
 		return
 	}
+	g, n := ad.Grant, ad.Reserve
 	r := &reservation{line: g.line, agent: a, request: e.Request, to: e.To, left: n, day: dayOf(e.Time), time: e.Time}
 	g.line.use(n)
 	a.spendOn(r.day, n)

@@ -141,7 +141,7 @@ type Receipt struct {
 }
 
 // TokensRequest asks for the capabilities that count, sorted by agent and
-// operation; After is the jti of the last of the page before.
+// operation; After is what the page before gave as Next.
 type TokensRequest struct {
 	AgentID string `json:"agent_id,omitempty"`
 	PageRequest

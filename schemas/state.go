@@ -137,10 +137,10 @@ func (s *State) Apply(e *Event) error {
 			a.Risk = 0
 		}
 	case MessageAccepted:
+		s.reserve(a, e)
 		if e.Ref != 0 {
 			delete(a.approvals, keyOf(e))
 		}
-		s.reserve(a, e)
 		a.judge(e)
 	case MessageHeld, ResponseHeld:
 		if e.Kind == MessageHeld && e.Ref != 0 {
@@ -351,6 +351,24 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, tok
 	}
 	ad.Hold = a.Lock == Paused
 	return ad, nil
+}
+
+// Accept decides about an action that intake let through, by the state at its
+// place in the log: Admit, and that what intake found still holds.
+func (s *State) Accept(e *Event) (Admission, *Refusal) {
+	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	switch {
+	case r != nil:
+	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
+		r = Refuse(CodeUnauthorized, "the capability that admitted it was replaced")
+	case ad.To != e.To:
+		r = Refuse(CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)
+	case e.Ref != ad.Approval && (e.Ref != 0 || s.Agents[e.Agent].Lock == Paused):
+		r = Refuse(CodeHeld, "the approval of %d was used already, or is void", e.Ref)
+	case ad.Hold:
+		r = Refuse(CodeHeld, "the agent was paused a moment before; send again to have it reviewed")
+	}
+	return ad, r
 }
 
 // Route names who receives an action, "" where nobody does. Services are found

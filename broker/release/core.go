@@ -203,19 +203,10 @@ func (c *Core) accepted(e *schemas.Event) []Effect {
 
 // refused is the exact check: by the state at the event's place in the log.
 func (c *Core) refused(e *schemas.Event, it *item) *schemas.Refusal {
-	ad, r := c.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	ad, r := c.state.Accept(e)
 	it.grant, it.reserve = ad.Grant, ad.Reserve
-	switch {
-	case r != nil:
+	if r != nil {
 		return r
-	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
-		return schemas.Refuse(schemas.CodeUnauthorized, "the capability that admitted it was replaced")
-	case ad.To != e.To:
-		return schemas.Refuse(schemas.CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)
-	case e.Ref != ad.Approval && (e.Ref != 0 || c.lockOf(e.Agent) == schemas.Paused):
-		return schemas.Refuse(schemas.CodeHeld, "the approval of %d was used already, or is void", e.Ref)
-	case ad.Hold:
-		return schemas.Refuse(schemas.CodeHeld, "the agent was paused a moment before; send again to have it reviewed")
 	}
 	return c.repeated(e, it)
 }

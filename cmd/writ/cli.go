@@ -46,6 +46,8 @@ type grammar struct {
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
 	Issue  issueCmd  `cmd:"" group:"Fleet" help:"Issue a capability, and the NATS credentials for it."`
 	Verify verifyCmd `cmd:"" group:"Fleet" help:"Verify a capability offline."`
+	Tokens tokensCmd `cmd:"" group:"Fleet" help:"List the capabilities that count."`
+	Revoke revokeCmd `cmd:"" group:"Fleet" help:"End a capability, and all that was derived from it."`
 
 	Status  statusCmd  `cmd:"" group:"Operation" help:"Show the fleet, the ledger and the services."`
 	Pause   pauseCmd   `cmd:"" group:"Operation" help:"Hold what an agent does, for review."`
