@@ -162,13 +162,13 @@ func TestBudgetsAreNeverOverspentByCallersAtTheSameTime(t *testing.T) {
 			bound := int64(1) << 40
 			days[id] = &sum{limit: bound}
 			if round%3 == 0 {
-				days[id].limit = w.s.Agents[id].days[dayOf(w.now)] + 1 + r.Int64N(400)
+				days[id].limit = w.s.Agents[id].days[dayOf(w.now)] + 1 + r.Int64N(4000)
 				days[id].used = w.s.Agents[id].days[dayOf(w.now)]
 				bound = days[id].limit
 			}
 			w.s.Agents[id].Ceiling.MaxTokensPerDay = bound
 		}
-		limit := 1 + r.Int64N(500)
+		limit := 1 + r.Int64N(5000)
 		sums := map[string]*sum{"alice": {limit: limit}}
 		w.grant("alice", op, func(g *Grant) { g.MaxTokens = limit })
 		for n, id := range agents[1:] {
@@ -189,9 +189,9 @@ func TestBudgetsAreNeverOverspentByCallersAtTheSameTime(t *testing.T) {
 			n     int64
 		}
 		var open []call
-		for range callers * 2 {
+		for step := range callers * 3 { // all at once, and then as it comes
 			done++
-			if len(open) < callers && r.IntN(3) > 0 {
+			if step < callers || len(open) < callers && r.IntN(3) > 0 {
 				id, stated := agents[r.IntN(3)], r.Int64N(120)
 				if r.IntN(8) == 0 {
 					stated = 0

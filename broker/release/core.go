@@ -274,9 +274,13 @@ func (c *Core) enqueue(e *schemas.Event) []Effect {
 	return c.sendFirst(line, e.Time)
 }
 
-// sendFirst delivers the head of a pair's line.
+// sendFirst delivers the head of a pair's line. One that is about to end is
+// passed over: its end, once in the log, brings up the next.
 func (c *Core) sendFirst(line *pairLine, now time.Time) []Effect {
 	it := c.open[line.queue[0]]
+	if it.stage == closing {
+		return nil
+	}
 	it.stage = delivered
 	eff := c.deliver(it)
 	c.retryAt(it, now, retryMost)
