@@ -10,6 +10,7 @@ import (
 
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
 )
 
 // appendsOpen bounds events of one command on their way to the log.
@@ -130,6 +131,9 @@ func checkPrincipal(p schemas.Principal) error {
 	case p.Lock != "" || p.Generation != 0:
 		return fmt.Errorf("a declaration can't set a lock; use writ pause, suspend or kill")
 	}
+	if p.Reserve < 0 || p.Reserve > capability.MaxMaxTokens {
+		return fmt.Errorf("reserve %d is out of bounds", p.Reserve)
+	}
 	for _, id := range p.MayIssueFor {
 		if err := schemas.CheckID("may_issue_for", id); err != nil {
 			return err
@@ -165,8 +169,8 @@ func checkCeiling(c *schemas.Ceiling) error {
 	if c.TTLSeconds < 0 || c.TTLSeconds > 86400 {
 		return fmt.Errorf("ttl of %d s: 1 to 86400 are possible", c.TTLSeconds)
 	}
-	if c.MaxTokens < 0 {
-		return fmt.Errorf("max_tokens %d is negative", c.MaxTokens)
+	if c.MaxTokens < 0 || c.MaxTokensPerDay < 0 {
+		return fmt.Errorf("max_tokens %d or max_tokens_per_day %d is negative", c.MaxTokens, c.MaxTokensPerDay)
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.status) },
+		func() error { return take(i, schemas.CtlTokens, i.tokens) },
+		func() error { return take(i, schemas.CtlRevoke, i.revoke) },
 		func() error { return take(i, schemas.CtlJWKS, i.publishKeys) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
 		i.serveOperators,
@@ -206,7 +208,7 @@ func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentS
 			st.Reason = a.LockReason
 		}
 		for op, g := range a.Grants {
-			if g.Ended == "" && now.Before(g.Expires) {
+			if g.Over(now) == "" {
 				st.Operations = append(st.Operations, op)
 			}
 		}

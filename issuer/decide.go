@@ -34,6 +34,7 @@ type fresh struct {
 	now   time.Time
 	jti   string
 	trace string // used where the request names none
+	free  int64  // tokens that are left of what the request is derived from
 }
 
 // decideIssue says which capability a request gets: all of it, or none.
@@ -43,6 +44,10 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 		return schemas.Grant{}, err
 	}
 	if err := mayIssueFor(s, who, a); err != nil {
+		return schemas.Grant{}, err
+	}
+	from, err := parentOf(s, who, req, f.now)
+	if err != nil {
 		return schemas.Grant{}, err
 	}
 	ceiling := a.Ceiling
@@ -67,14 +72,19 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	if trace == "" {
 		trace = f.trace
 	}
-	from := f.now.UTC().Truncate(time.Second)
-	return schemas.Grant{
+	start := f.now.UTC().Truncate(time.Second)
+	g := schemas.Grant{
 		JTI: f.jti, Agent: a.ID, Operation: req.OperationID,
 		Scope: scope, ForbiddenTools: forbidden,
-		NotBefore: from, Expires: from.Add(time.Duration(ttl) * time.Second),
+		NotBefore: start, Expires: start.Add(time.Duration(ttl) * time.Second),
 		MaxTokens: req.MaxTokens, Task: req.Task, Job: req.Job, TraceID: trace,
 		PublicKey: req.PublicKey, IssuedBy: who.name,
-	}, nil
+	}
+	if from != nil {
+		from.free = f.free
+		err = from.derive(&g, req)
+	}
+	return g, err
 }
 
 // agentThatMayAct finds an agent that may hold a capability.
@@ -118,6 +128,9 @@ func mayIssueFor(s *schemas.State, who asker, a *schemas.Agent) error {
 		return schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent of this fleet", who.agent)
 	}
 	if who.agent == a.ID {
+		if a.DelegatedOnly {
+			return schemas.Refuse(schemas.CodeForbidden, "%s may not ask for itself (delegated_only); an agent that may issue for it, or an operator, gives it what it needs", a.ID)
+		}
 		return nil
 	}
 	if err := lockRefusal(by); err != nil {
@@ -260,6 +273,8 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s is no longer valid (%s); ask for a new one", req.OperationID, old.Ended)
 	case !f.now.Before(old.Expires):
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s expired at %s; ask for a new one", req.OperationID, old.Expires.Format(time.RFC3339))
+	case old.Over(f.now) != "":
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s is no longer valid (%s); ask for a new one", req.OperationID, old.Over(f.now))
 	}
 	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey", clip(req.PublicKey))
@@ -271,7 +286,11 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	if len(ceiling.Operations) > 0 && !slices.Contains(ceiling.Operations, req.OperationID) {
 		return schemas.Grant{}, beyond(agent, "operation %s", "%s", req.OperationID, strings.Join(ceiling.Operations, " "))
 	}
-	return renew(old, ceiling, req.PublicKey, f), nil
+	g := renew(old, ceiling, req.PublicKey, f)
+	if !g.Expires.After(g.NotBefore) {
+		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s can't be renewed: that of %s, from which it was derived, ends within this second", req.OperationID, g.ParentAgent)
+	}
+	return g, nil
 }
 
 // renew is the grant that replaces an old one under the present ceiling.
@@ -281,12 +300,17 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 	g.ForbiddenTools = sorted(slices.Concat(old.ForbiddenTools, ceiling.ForbiddenTools))
 	g.Scope = slices.DeleteFunc(slices.Clone(old.Scope), func(s string) bool { return !covers(ceiling, s) })
 	g.MaxTokens = min(old.MaxTokens, ceiling.MaxTokens)
-	ttl := min(old.Expires.Sub(old.NotBefore), time.Duration(ceilingTTL(ceiling))*time.Second)
+	asked := old.Expires.Sub(old.NotBefore)
+	if old.TTLSeconds > 0 { // its parent's end may have cut it
+		asked = time.Duration(old.TTLSeconds) * time.Second
+	}
+	ttl := min(asked, time.Duration(ceilingTTL(ceiling))*time.Second)
 	g.NotBefore = f.now.UTC().Truncate(time.Second)
 	g.Expires = g.NotBefore.Add(ttl)
 	if publicKey != "" {
 		g.PublicKey = publicKey
 	}
+	within(&g, old)
 	return g
 }
 

@@ -78,7 +78,8 @@ func TestDecideIssueGrantsExactlyWhatWasAsked(t *testing.T) {
 	}
 	want := schemas.Grant{JTI: "j-1", Agent: "alice", Operation: "op", Scope: []string{"call:pandas", "read:data.sales", "write:report"},
 		ForbiddenTools: []string{"bash", "http"}, NotBefore: noon.Truncate(time.Second), Expires: noon.Truncate(time.Second).Add(time.Minute),
-		MaxTokens: 100, Task: "do it", Job: "report", TraceID: traceA, PublicKey: anyKey, IssuedBy: "orchestrator"}
+		MaxTokens: 100, Task: "do it", Job: "report", TraceID: traceA, PublicKey: anyKey, IssuedBy: "orchestrator",
+		ParentAgent: "orchestrator", Act: []string{"orchestrator"}}
 	if !reflect.DeepEqual(g, want) {
 		t.Errorf("got  %+v\nwant %+v", g, want)
 	}
@@ -431,25 +432,25 @@ func TestTracksCountWhatALockCancelled(t *testing.T) {
 	at := func(seq uint64, kind schemas.Kind, agent string, ref uint64) *schemas.Event {
 		return &schemas.Event{Seq: seq, Kind: kind, Agent: agent, Ref: ref}
 	}
-	tr.fold(at(1, schemas.MessageAccepted, "alice", 0), false)
-	tr.fold(at(2, schemas.MessageAccepted, "bob", 0), false)
-	tr.fold(at(3, schemas.AgentKilled, "alice", 0), true)
+	tr.fold(at(1, schemas.MessageAccepted, "alice", 0), false, nil)
+	tr.fold(at(2, schemas.MessageAccepted, "bob", 0), false, nil)
+	tr.fold(at(3, schemas.AgentKilled, "alice", 0), true, nil)
 	killed := tr.newest["alice"]
-	tr.fold(at(4, schemas.MessageAccepted, "alice", 0), false) // in flight: behind the kill
-	tr.fold(at(5, schemas.ReleaseMark, schemas.Fleet, 2), false)
-	tr.fold(at(6, schemas.MessageCancelled, "alice", 1), false)
+	tr.fold(at(4, schemas.MessageAccepted, "alice", 0), false, nil) // in flight: behind the kill
+	tr.fold(at(5, schemas.ReleaseMark, schemas.Fleet, 2), false, nil)
+	tr.fold(at(6, schemas.MessageCancelled, "alice", 1), false, nil)
 	toAlice := at(7, schemas.MessageCancelled, "bob", 2)
 	toAlice.To = "alice"
-	tr.fold(toAlice, false)
-	tr.fold(at(8, schemas.MessageCancelled, "carol", 9), false)
+	tr.fold(toAlice, false, nil)
+	tr.fold(at(8, schemas.MessageCancelled, "carol", 9), false, nil)
 	select {
 	case <-killed.done:
 		t.Fatal("complete before release was through")
 	default:
 	}
-	tr.fold(at(9, schemas.ReleaseMark, schemas.Fleet, 3), false)
+	tr.fold(at(9, schemas.ReleaseMark, schemas.Fleet, 3), false, nil)
 	<-killed.done
-	tr.fold(at(10, schemas.MessageCancelled, "alice", 4), false)
+	tr.fold(at(10, schemas.MessageCancelled, "alice", 4), false, nil)
 	if !reflect.DeepEqual(killed.cancelled, []uint64{1, 2}) {
 		t.Errorf("got %+v", killed)
 	}

@@ -23,8 +23,20 @@ const (
 
 // issue grants a capability or refuses it.
 func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest) (schemas.IssueReply, error) {
-	defer i.gates.pass(req.AgentID)()
-	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideIssue(s, who, req, f) })
+	// What it is derived from must not be refreshed or end meanwhile.
+	turns := []string{req.AgentID}
+	if who.agent != "" {
+		turns = append(turns, who.agent)
+	}
+	defer i.gates.passAll(turns...)()
+	free, err := i.budgetLeft(ctx, who, req)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) {
+		f.free = free
+		return decideIssue(s, who, req, f)
+	})
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -36,7 +48,12 @@ func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshR
 	if req.OperationID == "" {
 		return i.renewIdentity(agent, req.PublicKey)
 	}
-	defer i.gates.pass(agent)()
+	defer i.gates.passAll(agent, view(i, func(s *schemas.State) string {
+		if g := s.GrantOf(agent, req.OperationID); g != nil && g.ParentAgent != "" {
+			return g.ParentAgent
+		}
+		return agent
+	}))()
 	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
 	if err != nil {
 		return schemas.IssueReply{}, err
@@ -80,8 +97,8 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
 	seq, err := i.append(ctx, &schemas.Event{
-		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by,
-		Trace: schemas.Trace{ID: g.TraceID, Span: newSpan()}, ContentType: jsonType, Data: schemas.Marshal(g),
+		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by, Act: g.Act,
+		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(g)}, ContentType: jsonType, Data: schemas.Marshal(g),
 	})
 	if err != nil {
 		return schemas.IssueReply{}, err
@@ -97,6 +114,16 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 		}
 	}
 	return reply, nil
+}
+
+// spanBehind hangs a grant under the one that it was derived from, in the trace
+// that both share.
+func (i *Issuer) spanBehind(g schemas.Grant) string {
+	from := view(i, func(s *schemas.State) *schemas.Live { return s.GrantOf(g.ParentAgent, g.ParentOperation) })
+	if g.ParentOperation == "" || from == nil {
+		return newSpan()
+	}
+	return fmt.Sprintf("%016x", from.Seq)
 }
 
 // standing is what a principal's users are signed with: the generation of its
@@ -127,6 +154,12 @@ func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, generation int
 		why = lockRefusal(a)
 	case a.Generation != generation:
 		why = schemas.Refuse(schemas.CodeCancelled, "the keys of %s were replaced meanwhile; ask again", g.Agent)
+	default:
+		if live := a.Grants[g.Operation]; live != nil && live.JTI == g.JTI {
+			if over := live.Over(i.Now()); over != "" {
+				why = schemas.Refuse(schemas.CodeCancelled, "it ended before it was handed out: %s", over)
+			}
+		}
 	}
 	i.mu.RUnlock()
 	if why == nil {
@@ -156,7 +189,7 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 		live = a.Grants[req.OperationID]
 	}
 	var g schemas.Grant
-	over := live == nil || live.Ended != ""
+	over := live == nil || live.Over(i.Now()) != ""
 	if !over {
 		g = live.Grant
 	}

@@ -16,6 +16,8 @@
 //   - Who asks is the account that the server stamped, also of operators, or
 //     somebody with the data folder's own credential; no name in a request
 //     counts.
+//   - What an agent hands on to another is within a capability of its own in
+//     everything, and ends with it.
 //   - A kill or suspension stands in the log before it is pushed; it is pushed
 //     to all servers and all connections are closed at the same time, and it is
 //     pushed a second later again, for a server that was away. Issuing times of
@@ -189,12 +191,13 @@ func (i *Issuer) fold(entry bus.Entry) error {
 	}
 	i.mu.Lock()
 	before, lockdown := i.stance(e.Agent), i.state.LockdownSeq
+	ends := endingBy(i.state, e)
 	if err := i.state.Apply(e); err != nil {
 		i.mu.Unlock()
 		return fmt.Errorf("issuer: fold: %w", err)
 	}
 	after := i.stance(e.Agent)
-	i.tracks.fold(e, after.lock != before.lock || i.state.LockdownSeq != lockdown)
+	i.tracks.fold(e, after.lock != before.lock || i.state.LockdownSeq != lockdown, ends)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
 		i.rebirth(e, !before.known)

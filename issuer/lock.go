@@ -21,7 +21,7 @@ const releaseWait = 10 * time.Second
 // the receipt partial; the lock itself holds as soon as it is in the log.
 func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Receipt, error) {
 	start := i.Now()
-	r := schemas.Receipt{AgentID: req.AgentID, State: req.Lock, Cancelled: []uint64{}, Nodes: []string{}}
+	r := schemas.Receipt{AgentID: req.AgentID, State: req.Lock, Cancelled: []uint64{}, Revoked: []string{}, Nodes: []string{}}
 	if err := i.overOperators(ctx, req.AgentID); err != nil {
 		return r, err
 	}
@@ -208,6 +208,7 @@ func (i *Issuer) complete(ctx context.Context, r *schemas.Receipt) {
 		}
 		i.mu.RLock()
 		r.Cancelled = append(r.Cancelled, t.cancelled...)
+		r.Revoked = append(r.Revoked, t.revoked...)
 		i.mu.RUnlock()
 		slices.Sort(r.Cancelled)
 		last, err := i.reader.Newest(ctx, schemas.EventSubject(r.AgentID, schemas.MessageAccepted), r.Seq)

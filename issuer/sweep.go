@@ -61,15 +61,33 @@ func overdue(s *schemas.State, now time.Time) []revocation {
 	var out []revocation
 	for _, a := range s.Agents {
 		for _, g := range a.Grants {
-			switch {
-			case g.Ended != "":
-				out = append(out, revocation{g.Grant, g.Ended})
-			case !now.Before(g.Expires.Add(endGrace)):
-				out = append(out, revocation{g.Grant, "expired"})
+			if why := overdueNow(g, now); why != "" {
+				out = append(out, revocation{g.Grant, why})
 			}
 		}
 	}
 	return out
+}
+
+// overdueNow says why an operation is to end, "" where it goes on. One whose
+// parent was narrowed by a refresh ends too: its token would say more than
+// counts.
+func overdueNow(g *schemas.Live, now time.Time) string {
+	if g.Ended != "" {
+		return g.Ended
+	}
+	if !now.Before(g.Expires.Add(endGrace)) {
+		return "expired"
+	}
+	if why := g.Over(now.Add(-endGrace)); why != "" {
+		return why
+	}
+	if from := g.Parent(); from != nil {
+		if what := g.Exceeds(&from.Grant); what != "" {
+			return "what it was derived from no longer admits " + what
+		}
+	}
+	return ""
 }
 
 // restate repeats declarations that are older than half of the log's

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,6 +22,20 @@ type gate struct {
 }
 
 func newGates() *gates { return &gates{open: map[string]*gate{}} }
+
+// passAll waits for its turn at several principals: in the order of their ids,
+// so that no two wait for one another.
+func (g *gates) passAll(ids ...string) (leave func()) {
+	var leaves []func()
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
+		leaves = append(leaves, g.pass(id))
+	}
+	return func() {
+		for _, l := range slices.Backward(leaves) {
+			l()
+		}
+	}
+}
 
 // pass waits for its turn at a principal and returns what ends it.
 func (g *gates) pass(id string) (leave func()) {

@@ -38,7 +38,7 @@ var fieldNames = [...]struct {
 	{"Writ-Tokens", fTokens}, {"Writ-Lock", fLock}, {"Writ-Verdict", fVerdict},
 	{"Writ-Final", fFinal}, {"Writ-Actor", fActor}, {"Writ-Empty", fEmpty},
 	{"Writ-Input", fInput}, {"Writ-Latency", fLatency},
-	{"Writ-Risk", fRisk},
+	{"Writ-Risk", fRisk}, {"Writ-Reserve", fReserve}, {"Writ-Act", fAct},
 }
 
 var fieldByName = func() map[string]field {
@@ -170,6 +170,10 @@ func (e *Event) writeFields(w *writer) {
 		w.text(fFinal, "1")
 	}
 	w.text(fActor, e.Actor)
+	if e.Reserve != 0 {
+		w.text(fReserve, strconv.FormatInt(e.Reserve, 10))
+	}
+	w.text(fAct, strings.Join(e.Act, " "))
 }
 
 // DecodeAt reads an event that stands in the log under a sequence. Where the
@@ -373,6 +377,23 @@ func (e *Event) setField(bit field, v string) (err error) {
 		return isOne(v)
 	case fActor:
 		e.Actor = v
+	case fReserve:
+		var n uint64
+		n, err = parseUint(v)
+		if err == nil && (n == 0 || n > 1<<53) {
+			return nameError("token count", v, "is out of bounds")
+		}
+		e.Reserve = int64(n)
+	case fAct:
+		e.Act = strings.Split(v, " ")
+		if len(e.Act) > MaxDepth {
+			return nameError("actor chain", v, "is longer than a delegation can be")
+		}
+		for _, id := range e.Act {
+			if err := CheckID("actor", id); err != nil {
+				return err
+			}
+		}
 	case fEmpty:
 		return isOne(v)
 	}

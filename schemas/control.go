@@ -26,6 +26,9 @@ const (
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
+	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
+	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
+	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
 )
 
 // OpPrefix begins what named operators ask: each has an account of its own, in
@@ -57,6 +60,7 @@ func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 // weakest is the role that a command demands.
 var weakest = map[string]Role{
 	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
+	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
 	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
@@ -106,6 +110,7 @@ func (r *ApplyRequest) By() *string    { return &r.Actor }
 func (r *EnrollRequest) By() *string   { return &r.Actor }
 func (r *IssueRequest) By() *string    { return &r.Actor }
 func (r *LockRequest) By() *string     { return &r.Actor }
+func (r *RevokeRequest) By() *string   { return &r.Actor }
 func (r *ReviewRequest) By() *string   { return &r.Actor }
 func (r *LockdownRequest) By() *string { return &r.Actor }
 
@@ -154,7 +159,11 @@ type IssueRequest struct {
 	TraceID        string   `json:"trace_id,omitempty"`   // a new one where empty
 	Audience       string   `json:"audience,omitempty"`   // the trust domain where empty
 	PublicKey      string   `json:"public_key,omitempty"` // user NKey; a fresh one where empty
-	Actor          string   `json:"actor,omitempty"`
+	// ParentOperation names the asker's own operation from whose capability
+	// that of another agent is derived. It can be left out where the asker
+	// holds one capability alone.
+	ParentOperation string `json:"parent_operation,omitempty"`
+	Actor           string `json:"actor,omitempty"`
 }
 
 // IssueReply holds the capability and, where the issuer made the key, the
@@ -223,7 +232,78 @@ type Receipt struct {
 	Checkpoint        string   `json:"checkpoint"` // signed; covers Seq
 	Nodes             []string `json:"nodes"`      // servers that acknowledged
 	Partial           bool     `json:"partial"`    // a server did not
+	Revoked           []string `json:"revoked"`    // capabilities that it ended, those derived from the agent's included
 	Effect            string   `json:"effect,omitempty"`
+}
+
+// TokensRequest asks for the capabilities that count, sorted by agent and
+// operation; After is what the page before gave as Next.
+type TokensRequest struct {
+	AgentID string `json:"agent_id,omitempty"`
+	PageRequest
+}
+
+// TokenInfo tells of one capability.
+type TokenInfo struct {
+	JTI         string    `json:"jti"`
+	AgentID     string    `json:"agent_id"`
+	OperationID string    `json:"operation_id"`
+	Scope       []string  `json:"scope"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	Parent      string    `json:"parent"` // jti; empty where it was derived from none
+	Act         []string  `json:"act"`    // agents that handed it on, the newest first
+	Depth       int       `json:"depth"`
+	IssuedBy    string    `json:"issued_by"`
+	TraceID     string    `json:"trace_id"`
+	Spent       *int64    `json:"spent"` // tokens used by the operation; null where release did not say
+	MaxTokens   int64     `json:"max_tokens"`
+}
+
+// TokensReply is a page; Next is the After of the following one.
+type TokensReply struct {
+	Tokens []TokenInfo `json:"tokens"`
+	Next   string      `json:"next,omitempty"`
+}
+
+// RevokeRequest ends a capability and all that was derived from it.
+type RevokeRequest struct {
+	JTI    string `json:"jti"`
+	Reason string `json:"reason"`
+	Actor  string `json:"actor"`
+}
+
+// RevokeReply says what a revocation did, as the log has it. It is complete
+// when release has worked through the log up to Seq.
+type RevokeReply struct {
+	JTI       string   `json:"jti"`
+	AgentID   string   `json:"agent_id"`
+	Seq       uint64   `json:"seq"`
+	Revoked   []string `json:"revoked"`   // the capability first, then those derived from it
+	Cancelled []uint64 `json:"cancelled"` // actions
+	ElapsedMS float64  `json:"elapsed_ms"`
+	Partial   bool     `json:"partial"` // release has not worked through the log in time
+}
+
+// BudgetsRequest asks release for budgets, 1,000 at most.
+type BudgetsRequest struct {
+	Of []OperationRef `json:"of"`
+}
+
+type OperationRef struct {
+	AgentID     string `json:"agent_id"`
+	OperationID string `json:"operation_id"`
+}
+
+// BudgetsReply holds a budget for each operation, in the order of the request.
+type BudgetsReply struct {
+	Budgets []BudgetInfo `json:"budgets"`
+}
+
+// BudgetInfo is an operation's budget, in language-model tokens.
+type BudgetInfo struct {
+	Spent int64 `json:"spent"` // settled, of its own actions
+	Used  int64 `json:"used"`  // the same, with reservations and all that was derived from it
+	Free  int64 `json:"free"`  // that may be reserved or delegated now
 }
 
 type ReviewRequest struct {

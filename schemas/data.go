@@ -32,6 +32,10 @@ const (
 	KindOperator = "operator" // a person who gives commands
 )
 
+// MeterTokens marks a service whose answers state what they used of a language
+// model.
+const MeterTokens = "tokens"
+
 // A Principal is an agent, a service or an operator as the fleet file declares
 // it: the body of agent.declared.
 type Principal struct {
@@ -43,11 +47,15 @@ type Principal struct {
 	Serves      []string        `json:"serves,omitempty"` // prefixes verb:resource
 	Tools       map[string]Tool `json:"tools,omitempty"`  // a service's tools, by name
 	Streams     bool            `json:"streams,omitempty"`
-	Meter       string          `json:"meter,omitempty"` // "tokens": its answers state usage
-	Rate        *Rate           `json:"rate,omitempty"`
-	Thresholds  *Thresholds     `json:"thresholds,omitempty"`
-	MemoryBytes int64           `json:"memory_bytes,omitempty"` // quota of the agent's memory
-	Role        Role            `json:"role,omitempty"`         // an operator's
+	Meter       string          `json:"meter,omitempty"`   // "tokens": its answers state usage
+	Reserve     int64           `json:"reserve,omitempty"` // tokens that an action reserves of it which states none; all that is left where 0
+	// DelegatedOnly keeps an agent from asking for itself: it works with what
+	// operators and other agents give it.
+	DelegatedOnly bool        `json:"delegated_only,omitempty"`
+	Rate          *Rate       `json:"rate,omitempty"`
+	Thresholds    *Thresholds `json:"thresholds,omitempty"`
+	MemoryBytes   int64       `json:"memory_bytes,omitempty"` // quota of the agent's memory
+	Role          Role        `json:"role,omitempty"`         // an operator's
 	// TwoPerson demands that two operators approve what the agent does under
 	// review.
 	TwoPerson bool `json:"two_person,omitempty"`
@@ -64,8 +72,11 @@ type Ceiling struct {
 	ForbiddenTools []string `json:"forbidden_tools,omitempty"`
 	TTLSeconds     int64    `json:"ttl_seconds,omitempty"` // 1 to 86,400; 300 where unset
 	MaxTokens      int64    `json:"max_tokens,omitempty"`  // 0: no metered service may be used
-	Jobs           []string `json:"jobs,omitempty"`
-	Operations     []string `json:"operations,omitempty"` // empty: any
+	// MaxTokensPerDay bounds what all of the agent's operations use in a day
+	// of UTC; no bound where 0.
+	MaxTokensPerDay int64    `json:"max_tokens_per_day,omitempty"`
+	Jobs            []string `json:"jobs,omitempty"`
+	Operations      []string `json:"operations,omitempty"` // empty: any
 }
 
 // A Tool tells the monitor what a call can do: class read, write or egress;
@@ -114,10 +125,18 @@ type Grant struct {
 	Job            string    `json:"job,omitempty"`
 	TraceID        string    `json:"trace_id"`
 	PublicKey      string    `json:"public_key"` // user NKey that proves possession
-	Parent         string    `json:"parent,omitempty"`
-	IssuedBy       string    `json:"issued_by"`
-	Refreshes      string    `json:"refreshes,omitempty"` // jti that this one replaces
-	Token          string    `json:"token"`               // for recipients to verify; worthless without the key
+	// Parent is the jti of the capability that this one was derived from, as it
+	// was then; ParentAgent and ParentOperation say whose it is. An agent's own
+	// right to issue has neither jti nor operation. Act names all agents that
+	// handed it on, the newest first.
+	Parent          string   `json:"parent,omitempty"`
+	ParentAgent     string   `json:"parent_agent,omitempty"`
+	ParentOperation string   `json:"parent_operation,omitempty"`
+	Act             []string `json:"act,omitempty"`
+	TTLSeconds      int64    `json:"ttl_seconds,omitempty"` // of a derived one: what was asked for, which its parent's end may cut
+	IssuedBy        string   `json:"issued_by"`
+	Refreshes       string   `json:"refreshes,omitempty"` // jti that this one replaces
+	Token           string   `json:"token"`               // for recipients to verify; worthless without the key
 }
 
 // A Violation is what the server itself refused: the body of agent.violation.

@@ -76,6 +76,8 @@ const (
 	fInput
 	fLatency
 	fRisk
+	fReserve
+	fAct
 )
 
 // A shape says which headers a kind must carry, and which it may.
@@ -83,7 +85,7 @@ type shape struct{ must, may field }
 
 const (
 	actionMust = fTrace | fOperation | fAction | fDigest
-	actionMay  = fContentType | fTo | fJTI | fRequest | fReply | fExpires | fMsgID | fRef | fVerdict | fRisk | fLock | fCode | fReason | fEmpty
+	actionMay  = fContentType | fTo | fJTI | fRequest | fReply | fExpires | fMsgID | fRef | fVerdict | fRisk | fLock | fCode | fReason | fEmpty | fReserve
 	answerMust = fTrace | fOperation | fAction | fDigest | fRequest | fRef
 	answerMay  = fContentType | fTo | fCode | fReason | fTokens | fVerdict | fRisk | fLock | fFinal | fEmpty | fInput | fLatency
 	controlMay = fContentType | fTrace | fOperation | fAction | fDigest | fRef | fCode | fReason | fLock | fVerdict | fRisk | fActor | fJTI | fEmpty | fTo
@@ -107,7 +109,7 @@ var kinds = map[Kind]shape{
 	AgentSuspended:   {fReason, controlMay},
 	AgentKilled:      {fReason, controlMay},
 	AgentViolation:   {0, controlMay},
-	TokenIssued:      {fOperation | fJTI | fTrace, controlMay},
+	TokenIssued:      {fOperation | fJTI | fTrace, controlMay | fAct},
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},
 	ReviewDenied:     {fRef | fReason, controlMay},
@@ -183,12 +185,14 @@ type Event struct {
 	Code        int       // refusal, see Refusal
 	Reason      string
 	Tokens      int64         // language-model tokens used, as a metered service says
+	Reserve     int64         // language-model tokens that the action will use at most, as its sender says
 	Latency     time.Duration // from request to answer, microseconds on the wire
 	Lock        Lock          // the lock that this event itself puts on Agent
 	Verdict     []byte        // JSON of a Verdict, parsed by those who need it
 	Risk        int           // 0 to 100: of the agent, as Verdict says; only with a Verdict
 	Final       bool          // an answer's last part
 	Actor       string        // the operator, agent or service that caused it
+	Act         []string      // of a grant: the agents that handed it on, the newest first
 
 	Data []byte // body; empty bodies are flagged on the wire, and stand as one byte
 

@@ -48,6 +48,7 @@ const (
 	HeaderToken     = "Writ-Token"
 	HeaderTrace     = "traceparent"
 	HeaderUsage     = "Writ-Usage-Tokens" // a metered service's answer: tokens used
+	HeaderReserve   = "Writ-Max-Tokens"   // an action's to a metered service, and its delivery's: tokens that it may use
 	HeaderMsgID     = "Nats-Msg-Id"
 	HeaderTTL       = "Nats-TTL"
 	HeaderType      = "content-type"

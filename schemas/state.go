@@ -2,7 +2,6 @@ package schemas
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -21,7 +20,9 @@ type State struct {
 	Lockdown    string // why nobody may act; "" where they may
 	LockdownSeq uint64 // event that began or lifted it last
 	Agents      map[string]*Agent
-	routes      map[string]string // prefix verb:resource → service
+	routes      map[string]string       // prefix verb:resource → service
+	reserved    map[uint64]*reservation // by the action's sequence
+	lapses      []lapse
 }
 
 // An Agent is one agent or service in the state.
@@ -32,20 +33,24 @@ type Agent struct {
 	LockReason string
 	Generation int                  // of the account's keys: rises with suspend and kill
 	Grants     map[string]*Live     // newest capability, by operation
-	Spent      map[string]int64     // language-model tokens used, by operation
+	Spent      map[string]int64     // language-model tokens used, by operation, as answers say
 	LastSeq    uint64               // newest event that concerns the agent
 	Risk       int                  // as the newest verdict said
 	RiskTime   time.Time            // when it did
 	Held       map[uint64]*Event    // held actions that await a review, without bodies; Actor is who approved first of two
 	invited    map[string]time.Time // until when a join token can be used, by its id
 	approvals  map[approvalKey]approval
+	issues     *line               // what it issued without a capability hangs on this
+	accounts   map[string]*account // budgets, by operation
+	days       map[int64]int64     // tokens used and reserved, by day since 1970
 }
 
 // A Live is a grant with what has become of it.
 type Live struct {
 	Grant
 	Seq   uint64
-	Ended string // why it no longer counts; "" while it does
+	Ended string // why it has ended itself; see Over for what it was derived from
+	line  *line
 }
 
 type approvalKey struct {
@@ -60,7 +65,7 @@ type approval struct {
 
 // NewState is the state before the first event.
 func NewState() *State {
-	return &State{Agents: map[string]*Agent{}, routes: map[string]string{}}
+	return &State{Agents: map[string]*Agent{}, routes: map[string]string{}, reserved: map[uint64]*reservation{}}
 }
 
 // Apply folds one event. Events must arrive in sequence order; kinds that do
@@ -70,6 +75,7 @@ func (s *State) Apply(e *Event) error {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, s.Seq)
 	}
 	s.Seq = e.Seq
+	s.lapsed(e.Time)
 	switch e.Kind {
 	case PolicyApplied:
 		var p Policy
@@ -104,25 +110,27 @@ func (s *State) Apply(e *Event) error {
 		if g.Agent != e.Agent || g.Operation != e.Operation || g.JTI != e.JTI {
 			return fmt.Errorf("event %d: it grants to another agent, operation or jti than its headers say", e.Seq)
 		}
-		live := &Live{Grant: g, Seq: e.Seq}
-		if a.Lock == Suspended || a.Lock == Killed {
-			// Issued in a race with the lock: what a resumed agent may do, it
-			// asks for anew.
-			live.Ended = string(a.Lock) + ": " + a.LockReason
-		}
-		a.Grants[g.Operation] = live
+		s.issued(a, e, g)
 	case TokenRevoked:
-		for _, g := range a.Grants {
-			if g.JTI == e.JTI {
-				g.Ended = "revoked: " + e.Reason
-			}
+		if g := a.ByJTI(e.JTI); g != nil {
+			g.finish("revoked: " + e.Reason)
 		}
 	case OperationEnded:
 		// Operations come and go; only what they spent is kept.
 		if g := a.Grants[e.Operation]; g != nil && (e.JTI == "" || g.JTI == e.JTI) {
+			g.finish("ended: " + e.Reason)
 			delete(a.Grants, e.Operation)
+			if acc := a.accounts[e.Operation]; acc != nil && *acc == (account{}) {
+				delete(a.accounts, e.Operation)
+			}
 		}
 	case AgentRemoved:
+		a.cutOff("removed from the fleet")
+		for seq, r := range s.reserved {
+			if r.agent == a {
+				s.free(seq)
+			}
+		}
 		s.unroute(a)
 		delete(s.Agents, e.Agent)
 	case AgentInvited:
@@ -149,6 +157,7 @@ func (s *State) Apply(e *Event) error {
 			a.Risk = 0
 		}
 	case MessageAccepted:
+		s.reserve(a, e)
 		if e.Ref != 0 {
 			delete(a.approvals, keyOf(e))
 		}
@@ -162,14 +171,13 @@ func (s *State) Apply(e *Event) error {
 		a.Held[e.Seq] = &held
 		a.judge(e)
 	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
-		if e.Kind == ResponseAccepted && e.Tokens > 0 {
-			if to := s.Agents[e.To]; to != nil {
-				to.Spent[e.Operation] += min(e.Tokens, math.MaxInt64-to.Spent[e.Operation])
-			}
+		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
+			s.settle(e)
 		}
 		a.judge(e)
 	case MessageCancelled, MessageExpired:
 		delete(a.Held, e.Ref)
+		s.unanswered(e)
 	case ReviewApproved:
 		s.approve(a, e)
 	case ReviewEndorsed:
@@ -206,7 +214,7 @@ func (s *State) declare(e *Event) error {
 	a := s.Agents[p.ID]
 	if a == nil {
 		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-			Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}}
+			Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}, accounts: map[string]*account{}, days: map[int64]int64{}}
 		if p.Lock != "" {
 			a.Lock, a.Generation = p.Lock, p.Generation
 		}
@@ -239,11 +247,7 @@ func (a *Agent) lock(l Lock, e *Event) {
 		return
 	}
 	a.Generation++
-	for _, g := range a.Grants {
-		if g.Ended == "" {
-			g.Ended = string(l) + ": " + e.Reason
-		}
-	}
+	a.cutOff(string(l) + ": " + e.Reason)
 	clear(a.approvals)
 	clear(a.invited)
 }
@@ -317,13 +321,15 @@ type Admission struct {
 	Grant    *Live
 	To       string // who receives it
 	Approval uint64 // held action whose approval admits this one, 0 where none was needed
+	Reserve  int64  // tokens that it reserves of a metered service, 0 where it is none
 	Hold     bool   // the agent is paused: log and hold
 }
 
-// Admit decides whether agent may carry out an action at a given time. It is
-// the one place that decides: intake asks it early, release asks it again, in
-// log order, and release's answer counts.
-func (s *State) Admit(agent, operation string, action Action, digest Digest, at time.Time) (Admission, *Refusal) {
+// Admit decides whether agent may carry out an action at a given time, using at
+// most so many tokens (0 where it states none). It is the one place that
+// decides: intake asks it early, release asks it again, in log order, and
+// release's answer counts.
+func (s *State) Admit(agent, operation string, action Action, digest Digest, tokens int64, at time.Time) (Admission, *Refusal) {
 	var ad Admission
 	a := s.Agents[agent]
 	if a == nil || a.Kind != KindAgent {
@@ -349,12 +355,18 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 	case at.Before(g.NotBefore.Add(-time.Second)):
 		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is not valid before %s", operation, g.NotBefore.Format(time.RFC3339))
 	}
+	if why := g.orphaned(at); why != "" {
+		return ad, Refuse(CodeUnauthorized, "the capability for operation %s is no longer valid (%s)", operation, why)
+	}
 	ad.Grant = g
 	if action.Verb == VerbCall && slices.Contains(g.ForbiddenTools, action.Resource) {
 		return ad, Refuse(CodeForbidden, "tool %s is forbidden to %s in operation %s; allowed: %s", action.Resource, agent, operation, strings.Join(g.Scope, " "))
 	}
 	if !slices.Contains(g.Scope, action.Scope()) {
 		return ad, Refuse(CodeForbidden, "%s is not in the scope of operation %s; allowed: %s", action.Scope(), operation, strings.Join(g.Scope, " "))
+	}
+	if r := g.narrowed(action); r != nil {
+		return ad, r
 	}
 	to := s.Route(action)
 	if to == "" {
@@ -365,8 +377,12 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 		if r.Lock == Killed || r.Lock == Suspended {
 			return ad, Refuse(CodeNotFound, "%s is %s and receives nothing", to, r.Lock)
 		}
-		if r.Meter == "tokens" && a.Spent[operation] >= g.MaxTokens {
-			return ad, Refuse(CodeBudget, "operation %s has used %d of its %d tokens", operation, a.Spent[operation], g.MaxTokens)
+		if r.Meter == MeterTokens {
+			n, refusal := g.toReserve(a, r, tokens, at)
+			if refusal != nil {
+				return ad, refusal
+			}
+			ad.Reserve = n
 		}
 	}
 	if ap, ok := a.approvals[approvalKey{operation, action.String(), digest}]; ok && at.Before(ap.expires) {
@@ -375,6 +391,24 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 	}
 	ad.Hold = a.Lock == Paused
 	return ad, nil
+}
+
+// Accept decides about an action that intake let through, by the state at its
+// place in the log: Admit, and that what intake found still holds.
+func (s *State) Accept(e *Event) (Admission, *Refusal) {
+	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	switch {
+	case r != nil:
+	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
+		r = Refuse(CodeUnauthorized, "the capability that admitted it was replaced")
+	case ad.To != e.To:
+		r = Refuse(CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)
+	case e.Ref != ad.Approval && (e.Ref != 0 || s.Agents[e.Agent].Lock == Paused):
+		r = Refuse(CodeHeld, "the approval of %d was used already, or is void", e.Ref)
+	case ad.Hold:
+		r = Refuse(CodeHeld, "the agent was paused a moment before; send again to have it reviewed")
+	}
+	return ad, r
 }
 
 // Route names who receives an action, "" where nobody does. Services are found

@@ -65,7 +65,7 @@ func (w *world) admit(agent, op, action string, digest Digest) (Admission, *Refu
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return w.s.Admit(agent, op, a, digest, w.now)
+	return w.s.Admit(agent, op, a, digest, 0, w.now)
 }
 
 // code is 0 for admitted, else the refusal's.

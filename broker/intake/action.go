@@ -109,7 +109,7 @@ func (i *Intake) read(a arrival) *schemas.Event {
 		return e
 	}
 	e.Request = randomHex(16)
-	e.MsgID, e.Trace = h.msgID, h.trace
+	e.MsgID, e.Trace, e.Reserve = h.msgID, h.trace, h.reserve
 	ttl, longest := RequestDeadline, MaxRequestDeadline
 	if !e.Action.Request() {
 		ttl, longest = SendExpiry, MaxSendExpiry
@@ -141,6 +141,9 @@ func deny(e *schemas.Event, r *schemas.Refusal) *schemas.Event {
 func (i *Intake) decide(t *task, final bool) step {
 	e := t.event
 	ad, refusal := i.admit(e)
+	if ad.Reserve == 0 && refusal == nil {
+		e.Reserve = 0 // it goes to nobody who counts tokens
+	}
 	if refusal != nil && refusal.Code == schemas.CodeUnauthorized && !final {
 		return tooEarly
 	}
@@ -174,7 +177,7 @@ func (i *Intake) decide(t *task, final bool) step {
 func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	return i.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Time)
+	return i.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
 }
 
 // awaitGrant waits until the fold has reached what the log says of the agent
@@ -204,6 +207,7 @@ type headers struct {
 	code        int
 	reason      string
 	tokens      int64
+	reserve     int64
 }
 
 // readHeaderBlock refuses a block that the library could not read, and which
@@ -283,6 +287,13 @@ var headerSetters = map[string]func(*headers, string) error{
 	"nats-service-error": func(h *headers, v string) error {
 		h.reason = v
 		return nil
+	},
+	"writ-max-tokens": func(h *headers, v string) (err error) {
+		h.reserve, err = strconv.ParseInt(v, 10, 64)
+		if err == nil && (h.reserve < 1 || h.reserve > 1<<53) {
+			err = errors.New("it is out of bounds")
+		}
+		return err
 	},
 	"writ-usage-tokens": func(h *headers, v string) (err error) {
 		h.tokens, err = strconv.ParseInt(v, 10, 64)

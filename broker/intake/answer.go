@@ -71,7 +71,7 @@ func (i *Intake) responder(id string) (lock schemas.Lock, streams, agent, metere
 	if a == nil {
 		return schemas.Killed, false, false, false
 	}
-	return a.Lock, a.Streams, a.Kind == schemas.KindAgent, a.Meter == "tokens"
+	return a.Lock, a.Streams, a.Kind == schemas.KindAgent, a.Meter == schemas.MeterTokens
 }
 
 // asked is what an answer must fit.

@@ -29,10 +29,12 @@ type Core struct {
 type item struct {
 	ev      *schemas.Event // without body once delivered
 	stage   stage
-	tries   int       // deliveries so far
-	next    time.Time // of a send's next delivery, of anything's expiry
-	told    bool      // its sender has been acknowledged, or told that it is held
-	first   uint64    // of a repetition: the sequence that it repeats
+	tries   int           // deliveries so far
+	next    time.Time     // of a send's next delivery, of anything's expiry
+	told    bool          // its sender has been acknowledged, or told that it is held
+	first   uint64        // of a repetition: the sequence that it repeats
+	grant   *schemas.Live // under which it was accepted or held; nil where there was none
+	reserve int64         // tokens that it reserved of a metered service
 	endKind schemas.Kind
 	refusal *schemas.Refusal
 }
@@ -91,6 +93,7 @@ type Deliver struct {
 	To      string
 	Token   string // the sender's capability, for the recipient to verify
 	Attempt int    // 1 for the first
+	Reserve int64  // tokens that a metered service may use; 0 where it is none
 }
 
 // Answer answers a requester. Final frees the reply at the server.
@@ -127,6 +130,7 @@ func (c *Core) Step(e *schemas.Event) ([]Effect, error) {
 		out = c.answered(e)
 	}
 	before := c.lockOf(e.Agent)
+	revoked := c.revoked(e)
 	if err := c.state.Apply(e); err != nil {
 		return nil, err
 	}
@@ -147,14 +151,29 @@ func (c *Core) Step(e *schemas.Event) ([]Effect, error) {
 	case schemas.PolicyLockdown:
 		out = c.cancelWhere(e, schemas.CodeCancelled, "the fleet is locked down: "+e.Reason, func(*item) bool { return true })
 	case schemas.TokenRevoked:
-		out = c.cancelWhere(e, schemas.CodeCancelled, "the capability was revoked", func(it *item) bool { return it.ev.JTI == e.JTI })
+		if revoked != nil {
+			out = c.cancelWhere(e, schemas.CodeCancelled, "the capability was revoked, or one that it was derived from", func(it *item) bool {
+				return it.grant != nil && it.grant.DerivesFrom(revoked)
+			})
+		}
 	}
 	if after := c.lockOf(e.Agent); after != before && (after == schemas.Suspended || after == schemas.Killed) {
 		out = append(out, c.cancelWhere(e, schemas.CodeCancelled, fmt.Sprintf("%s is %s", e.Agent, after), func(it *item) bool {
-			return it.ev.Agent == e.Agent || it.ev.To == e.Agent
+			return it.ev.Agent == e.Agent || it.ev.To == e.Agent || it.grant != nil && it.grant.DerivesFromAgent(e.Agent)
 		})...)
 	}
 	return out, nil
+}
+
+// revoked is the capability that an event revokes, as it stood before.
+func (c *Core) revoked(e *schemas.Event) *schemas.Live {
+	if e.Kind != schemas.TokenRevoked {
+		return nil
+	}
+	if a := c.state.Agents[e.Agent]; a != nil {
+		return a.ByJTI(e.JTI)
+	}
+	return nil
 }
 
 // ResponseHold is how long an answer of a paused agent awaits its review.
@@ -186,18 +205,10 @@ func (c *Core) accepted(e *schemas.Event) []Effect {
 
 // refused is the exact check: by the state at the event's place in the log.
 func (c *Core) refused(e *schemas.Event, it *item) *schemas.Refusal {
-	ad, r := c.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Time)
-	switch {
-	case r != nil:
+	ad, r := c.state.Accept(e)
+	it.grant, it.reserve = ad.Grant, ad.Reserve
+	if r != nil {
 		return r
-	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
-		return schemas.Refuse(schemas.CodeUnauthorized, "the capability that admitted it was replaced")
-	case ad.To != e.To:
-		return schemas.Refuse(schemas.CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)
-	case e.Ref != ad.Approval && (e.Ref != 0 || c.lockOf(e.Agent) == schemas.Paused):
-		return schemas.Refuse(schemas.CodeHeld, "the approval of %d was used already, or is void", e.Ref)
-	case ad.Hold:
-		return schemas.Refuse(schemas.CodeHeld, "the agent was paused a moment before; send again to have it reviewed")
 	}
 	return c.repeated(e, it)
 }
@@ -235,7 +246,7 @@ func (c *Core) repeated(e *schemas.Event, it *item) *schemas.Refusal {
 func (c *Core) deliver(it *item) Effect {
 	e := *it.ev
 	it.tries++
-	d := Deliver{Event: &e, To: e.To, Attempt: it.tries}
+	d := Deliver{Event: &e, To: e.To, Attempt: it.tries, Reserve: it.reserve}
 	if a := c.state.Agents[e.Agent]; a != nil {
 		if g := a.Grants[e.Operation]; g != nil {
 			d.Token = g.Token
@@ -265,9 +276,13 @@ func (c *Core) enqueue(e *schemas.Event) []Effect {
 	return c.sendFirst(line, e.Time)
 }
 
-// sendFirst delivers the head of a pair's line.
+// sendFirst delivers the head of a pair's line. One that is about to end is
+// passed over: its end, once in the log, brings up the next.
 func (c *Core) sendFirst(line *pairLine, now time.Time) []Effect {
 	it := c.open[line.queue[0]]
+	if it.stage == closing {
+		return nil
+	}
 	it.stage = delivered
 	eff := c.deliver(it)
 	c.retryAt(it, now, retryMost)
@@ -317,7 +332,7 @@ func (c *Core) answer(it *item, e *schemas.Event) Effect {
 func (c *Core) hold(e *schemas.Event) []Effect {
 	slim := *e
 	slim.Data = nil
-	it := &item{ev: &slim, stage: held, next: e.Expires}
+	it := &item{ev: &slim, stage: held, next: e.Expires, grant: c.state.GrantOf(e.Agent, e.Operation)}
 	if e.Action.Request() {
 		// The caller is told at once and asks again once it is approved;
 		// what it sent stays listed for as long as a send would.
@@ -334,10 +349,24 @@ func (c *Core) hold(e *schemas.Event) []Effect {
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s", c.state.Lockdown))
 	}
+	if over := c.over(it.grant, e.Time); over != "" { // it ended while this was on its way: there is nothing to review
+		it.told = false
+		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeUnauthorized, "%s", over))
+	}
 	if e.Action.Request() {
 		return refuse(e.Seq, e.Reply, &schemas.Refusal{Code: schemas.CodeHeld, Text: e.Reason, Seq: e.Seq})
 	}
 	return ack(e.Seq, e.Reply, schemas.Ack{Stream: schemas.Stream, Seq: e.Seq})
+}
+
+func (c *Core) over(g *schemas.Live, at time.Time) string {
+	if g == nil {
+		return "no capability was issued for the operation, or it has ended"
+	}
+	if why := g.Over(at); why != "" {
+		return "the capability is no longer valid (" + why + ")"
+	}
+	return ""
 }
 
 // approved lets a held action go. A request is not carried out now: its caller

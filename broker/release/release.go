@@ -158,6 +158,9 @@ func (r *Release) Run(ctx context.Context) error {
 	if err := bus.Handle(r.Control, r.Logger, schemas.CtlHealth, r.health); err != nil {
 		return err
 	}
+	if err := bus.Handle(r.Control, r.Logger, schemas.CtlBudgets, r.budgets); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.emit(ctx) })
 	g.Go(func() error { return r.watch(ctx) })
@@ -175,6 +178,25 @@ func (r *Release) health(context.Context, struct{}) (schemas.Health, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return schemas.Health{Service: "release", OK: true, Seq: r.seq}, nil
+}
+
+// budgetsMost bounds one question for budgets.
+const budgetsMost = 1000
+
+// budgets tells what operations have used: release alone decides about it, and
+// so alone knows.
+func (r *Release) budgets(_ context.Context, req schemas.BudgetsRequest) (schemas.BudgetsReply, error) {
+	if len(req.Of) > budgetsMost {
+		return schemas.BudgetsReply{}, schemas.Refuse(schemas.CodeTooLarge, "%d budgets were asked for, %d are possible at once", len(req.Of), budgetsMost)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reply := schemas.BudgetsReply{Budgets: make([]schemas.BudgetInfo, len(req.Of))}
+	for n, op := range req.Of {
+		b := r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
+		reply.Budgets[n] = schemas.BudgetInfo{Spent: b.Spent, Used: b.Used, Free: b.Free}
+	}
+	return reply, nil
 }
 
 // Durable takes the ledger's next batch: every event in it is on disk. An
@@ -206,7 +228,7 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 // awaited says whether an operator waits for release to have seen an event.
 func awaited(k schemas.Kind) bool {
 	switch k {
-	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed,
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.TokenRevoked,
 		schemas.PolicyLockdown, schemas.PolicyLifted:
 		return true
 	}
@@ -288,6 +310,9 @@ func (r *Release) delivery(d Deliver) (*nats.Msg, error) {
 		schemas.HeaderFrom: {e.Agent}, schemas.HeaderOperation: {e.Operation},
 		schemas.HeaderSeq:   {strconv.FormatUint(e.Seq, 10)},
 		schemas.HeaderTrace: {schemas.Trace{ID: e.Trace.ID, Span: fmt.Sprintf("%016x", e.Seq)}.Traceparent()},
+	}
+	if d.Reserve > 0 {
+		h[schemas.HeaderReserve] = []string{strconv.FormatInt(d.Reserve, 10)}
 	}
 	if d.Token != "" {
 		h[schemas.HeaderToken] = []string{d.Token}

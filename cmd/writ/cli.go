@@ -48,6 +48,8 @@ type grammar struct {
 	Policy policyCmd `cmd:"" group:"Fleet" help:"Check and test guard rails (Cedar)."`
 	Issue  issueCmd  `cmd:"" group:"Fleet" help:"Issue a capability, and the NATS credentials for it."`
 	Verify verifyCmd `cmd:"" group:"Fleet" help:"Verify a capability offline."`
+	Tokens tokensCmd `cmd:"" group:"Fleet" help:"List the capabilities that count."`
+	Revoke revokeCmd `cmd:"" group:"Fleet" help:"End a capability, and all that was derived from it."`
 
 	Status   statusCmd   `cmd:"" group:"Operation" help:"Show the fleet, the ledger and the services."`
 	Pause    pauseCmd    `cmd:"" group:"Operation" help:"Hold what an agent does, for review."`

@@ -34,14 +34,19 @@ func (c *benchPathCmd) Run(ctx context.Context, app *App) error {
 type benchKillCmd struct {
 	Agents int `default:"1000" placeholder:"N" help:"Agents connected besides the victim (default: ${default})."`
 	Rounds int `default:"200" placeholder:"R" help:"Kills (default: ${default})."`
+
+	Descendants int `placeholder:"N" help:"Agents at work whose capabilities derive from the victim's (default: 0)."`
 }
 
 func (c *benchKillCmd) Run(ctx context.Context, app *App) error {
+	if c.Descendants < 0 || c.Descendants > bench.MaxDescendants {
+		return misuse("give --descendants from 0 on", "--descendants %d: 0 to %d are possible", c.Descendants, bench.MaxDescendants)
+	}
 	if c.Agents < 1 || c.Rounds < 1 {
 		return misuse("give --agents and --rounds of 1 or more", "nothing can be measured with %d agents and %d rounds", c.Agents, c.Rounds)
 	}
 	defer tuneMemory()()
-	r, err := bench.RunKill(ctx, c.Agents, c.Rounds, app.doing)
+	r, err := bench.RunKill(ctx, c.Agents, c.Rounds, c.Descendants, app.doing)
 	return app.measured(r, err)
 }
 

@@ -60,7 +60,7 @@ func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock) error {
 	if err != nil {
 		return err
 	}
-	receipt.Cancelled, receipt.Nodes = list(receipt.Cancelled), list(receipt.Nodes)
+	receipt.Cancelled, receipt.Revoked, receipt.Nodes = list(receipt.Cancelled), list(receipt.Revoked), list(receipt.Nodes)
 	if app.JSON {
 		err = app.emit(receipt)
 	} else {
@@ -79,6 +79,7 @@ func (t *terminal) receipt(r schemas.Receipt) {
 		{"event", strconv.FormatUint(r.Seq, 10)},
 		{"last accepted", orNone(r.LastAcceptedSeq)},
 		{"cancelled", seqs(r.Cancelled)},
+		{"capabilities ended", strconv.Itoa(len(r.Revoked))},
 		{"connections closed", strconv.Itoa(r.ConnectionsClosed)},
 		{"servers", strings.Join(r.Nodes, " ")},
 		{"took", span(time.Duration(r.ElapsedMS * float64(time.Millisecond)))},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/writ-sh/writ/schemas"
@@ -45,12 +46,17 @@ type logLine struct {
 	Lock      schemas.Lock    `json:"lock,omitempty"`
 	Actor     string          `json:"actor,omitempty"`
 	LatencyUS int64           `json:"latency_us,omitempty"`
+	JTI       string          `json:"jti,omitempty"`
+	Act       []string        `json:"act,omitempty"`     // of a grant: who handed it on, the newest first
+	Reserve   int64           `json:"reserve,omitempty"` // tokens that the action may use, as its sender says
+	Tokens    int64           `json:"tokens,omitempty"`  // tokens that were used, as the answer says
 }
 
 func lineOf(e *schemas.Event) logLine {
 	l := logLine{Seq: e.Seq, Time: e.Time, Agent: e.Agent, Kind: e.Kind, Subject: schemas.EventSubject(e.Agent, e.Kind),
 		Trace: e.Trace.ID, Verdict: json.RawMessage("null"), Operation: e.Operation, To: e.To, Ref: e.Ref,
-		Code: e.Code, Reason: e.Reason, Lock: e.Lock, Actor: e.Actor, LatencyUS: e.Latency.Microseconds()}
+		Code: e.Code, Reason: e.Reason, Lock: e.Lock, Actor: e.Actor, LatencyUS: e.Latency.Microseconds(),
+		JTI: e.JTI, Act: e.Act, Reserve: e.Reserve, Tokens: e.Tokens}
 	if json.Valid(e.Verdict) {
 		l.Verdict = e.Verdict
 	}
@@ -203,6 +209,12 @@ func story(e *schemas.Event) string {
 	}
 	if e.Actor != "" {
 		add("by %s", e.Actor)
+	}
+	if len(e.Act) > 0 {
+		add("handed on by %s", strings.Join(e.Act, " ← "))
+	}
+	if e.Tokens > 0 {
+		add("used %d tokens", e.Tokens)
 	}
 	switch {
 	case e.Code != 0 && e.Reason != "":

@@ -92,7 +92,8 @@ func (c *checker) declare(kind string, id text, at pos, in map[string]pos) {
 }
 
 func (c *checker) agent(a agent) schemas.Principal {
-	p := schemas.Principal{ID: a.ID.value, Kind: schemas.KindAgent, Owner: c.prose("owner", a.Owner), MemoryBytes: a.MemoryBytes.value, TwoPerson: a.TwoPerson.value}
+	p := schemas.Principal{ID: a.ID.value, Kind: schemas.KindAgent, Owner: c.prose("owner", a.Owner), MemoryBytes: a.MemoryBytes.value,
+		TwoPerson: a.TwoPerson.value, DelegatedOnly: a.DelegatedOnly.value}
 	if a.MemoryBytes.value > maxMemory {
 		c.fail(a.MemoryBytes.at, "memory_bytes %d is more than %d; lower it", a.MemoryBytes.value, int64(maxMemory))
 	}
@@ -159,6 +160,15 @@ func (c *checker) ceiling(in *ceiling) *schemas.Ceiling {
 	if out.MaxTokens > maxTokens {
 		c.fail(in.MaxTokens.at, "max_tokens %d is more than %d; lower it", out.MaxTokens, int64(maxTokens))
 	}
+	if in.MaxTokensDay.set {
+		out.MaxTokensPerDay = in.MaxTokensDay.value
+		switch {
+		case out.MaxTokensPerDay < 1 || out.MaxTokensPerDay > maxTokens:
+			c.fail(in.MaxTokensDay.at, "max_tokens_per_day is %d; 1 to %d are possible, and without it there is no bound by day", out.MaxTokensPerDay, int64(maxTokens))
+		case out.MaxTokens == 0:
+			c.fail(in.MaxTokensDay.at, "max_tokens_per_day stands without max_tokens, so that no operation gets any; state it too, or remove this")
+		}
+	}
 	return out
 }
 
@@ -218,8 +228,17 @@ func (c *checker) thresholds(t *thresholds) *schemas.Thresholds {
 func (c *checker) service(s service, served map[string]text) schemas.Principal {
 	p := schemas.Principal{ID: s.ID.value, Kind: schemas.KindService, Owner: c.prose("owner", s.Owner),
 		Streams: s.Streams.value, Meter: s.Meter.value}
-	if s.Meter.set && s.Meter.value != "tokens" {
+	if s.Meter.set && s.Meter.value != schemas.MeterTokens {
 		c.fail(s.Meter.at, "meter %q is unknown; write tokens, or remove it", s.Meter.value)
+	}
+	if s.Reserve.set {
+		p.Reserve = s.Reserve.value
+		switch {
+		case !s.Meter.set:
+			c.fail(s.Reserve.at, "reserve stands without meter, so that nothing is counted; write meter: tokens too, or remove it")
+		case p.Reserve < 1 || p.Reserve > maxTokens:
+			c.fail(s.Reserve.at, "reserve is %d; 1 to %d are possible", p.Reserve, int64(maxTokens))
+		}
 	}
 	p.Serves = c.list("serves", s.Serves, func(t text) {
 		if !c.prefix(t) {

@@ -53,6 +53,8 @@ type agent struct {
 	Thresholds  *thresholds `yaml:"thresholds"`
 	MemoryBytes whole       `yaml:"memory_bytes"`
 	TwoPerson   flag        `yaml:"two_person"`
+
+	DelegatedOnly flag `yaml:"delegated_only"`
 }
 
 type ceiling struct {
@@ -61,6 +63,7 @@ type ceiling struct {
 	ForbiddenTools []text  `yaml:"forbidden_tools"`
 	TTL            seconds `yaml:"ttl"`
 	MaxTokens      whole   `yaml:"max_tokens"`
+	MaxTokensDay   whole   `yaml:"max_tokens_per_day"`
 	Jobs           []text  `yaml:"jobs"`
 	Operations     []text  `yaml:"operations"`
 }
@@ -73,6 +76,7 @@ type service struct {
 	Tools   tools  `yaml:"tools"`
 	Streams flag   `yaml:"streams"`
 	Meter   text   `yaml:"meter"`
+	Reserve whole  `yaml:"reserve"`
 }
 
 type operator struct {

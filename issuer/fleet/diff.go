@@ -79,6 +79,8 @@ func facts(p schemas.Principal) map[string][]string {
 	scalar("meter", p.Meter)
 	scalar("role", string(p.Role))
 	scalar("two_person", strconv.FormatBool(p.TwoPerson))
+	scalar("reserve", num(p.Reserve))
+	scalar("delegated_only", strconv.FormatBool(p.DelegatedOnly))
 	scalar("memory_bytes", num(p.MemoryBytes))
 	if c := p.Ceiling; c != nil {
 		scalar("ceiling", "set")
@@ -87,6 +89,7 @@ func facts(p schemas.Principal) map[string][]string {
 		put("ceiling.forbidden_tools", c.ForbiddenTools...)
 		scalar("ceiling.ttl_seconds", num(c.TTLSeconds))
 		scalar("ceiling.max_tokens", num(c.MaxTokens))
+		scalar("ceiling.max_tokens_per_day", num(c.MaxTokensPerDay))
 		put("ceiling.jobs", c.Jobs...)
 		put("ceiling.operations", c.Operations...)
 	}

@@ -17,12 +17,14 @@
 //	      forbidden_tools: [bash]     # a denial beats every grant
 //	      ttl: 5m                     # 1s to 24h; 5m where it is missing
 //	      max_tokens: 50000           # language-model tokens; 0 where it is missing
+//	      max_tokens_per_day: 200000  # of all its operations; no bound where it is missing
 //	      jobs: [report]              # what recurs; baselines hang on it
 //	      operations: [report-q1]     # any where it is missing
 //	    rate: {per_second: 200, burst: 400}
 //	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
 //	    memory_bytes: 1048576         # quota of its memory
 //	    two_person: true              # two operators must approve what is held
+//	    delegated_only: true          # it may not ask for itself
 //	services:
 //	  - id: pandas
 //	    owner: data@acme.example
@@ -30,6 +32,7 @@
 //	    tools: {pandas: {class: read, description: "dataframes"}}
 //	    streams: true                 # answers in parts
 //	    meter: tokens                 # answers state language-model usage
+//	    reserve: 2000                 # tokens that a call reserves which states none
 //	operators:
 //	  - id: alice
 //	    role: reviewer                # viewer, reviewer, operator or admin

@@ -109,7 +109,7 @@ var roles = map[Role]rights{
 		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
 	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
 		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator, RoleIssuer)),
-		[]string{schemas.CtlHealth}},
+		[]string{"writ.ctl.release.>", schemas.CtlHealth}},
 	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
 	RoleMonitor: {CONTROL, slices.Concat(
 		kinds(schemas.RiskChanged, schemas.ReviewRequested),
@@ -117,7 +117,7 @@ var roles = map[Role]rights{
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
 	// What named operators ask comes to the issuer, which knows them and asks
 	// on for them.
-	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor"), []string{schemas.CtlHealth},
+	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor", "release"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,

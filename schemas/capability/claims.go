@@ -133,6 +133,9 @@ func FromGrant(g schemas.Grant, trustDomain, audience string, issued time.Time) 
 	if c.Audience == "" {
 		c.Audience = trustDomain
 	}
+	for n := len(g.Act) - 1; n >= 0; n-- { // the oldest is the innermost
+		c.Actor = &Actor{Subject: AgentURI(trustDomain, g.Act[n]), Actor: c.Actor}
+	}
 	for _, s := range g.Scope {
 		if tool, ok := strings.CutPrefix(s, schemas.VerbCall+":"); ok {
 			c.Tools = append(c.Tools, tool)

@@ -26,6 +26,13 @@ type Kill struct {
 	Reconnects int     `json:"reconnects"`
 	ReceiptP50 float64 `json:"receipt_p50_ms"`
 	ReceiptP99 float64 `json:"receipt_p99_ms"`
+	// With descendants, effect runs to the last accepted action of the victim
+	// and of all whose capabilities derive from its own. Each receipt is held
+	// against the ledger.
+	Descendants  int `json:"descendants,omitempty"`
+	Actions      int `json:"actions,omitempty"`   // accepted, of victims and descendants
+	Cancelled    int `json:"cancelled,omitempty"` // of those
+	Unreconciled int `json:"unreconciled"`        // receipts that say other than the ledger
 }
 
 const (
@@ -35,8 +42,8 @@ const (
 )
 
 // RunKill kills one agent a round, while it makes 100 calls a second and the
-// others one each.
-func RunKill(ctx context.Context, agents, rounds int, progress func(string)) (*Kill, error) {
+// others one each; with descendants, each of them makes ten.
+func RunKill(ctx context.Context, agents, rounds, descendants int, progress func(string)) (*Kill, error) {
 	r, err := newRig(ctx, agents+rounds, progress)
 	if err != nil {
 		return nil, err
@@ -50,7 +57,10 @@ func RunKill(ctx context.Context, agents, rounds int, progress func(string)) (*K
 	defer closeAll(conns)
 	stop := idle(ctx, conns)
 	defer stop()
-	k := &Kill{Agents: agents, Rounds: rounds}
+	k := &Kill{Agents: agents, Rounds: rounds, Descendants: descendants}
+	if descendants > 0 {
+		return k, r.runFamilies(ctx, k, progress)
+	}
 	var effect, closed, receipt []time.Duration
 	for i := range rounds {
 		progress(fmt.Sprintf("round %d of %d", i+1, rounds))
@@ -63,10 +73,14 @@ func RunKill(ctx context.Context, agents, rounds int, progress func(string)) (*K
 			k.Reconnects++
 		}
 	}
+	k.measured(effect, closed, receipt)
+	return k, nil
+}
+
+func (k *Kill) measured(effect, closed, receipt []time.Duration) {
 	k.EffectP50, k.EffectP99 = millis(quantile(effect, .5)), millis(quantile(effect, .99))
 	k.ClosedP50, k.ClosedP99 = millis(quantile(closed, .5)), millis(quantile(closed, .99))
 	k.ReceiptP50, k.ReceiptP99 = millis(quantile(receipt, .5)), millis(quantile(receipt, .99))
-	return k, nil
 }
 
 // idle lets every agent call once a second until it is stopped.
