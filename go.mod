@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/alecthomas/kong v1.17.0
+	github.com/cedar-policy/cedar-go v1.9.1
 	github.com/cockroachdb/pebble/v2 v2.1.7
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/goccy/go-yaml v1.19.2
@@ -27,10 +28,7 @@ require (
 	golang.org/x/time v0.16.0
 )
 
-require (
-	github.com/cedar-policy/cedar-go v1.9.1 // indirect
-	github.com/go-json-experiment/json v1.27.2 // indirect
-)
+require github.com/go-json-experiment/json v1.27.2 // indirect
 
 require (
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect

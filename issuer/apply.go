@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-sh/writ/issuer/fleet"
+	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
 )
@@ -35,7 +37,7 @@ type revocation struct {
 }
 
 // decideApply compares a declaration with the fleet.
-func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest) (plan, error) {
+func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest, now time.Time) (plan, error) {
 	if err := checkActor(req.Actor); err != nil {
 		return plan{}, err
 	}
@@ -44,6 +46,13 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest)
 	}
 	if err := checkPrincipals(req); err != nil {
 		return plan{}, err
+	}
+	rails, err := guard.Parse("guardrails", req.Guardrails)
+	if err != nil {
+		return plan{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	if req.Add && req.Guardrails != "" {
+		return plan{}, schemas.Refuse(schemas.CodeMalformed, "guard rails are declared with the whole fleet")
 	}
 	wanted := map[string]schemas.Principal{}
 	for _, w := range req.Principals {
@@ -63,7 +72,7 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest)
 		}
 		p.declare = append(p.declare, wanted[c.ID])
 		if a := s.Agents[c.ID]; a != nil {
-			p.revoke = append(p.revoke, exceeding(a, wanted[c.ID])...)
+			p.revoke = append(p.revoke, exceeding(a, wanted[c.ID], now)...)
 		}
 	}
 	if s.Agents[schemas.MemoryID] == nil {
@@ -72,22 +81,54 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest)
 	if req.Add {
 		return p, nil // the file in force stays in force
 	}
-	p.policy = s.Policy != req.Digest || s.TrustDomain != trustDomain || len(p.changes) > 0
+	if s.Guardrails != req.Guardrails {
+		p.changes = append(p.changes, schemas.Change{ID: "guardrails", Action: fleet.Modify, Detail: railsDetail(rails)})
+		p.revoke = append(p.revoke, offRails(s, rails, p)...)
+	}
+	p.policy = s.Policy != req.Digest || s.Guardrails != req.Guardrails || s.TrustDomain != trustDomain || len(p.changes) > 0
 	if len(p.remove) > 0 && !req.Prune && !req.DryRun {
 		return p, schemas.Refuse(schemas.CodeConflict, "the file no longer declares %s; with --prune they are killed and removed", strings.Join(p.remove, ", "))
 	}
 	return p, nil
 }
 
+// railsDetail says how many policies are to be in force.
+func railsDetail(rails *guard.Rails) string {
+	enforced, shadow := rails.Policies()
+	return fmt.Sprintf("%d enforced, %d in shadow mode", len(enforced), len(shadow))
+}
+
+// offRails lists the live grants that new guard rails forbid, but for those that
+// end anyway.
+func offRails(s *schemas.State, rails *guard.Rails, p plan) []revocation {
+	var out []revocation
+	for _, a := range s.Agents {
+		if a.Observed() {
+			continue
+		}
+		for _, g := range a.Grants {
+			ends := g.Ended != "" || slices.ContainsFunc(p.revoke, func(r revocation) bool { return r.grant.JTI == g.JTI })
+			if forbidden, _ := rails.Decide(railQuestion(a, g.Grant)); !ends && len(forbidden) > 0 {
+				out = append(out, revocation{g.Grant, forbidden[0].String()})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b revocation) int { return strings.Compare(a.grant.JTI, b.grant.JTI) })
+	return out
+}
+
 // exceeding lists an agent's live grants that its new declaration no longer
 // admits.
-func exceeding(a *schemas.Agent, next schemas.Principal) []revocation {
+func exceeding(a *schemas.Agent, next schemas.Principal, now time.Time) []revocation {
 	var out []revocation
+	if next.Observed() {
+		return nil
+	}
 	for _, g := range a.Grants {
 		if g.Ended != "" {
 			continue
 		}
-		if what := exceeds(g.Grant, next.Ceiling); what != "" {
+		if what := exceeds(g.Grant, next.Ceiling, now); what != "" {
 			out = append(out, revocation{g.Grant, "the ceiling no longer admits " + what})
 		}
 	}
@@ -126,6 +167,8 @@ func checkPrincipal(p schemas.Principal) error {
 		return fmt.Errorf("an operator holds no capability and serves nothing")
 	case p.Kind != schemas.KindOperator && p.Role != "":
 		return fmt.Errorf("operators alone have a role")
+	case p.Mode != "" && (p.Mode != schemas.ModeObserve || p.Kind != schemas.KindAgent):
+		return fmt.Errorf("mode %.40q: observe is possible, for agents", p.Mode)
 	case p.TwoPerson && p.Kind != schemas.KindAgent:
 		return fmt.Errorf("two_person is for agents")
 	case p.Lock != "" || p.Generation != 0:
@@ -159,6 +202,14 @@ func checkCeiling(c *schemas.Ceiling) error {
 			return err
 		}
 	}
+	for _, x := range c.Exceptions {
+		if err := schemas.CheckScope(x.Scope); err != nil {
+			return err
+		}
+		if x.Until.IsZero() || schemas.HeaderText(x.Reason) == "" {
+			return fmt.Errorf("the exception for %s needs an end and a reason", x.Scope)
+		}
+	}
 	for what, ids := range map[string][]string{"tool": c.Tools, "forbidden tool": c.ForbiddenTools, "job": c.Jobs, "operation": c.Operations} {
 		for _, id := range ids {
 			if err := schemas.CheckID(what, id); err != nil {
@@ -181,7 +232,7 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 	i.applying.Lock()
 	defer i.applying.Unlock()
 	i.mu.RLock()
-	p, err := decideApply(i.state, i.Secrets.Trust.TrustDomain, req)
+	p, err := decideApply(i.state, i.Secrets.Trust.TrustDomain, req, i.Now())
 	i.mu.RUnlock()
 	reply := schemas.ApplyReply{Changes: p.changes}
 	if err != nil || req.DryRun {
@@ -203,7 +254,7 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 		}
 	}
 	if p.policy {
-		policy := schemas.Policy{TrustDomain: req.TrustDomain, Digest: req.Digest}
+		policy := schemas.Policy{TrustDomain: req.TrustDomain, Digest: req.Digest, Guardrails: req.Guardrails}
 		if _, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, Actor: req.Actor, ContentType: jsonType, Data: schemas.Marshal(policy)}); err != nil {
 			return reply, err
 		}

@@ -3,6 +3,7 @@ package issuer
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,7 +11,9 @@ import (
 
 	"github.com/nats-io/nkeys"
 
+	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
 )
 
 // Bounds of what can be asked for.
@@ -35,18 +38,15 @@ type fresh struct {
 	jti   string
 	trace string // used where the request names none
 	free  int64  // tokens that are left of what the request is derived from
+	rails *guard.Rails
 }
 
 // decideIssue says which capability a request gets: all of it, or none.
+//
+// In observe mode a refusal that ceilings and guard rails would give is noted in
+// the grant instead, which then is what the request asks for.
 func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh) (schemas.Grant, error) {
 	a, err := agentThatMayAct(s, req.AgentID)
-	if err != nil {
-		return schemas.Grant{}, err
-	}
-	if err := mayIssueFor(s, who, a); err != nil {
-		return schemas.Grant{}, err
-	}
-	from, err := parentOf(s, who, req, f.now)
 	if err != nil {
 		return schemas.Grant{}, err
 	}
@@ -54,10 +54,51 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	if ceiling == nil {
 		ceiling = &schemas.Ceiling{}
 	}
+	g, err := decideWithin(s, who, a, ceiling, req, f)
+	if err == nil || !a.Observed() || !forbids(err) {
+		return g, err
+	}
+	f.rails = nil
+	open, openErr := decideWithin(s, who, a, asAsked(req), req, f)
+	if openErr != nil {
+		return open, openErr
+	}
+	open.Notes = append(open.Notes, "observe mode: "+err.Error())
+	return open, nil
+}
+
+// forbids reports whether an error says what an agent may not have, and not
+// that a request makes no sense.
+func forbids(err error) bool {
+	var r *schemas.Refusal
+	return errors.As(err, &r) && r.Code == schemas.CodeForbidden
+}
+
+// asAsked is the ceiling that admits what a request asks for and no more.
+func asAsked(req schemas.IssueRequest) *schemas.Ceiling {
+	c := &schemas.Ceiling{Scope: req.Scope, Tools: req.Tools, TTLSeconds: max(req.TTLSeconds, defaultTTL), MaxTokens: max(req.MaxTokens, 0)}
+	if c.TTLSeconds > capability.MaxTTL {
+		c.TTLSeconds = capability.MaxTTL
+	}
+	if req.Job != "" && schemas.CheckID("job", req.Job) == nil {
+		c.Jobs = []string{req.Job}
+	}
+	return c
+}
+
+// decideWithin decides under a ceiling.
+func decideWithin(s *schemas.State, who asker, a *schemas.Agent, ceiling *schemas.Ceiling, req schemas.IssueRequest, f fresh) (schemas.Grant, error) {
+	if err := mayIssueFor(s, who, a); err != nil {
+		return schemas.Grant{}, err
+	}
+	from, err := parentOf(s, who, req, f.now)
+	if err != nil {
+		return schemas.Grant{}, err
+	}
 	if err := checkNames(s, req, ceiling); err != nil {
 		return schemas.Grant{}, err
 	}
-	scope, forbidden, err := decideScope(req, a.ID, ceiling)
+	scope, forbidden, err := decideScope(req, a.ID, ceiling, f.now)
 	if err != nil {
 		return schemas.Grant{}, err
 	}
@@ -82,9 +123,52 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	}
 	if from != nil {
 		from.free = f.free
-		err = from.derive(&g, req)
+		if err := from.derive(&g, req); err != nil {
+			return g, err
+		}
 	}
-	return g, err
+	if x := outlived(ceiling, g); x != nil {
+		return g, schemas.Refuse(schemas.CodeForbidden, "%s is an exception of %s until %s (%s); ask for a ttl that ends before", x.Scope, a.ID, x.Until.Format(time.RFC3339), x.Reason)
+	}
+	return g, railed(f.rails, a, &g)
+}
+
+// railed holds a grant against the guard rails, and notes what those in shadow
+// mode say.
+func railed(rails *guard.Rails, a *schemas.Agent, g *schemas.Grant) error {
+	forbidden, shadow := rails.Decide(railQuestion(a, *g))
+	for _, f := range shadow {
+		g.Notes = append(g.Notes, "shadow: "+f.String())
+	}
+	if len(forbidden) > 0 {
+		return schemas.Refuse(schemas.CodeForbidden, "%s to %s", forbidden[0], a.ID)
+	}
+	return nil
+}
+
+func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
+	q := guard.Question{Agent: a.ID, Owner: a.Owner, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
+		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Delegated: len(g.Act) > 0}
+	if a.Ceiling != nil {
+		q.Jobs = a.Ceiling.Jobs
+	}
+	return q
+}
+
+// outlived finds an exception that ends before a grant that rests on it.
+func outlived(c *schemas.Ceiling, g schemas.Grant) *schemas.Exception {
+	lasting := ceilingScopes(c)
+	for _, scope := range g.Scope {
+		if slices.Contains(lasting, scope) {
+			continue
+		}
+		for n, x := range c.Exceptions {
+			if x.Scope == scope && g.Expires.After(x.Until) {
+				return &c.Exceptions[n]
+			}
+		}
+	}
+	return nil
 }
 
 // agentThatMayAct finds an agent that may hold a capability.
@@ -186,7 +270,7 @@ func checkNames(s *schemas.State, req schemas.IssueRequest, ceiling *schemas.Cei
 // decideScope turns what is asked into exact scopes. What contradicts itself
 // or exceeds the ceiling is refused as a whole: a clamped capability would
 // fail later, far from the cause.
-func decideScope(req schemas.IssueRequest, id string, ceiling *schemas.Ceiling) (scope, forbidden []string, err error) {
+func decideScope(req schemas.IssueRequest, id string, ceiling *schemas.Ceiling, now time.Time) (scope, forbidden []string, err error) {
 	if n := len(req.Scope) + len(req.Tools) + len(req.ForbiddenTools); n > maxScopes {
 		return nil, nil, schemas.Refuse(schemas.CodeTooLarge, "%d scopes, tools and forbidden tools were asked for, %d fit one capability; use two operations", n, maxScopes)
 	}
@@ -207,18 +291,31 @@ func decideScope(req schemas.IssueRequest, id string, ceiling *schemas.Ceiling) 
 		if tool, call := strings.CutPrefix(one, schemas.VerbCall+":"); call && slices.Contains(forbidden, tool) {
 			return nil, nil, schemas.Refuse(schemas.CodeForbidden, "tool %s is forbidden to %s; a denial always wins", tool, id)
 		}
-		if !covers(ceiling, one) {
-			return nil, nil, beyond(id, "%s", "%s", clip(one), orNone(ceilingScopes(ceiling)))
+		if !covers(ceiling, one, now) {
+			return nil, nil, beyond(id, "%s", "%s", clip(one), orNone(scopesAt(ceiling, now)))
 		}
 	}
 	return sorted(scope), forbidden, nil
 }
 
-func covers(c *schemas.Ceiling, scope string) bool {
-	return slices.Contains(ceilingScopes(c), scope)
+func covers(c *schemas.Ceiling, scope string, now time.Time) bool {
+	return slices.Contains(scopesAt(c, now), scope)
 }
 
-// ceilingScopes are all scopes that a ceiling admits, tools as calls.
+// scopesAt are all scopes that a ceiling admits at a time, with the exceptions
+// that have not ended.
+func scopesAt(c *schemas.Ceiling, now time.Time) []string {
+	wider := *c
+	for _, x := range c.Exceptions {
+		if now.Before(x.Until) {
+			wider.Scope = append(slices.Clip(wider.Scope), x.Scope)
+		}
+	}
+	return ceilingScopes(&wider)
+}
+
+// ceilingScopes are all scopes that a ceiling admits without exceptions, tools
+// as calls.
 func ceilingScopes(c *schemas.Ceiling) []string {
 	out := slices.Clone(c.Scope)
 	for _, tool := range c.Tools {
@@ -286,7 +383,13 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	if len(ceiling.Operations) > 0 && !slices.Contains(ceiling.Operations, req.OperationID) {
 		return schemas.Grant{}, beyond(agent, "operation %s", "%s", req.OperationID, strings.Join(ceiling.Operations, " "))
 	}
+	if a.Observed() {
+		ceiling = &schemas.Ceiling{Scope: old.Scope, TTLSeconds: capability.MaxTTL, MaxTokens: old.MaxTokens}
+	}
 	g := renew(old, ceiling, req.PublicKey, f)
+	if !a.Observed() {
+		g.Scope = f.rails.Without(railQuestion(a, g))
+	}
 	if !g.Expires.After(g.NotBefore) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s can't be renewed: that of %s, from which it was derived, ends within this second", req.OperationID, g.ParentAgent)
 	}
@@ -298,7 +401,8 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 	g := old.Grant
 	g.JTI, g.Refreshes, g.Token = f.jti, old.JTI, ""
 	g.ForbiddenTools = sorted(slices.Concat(old.ForbiddenTools, ceiling.ForbiddenTools))
-	g.Scope = slices.DeleteFunc(slices.Clone(old.Scope), func(s string) bool { return !covers(ceiling, s) })
+	g.Scope = slices.DeleteFunc(slices.Clone(old.Scope), func(s string) bool { return !covers(ceiling, s, f.now) })
+	g.Notes = nil
 	g.MaxTokens = min(old.MaxTokens, ceiling.MaxTokens)
 	asked := old.Expires.Sub(old.NotBefore)
 	if old.TTLSeconds > 0 { // its parent's end may have cut it
@@ -307,6 +411,9 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 	ttl := min(asked, time.Duration(ceilingTTL(ceiling))*time.Second)
 	g.NotBefore = f.now.UTC().Truncate(time.Second)
 	g.Expires = g.NotBefore.Add(ttl)
+	for x := outlived(ceiling, g); x != nil; x = outlived(ceiling, g) {
+		g.Expires = x.Until.UTC().Truncate(time.Second)
+	}
 	if publicKey != "" {
 		g.PublicKey = publicKey
 	}
@@ -316,14 +423,17 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 
 // exceeds says what of a live grant a ceiling no longer admits, "" where all
 // of it is within.
-func exceeds(g schemas.Grant, c *schemas.Ceiling) string {
+func exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 	if c == nil {
 		c = &schemas.Ceiling{}
 	}
 	for _, scope := range g.Scope {
-		if !covers(c, scope) {
+		if !covers(c, scope, now) {
 			return scope
 		}
+	}
+	if x := outlived(c, g); x != nil {
+		return x.Scope + " for so long"
 	}
 	for _, tool := range c.ForbiddenTools {
 		if !slices.Contains(g.ForbiddenTools, tool) {

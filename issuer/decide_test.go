@@ -348,7 +348,7 @@ func TestLoweredCeilingRevokesWhatExceedsIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := fleetState(t, issued(nil))
 			req := schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "cd", Actor: "root", Prune: true, Principals: []schemas.Principal{aliceAs(c.change)}}
-			p, err := decideApply(s, "acme.example", req)
+			p, err := decideApply(s, "acme.example", req, noon)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -390,11 +390,11 @@ func TestApplyRefuses(t *testing.T) {
 			req := good
 			req.Principals = append([]schemas.Principal{}, good.Principals...)
 			c.change(&req)
-			_, err := decideApply(fleetState(t), "acme.example", req)
+			_, err := decideApply(fleetState(t), "acme.example", req, noon)
 			refused(t, err, c.code, c.text)
 		})
 	}
-	if _, err := decideApply(fleetState(t), "acme.example", good); err != nil {
+	if _, err := decideApply(fleetState(t), "acme.example", good, noon); err != nil {
 		t.Error(err)
 	}
 }

@@ -72,6 +72,7 @@ func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, erro
 	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace()}
 	i.mu.RLock()
 	defer i.mu.RUnlock()
+	f.rails = i.rails
 	return decide(i.state, f)
 }
 

@@ -44,6 +44,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
@@ -88,6 +89,7 @@ type Issuer struct {
 
 	mu     sync.RWMutex // guards the fields below
 	state  *schemas.State
+	rails  *guard.Rails // what the state's guard rails say
 	tracks *tracks
 	byKey  map[string]string    // principal, by account
 	told   map[string]time.Time // newest declaration, by principal
@@ -258,6 +260,12 @@ func (i *Issuer) index(e *schemas.Event) error {
 		i.told[e.Agent] = e.Time
 	case schemas.PolicyApplied:
 		i.told[schemas.Fleet] = e.Time
+		rails, err := guard.Parse("guardrails", i.state.Guardrails)
+		if err != nil { // it was sound when it was declared: fail closed
+			i.Logger.Error("the guard rails in force can't be read; nothing is issued", "error", err)
+			rails = guard.Broken(err)
+		}
+		i.rails = rails
 	case schemas.AgentRemoved:
 		delete(i.told, e.Agent)
 	}

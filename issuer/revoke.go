@@ -122,7 +122,7 @@ func liveTokens(s *schemas.State, only, after string, now time.Time) []schemas.T
 				continue
 			}
 			list = append(list, schemas.TokenInfo{JTI: g.JTI, AgentID: id, OperationID: op, Scope: append([]string{}, g.Scope...), ExpiresAt: g.Expires,
-				Parent: g.Grant.Parent, Act: append([]string{}, g.Act...), Depth: len(g.Act), IssuedBy: g.IssuedBy, TraceID: g.TraceID, MaxTokens: g.MaxTokens})
+				Parent: g.Grant.Parent, Act: append([]string{}, g.Act...), Depth: len(g.Act), IssuedBy: g.IssuedBy, TraceID: g.TraceID, MaxTokens: g.MaxTokens, Notes: g.Notes})
 		}
 	}
 	slices.SortFunc(list, func(a, b schemas.TokenInfo) int {

@@ -90,6 +90,7 @@ type ApplyRequest struct {
 	TrustDomain string      `json:"trust_domain"`
 	Digest      string      `json:"digest"` // SHA-256 of the file, hex
 	Principals  []Principal `json:"principals"`
+	Guardrails  string      `json:"guardrails,omitempty"` // Cedar policies; none where empty
 	DryRun      bool        `json:"dry_run,omitempty"`
 	Prune       bool        `json:"prune,omitempty"`
 	// Add declares principals beside those that are there, and leaves the
@@ -257,6 +258,7 @@ type TokenInfo struct {
 	TraceID     string    `json:"trace_id"`
 	Spent       *int64    `json:"spent"` // tokens used by the operation; null where release did not say
 	MaxTokens   int64     `json:"max_tokens"`
+	Notes       []string  `json:"notes,omitempty"` // what would have been refused but for observe or shadow mode
 }
 
 // TokensReply is a page; Next is the After of the following one.

@@ -36,6 +36,13 @@ const (
 // model.
 const MeterTokens = "tokens"
 
+// ModeObserve enforces nothing of an agent but its identity, the operators' locks
+// and what it asked for itself: how a team starts.
+const ModeObserve = "observe"
+
+// Observed reports whether an agent is in observe mode.
+func (p *Principal) Observed() bool { return p.Mode == ModeObserve }
+
 // A Principal is an agent, a service or an operator as the fleet file declares
 // it: the body of agent.declared.
 type Principal struct {
@@ -59,6 +66,9 @@ type Principal struct {
 	// TwoPerson demands that two operators approve what the agent does under
 	// review.
 	TwoPerson bool `json:"two_person,omitempty"`
+	// Mode is ModeObserve where rules are held against what the agent does and
+	// logged, and not enforced.
+	Mode string `json:"mode,omitempty"`
 	// Lock and Generation are set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock `json:"lock,omitempty"`
@@ -77,6 +87,16 @@ type Ceiling struct {
 	MaxTokensPerDay int64    `json:"max_tokens_per_day,omitempty"`
 	Jobs            []string `json:"jobs,omitempty"`
 	Operations      []string `json:"operations,omitempty"` // empty: any
+	// Exceptions are further scopes, for a time.
+	Exceptions []Exception `json:"exceptions,omitempty"`
+}
+
+// An Exception widens a ceiling by one scope until a time. No capability that
+// holds the scope outlives it.
+type Exception struct {
+	Scope  string    `json:"scope"`
+	Until  time.Time `json:"until"`
+	Reason string    `json:"reason"`
 }
 
 // A Tool tells the monitor what a call can do: class read, write or egress;
@@ -108,6 +128,9 @@ var DefaultRate = Rate{PerSecond: 200, Burst: 400}
 type Policy struct {
 	TrustDomain string `json:"trust_domain"`
 	Digest      string `json:"digest"` // SHA-256 of the fleet file, hex
+	// Guardrails are Cedar policies that bound what may be granted, whatever
+	// the ceilings say.
+	Guardrails string `json:"guardrails,omitempty"`
 }
 
 // A Grant is a capability as issued: the body of token.issued. The token
@@ -136,6 +159,7 @@ type Grant struct {
 	TTLSeconds      int64    `json:"ttl_seconds,omitempty"` // of a derived one: what was asked for, which its parent's end may cut
 	IssuedBy        string   `json:"issued_by"`
 	Refreshes       string   `json:"refreshes,omitempty"` // jti that this one replaces
+	Notes           []string `json:"notes,omitempty"`     // what would have been refused but for observe or shadow mode
 	Token           string   `json:"token"`               // for recipients to verify; worthless without the key
 }
 

@@ -17,6 +17,7 @@ type State struct {
 	Seq         uint64 // last event folded
 	TrustDomain string
 	Policy      string // digest of the fleet file in force
+	Guardrails  string // Cedar policies in force
 	Lockdown    string // why nobody may act; "" where they may
 	LockdownSeq uint64 // event that began or lifted it last
 	Agents      map[string]*Agent
@@ -82,7 +83,7 @@ func (s *State) Apply(e *Event) error {
 		if err := Unmarshal(e.Data, &p); err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
-		s.TrustDomain, s.Policy = p.TrustDomain, p.Digest
+		s.TrustDomain, s.Policy, s.Guardrails = p.TrustDomain, p.Digest, p.Guardrails
 		return nil
 	case PolicyLockdown:
 		if s.Lockdown == "" {
@@ -258,7 +259,7 @@ func strength(l Lock) int {
 
 // judge takes over what a verdict says: the lock that the event puts on.
 func (a *Agent) judge(e *Event) {
-	if e.Lock != "" {
+	if e.Lock != "" && !a.Observed() {
 		a.lock(e.Lock, e)
 	}
 	if len(e.Verdict) == 0 {
@@ -379,10 +380,10 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, tok
 		}
 		if r.Meter == MeterTokens {
 			n, refusal := g.toReserve(a, r, tokens, at)
-			if refusal != nil {
+			if refusal != nil && !a.Observed() {
 				return ad, refusal
 			}
-			ad.Reserve = n
+			ad.Reserve = n // none where it is over and only observed
 		}
 	}
 	if ap, ok := a.approvals[approvalKey{operation, action.String(), digest}]; ok && at.Before(ap.expires) {

@@ -605,3 +605,33 @@ func TestALockdownRefusesEverybody(t *testing.T) {
 		t.Errorf("lifted: %d", code)
 	}
 }
+
+// Observe mode: the verdict stands in the log and puts no lock on, a spent
+// budget stops nothing; an operator's lock and the grant's own scope do.
+func TestObserveModeEnforcesNoVerdict(t *testing.T) {
+	for _, mode := range []string{"", ModeObserve} {
+		w := newWorld(t, data, Principal{ID: "llm", Serves: []string{"call:bash"}, Meter: MeterTokens})
+		w.apply(Event{Kind: AgentDeclared, Agent: "alice", Data: Marshal(Principal{ID: "alice", Kind: KindAgent, Mode: mode})})
+		w.grant("alice", "op", func(g *Grant) { g.MaxTokens = 0 })
+		if got, want := w.code("alice", "op", "call:bash") == 0, mode == ModeObserve; got != want {
+			t.Errorf("mode %q: a spent budget admits: %t", mode, got)
+		}
+		w.apply(Event{Kind: MessageAccepted, Agent: "alice", Verdict: []byte("{}"), Risk: 93, Lock: Suspended, Reason: "risk 93"})
+		if got, want := w.s.Agents["alice"].Lock == Active, mode == ModeObserve; got != want {
+			t.Errorf("mode %q: after a verdict that suspends: %s", mode, w.s.Agents["alice"].Lock)
+		}
+		if w.s.Agents["alice"].Risk != 93 {
+			t.Errorf("mode %q: risk %d", mode, w.s.Agents["alice"].Risk)
+		}
+		if mode == "" {
+			continue
+		}
+		if w.code("alice", "op", "read:other") != CodeForbidden {
+			t.Error("observe mode admits what was not granted")
+		}
+		w.lock(AgentPaused)
+		if ad, r := w.admit("alice", "op", "read:data.x", Digest{1}); r != nil || !ad.Hold {
+			t.Errorf("an operator's pause in observe mode: %+v, %v", ad, r)
+		}
+	}
+}

@@ -162,7 +162,7 @@ func (i *Intake) assess(ctx context.Context, tasks []*task, patient bool) []step
 			next[n] = tooEarly // nobody is refused for another's sake
 			continue
 		case err == nil && !rulings[n].Unknown:
-			rule(t.event, &rulings[n])
+			rule(t.event, &rulings[n], i.observed(t.event.Agent))
 		case err == nil && !patient:
 			next[n] = tooEarly
 			continue
@@ -194,9 +194,24 @@ func malformed(err error) bool {
 
 const assessTimeout = 3 * time.Second
 
-// rule does what the verdict says.
-func rule(e *schemas.Event, v *schemas.Ruling) {
+// observed reports whether an agent's verdicts are logged and not enforced.
+func (i *Intake) observed(agent string) bool {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[agent]
+	return a != nil && a.Observed()
+}
+
+// rule does what the verdict says, or, in observe mode, says what it would have
+// done.
+func rule(e *schemas.Event, v *schemas.Ruling, observed bool) {
 	e.Verdict, e.Risk = v.Verdict, v.Risk
+	if observed {
+		if v.Decision != schemas.Pass && e.Reason == "" {
+			e.Reason = fmt.Sprintf("observe mode: risk %d would have brought %s", v.Risk, v.Decision)
+		}
+		return
+	}
 	answer := e.Kind == schemas.ResponseAccepted || e.Kind == schemas.ResponseHeld
 	switch v.Decision {
 	case schemas.Pass:

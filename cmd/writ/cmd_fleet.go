@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"time"
@@ -89,19 +89,21 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 type fleetFile struct{ *fleet.File }
 
 func readFleet(path string) (fleetFile, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return fleetFile{}, advise(fmt.Errorf("read the fleet file: %w", err), "name a fleet file that can be read")
-	}
-	file, err := fleet.Parse(path, data)
-	if err != nil {
+	file, err := fleet.Load(path)
+	var faults fleet.Errors
+	switch {
+	case errors.As(err, &faults):
 		return fleetFile{}, advise(fmt.Errorf("the fleet file is not sound, and nothing was applied:\n%w", err), "correct the lines named above and run the command again")
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return fleetFile{}, advise(err, "name a fleet file that can be read")
+	case err != nil:
+		return fleetFile{}, advise(fmt.Errorf("the guard rails are not sound, and nothing was applied:\n%w", err), "correct the policies named above; writ policy schema says what they may speak of")
 	}
 	return fleetFile{file}, nil
 }
 
 func (f fleetFile) request(actor string, dryRun, prune bool) schemas.ApplyRequest {
-	return schemas.ApplyRequest{TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals,
+	return schemas.ApplyRequest{TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Guardrails: f.Policies,
 		DryRun: dryRun, Prune: prune, Actor: actor}
 }
 

@@ -48,7 +48,7 @@ func (c *policyCheckCmd) Run(app *App) error {
 
 type policyTestCmd struct {
 	File     string `arg:"" type:"path" help:"Cedar policies."`
-	Fixtures string `arg:"" type:"path" help:"YAML: a list of {name, scope, expect, …}."`
+	Fixtures string `required:"" type:"path" placeholder:"FIXTURES" help:"YAML: a list of {name, scope, expect, …}."`
 }
 
 func (c *policyTestCmd) Run(app *App) error {

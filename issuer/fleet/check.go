@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/writ-sh/writ/schemas"
@@ -45,6 +46,10 @@ func (c *checker) document(doc *document) []schemas.Principal {
 			c.failName(doc.TrustDomain.at, err, "write it like acme.example")
 		}
 	}
+	fallback := c.mode(doc.Mode)
+	if g := doc.Guardrails; g.set && (g.value == "" || strings.ContainsAny(g.value, "\x00\n")) {
+		c.fail(g.at, "guardrails must name a file of Cedar policies")
+	}
 	// Names first: what refers to them may stand above them.
 	for _, a := range doc.Agents {
 		c.declare("agent", a.ID, a.at, c.agents)
@@ -57,7 +62,11 @@ func (c *checker) document(doc *document) []schemas.Principal {
 	}
 	var out []schemas.Principal
 	for _, a := range doc.Agents {
-		out = append(out, c.agent(a))
+		p := c.agent(a)
+		if !a.Mode.set {
+			p.Mode = fallback
+		}
+		out = append(out, p)
 	}
 	served := map[string]text{}
 	for _, s := range doc.Services {
@@ -93,7 +102,7 @@ func (c *checker) declare(kind string, id text, at pos, in map[string]pos) {
 
 func (c *checker) agent(a agent) schemas.Principal {
 	p := schemas.Principal{ID: a.ID.value, Kind: schemas.KindAgent, Owner: c.prose("owner", a.Owner), MemoryBytes: a.MemoryBytes.value,
-		TwoPerson: a.TwoPerson.value, DelegatedOnly: a.DelegatedOnly.value}
+		TwoPerson: a.TwoPerson.value, Mode: c.mode(a.Mode), DelegatedOnly: a.DelegatedOnly.value}
 	if a.MemoryBytes.value > maxMemory {
 		c.fail(a.MemoryBytes.at, "memory_bytes %d is more than %d; lower it", a.MemoryBytes.value, int64(maxMemory))
 	}
@@ -112,6 +121,34 @@ func (c *checker) agent(a agent) schemas.Principal {
 		p.Thresholds = c.thresholds(a.Thresholds)
 	}
 	return p
+}
+
+// mode reads a mode; enforce is what the empty mode means.
+func (c *checker) mode(t text) string {
+	switch {
+	case !t.set, t.value == "enforce":
+		return ""
+	case t.value != schemas.ModeObserve:
+		c.fail(t.at, "mode %q is neither enforce nor observe", t.value)
+	}
+	return schemas.ModeObserve
+}
+
+// exceptions check scopes that a ceiling admits for a time.
+func (c *checker) exceptions(in []exception) []schemas.Exception {
+	var out []schemas.Exception
+	for _, x := range in {
+		c.scope(x.Scope)
+		until, err := time.Parse(time.RFC3339, x.Until.value)
+		if err != nil {
+			c.fail(or(x.Until.at, x.at), "until is %q; write when the exception ends, like 2026-12-01T00:00:00Z", x.Until.value)
+		}
+		if c.prose("reason", x.Reason) == "" {
+			c.fail(x.at, "an exception needs a reason; say why it is made")
+		}
+		out = append(out, schemas.Exception{Scope: x.Scope.value, Until: until.UTC(), Reason: x.Reason.value})
+	}
+	return out
 }
 
 func (c *checker) operator(o operator) schemas.Principal {
@@ -149,6 +186,7 @@ func (c *checker) ceiling(in *ceiling) *schemas.Ceiling {
 			}
 		}
 	})
+	out.Exceptions = c.exceptions(in.Exceptions)
 	out.Jobs = c.list("jobs", in.Jobs, func(t text) { c.id("job", t) })
 	out.Operations = c.list("operations", in.Operations, func(t text) { c.id("operation", t) })
 	if in.TTL.set {

@@ -37,6 +37,8 @@ func posOf(n ast.Node) pos {
 }
 
 type document struct {
+	Mode        text       `yaml:"mode"`
+	Guardrails  text       `yaml:"guardrails"`
 	TrustDomain text       `yaml:"trust_domain"`
 	Agents      []agent    `yaml:"agents"`
 	Services    []service  `yaml:"services"`
@@ -53,19 +55,28 @@ type agent struct {
 	Thresholds  *thresholds `yaml:"thresholds"`
 	MemoryBytes whole       `yaml:"memory_bytes"`
 	TwoPerson   flag        `yaml:"two_person"`
+	Mode        text        `yaml:"mode"`
 
 	DelegatedOnly flag `yaml:"delegated_only"`
 }
 
 type ceiling struct {
-	Scope          []text  `yaml:"scope"`
-	Tools          []text  `yaml:"tools"`
-	ForbiddenTools []text  `yaml:"forbidden_tools"`
-	TTL            seconds `yaml:"ttl"`
-	MaxTokens      whole   `yaml:"max_tokens"`
-	MaxTokensDay   whole   `yaml:"max_tokens_per_day"`
-	Jobs           []text  `yaml:"jobs"`
-	Operations     []text  `yaml:"operations"`
+	Scope          []text      `yaml:"scope"`
+	Tools          []text      `yaml:"tools"`
+	ForbiddenTools []text      `yaml:"forbidden_tools"`
+	TTL            seconds     `yaml:"ttl"`
+	MaxTokens      whole       `yaml:"max_tokens"`
+	MaxTokensDay   whole       `yaml:"max_tokens_per_day"`
+	Jobs           []text      `yaml:"jobs"`
+	Operations     []text      `yaml:"operations"`
+	Exceptions     []exception `yaml:"exceptions"`
+}
+
+type exception struct {
+	at     pos
+	Scope  text `yaml:"scope"`
+	Until  text `yaml:"until"`
+	Reason text `yaml:"reason"`
 }
 
 type service struct {
@@ -125,6 +136,13 @@ func (o *operator) UnmarshalYAML(n ast.Node) error {
 	type plain operator
 	o.at = posOf(n)
 	return yaml.NodeToValue(n, (*plain)(o), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the exception begins.
+func (x *exception) UnmarshalYAML(n ast.Node) error {
+	type plain exception
+	x.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(x), yaml.Strict())
 }
 
 // UnmarshalYAML keeps where the rate begins.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -78,6 +79,7 @@ func facts(p schemas.Principal) map[string][]string {
 	scalar("streams", strconv.FormatBool(p.Streams))
 	scalar("meter", p.Meter)
 	scalar("role", string(p.Role))
+	scalar("mode", p.Mode)
 	scalar("two_person", strconv.FormatBool(p.TwoPerson))
 	scalar("reserve", num(p.Reserve))
 	scalar("delegated_only", strconv.FormatBool(p.DelegatedOnly))
@@ -91,6 +93,9 @@ func facts(p schemas.Principal) map[string][]string {
 		scalar("ceiling.max_tokens", num(c.MaxTokens))
 		scalar("ceiling.max_tokens_per_day", num(c.MaxTokensPerDay))
 		put("ceiling.jobs", c.Jobs...)
+		for _, x := range c.Exceptions {
+			m["ceiling.exceptions"] = append(m["ceiling.exceptions"], x.Scope+" until "+x.Until.Format(time.RFC3339)+" ("+x.Reason+")")
+		}
 		put("ceiling.operations", c.Operations...)
 	}
 	if r := p.Rate; r != nil {
@@ -110,7 +115,7 @@ func facts(p schemas.Principal) map[string][]string {
 }
 
 // lists are the keys whose values are shown by what comes and goes.
-var lists = []string{"may_issue_for", "serves", "ceiling.scope", "ceiling.tools", "ceiling.forbidden_tools", "ceiling.jobs", "ceiling.operations"}
+var lists = []string{"may_issue_for", "serves", "ceiling.scope", "ceiling.tools", "ceiling.forbidden_tools", "ceiling.jobs", "ceiling.operations", "ceiling.exceptions"}
 
 func difference(a, b map[string][]string) string {
 	keys := slices.Collect(maps.Keys(a))

@@ -7,6 +7,8 @@
 // says what to do; those about the meaning are reported all at once.
 //
 //	trust_domain: acme.example
+//	mode: enforce                     # observe: log what would be refused, enforce identity alone
+//	guardrails: guard.cedar           # Cedar policies, in a file beside this one
 //	agents:
 //	  - id: analyst-7                 # a-z, 0-9, _ and -; at most 63 bytes
 //	    owner: finance@acme.example
@@ -20,9 +22,12 @@
 //	      max_tokens_per_day: 200000  # of all its operations; no bound where it is missing
 //	      jobs: [report]              # what recurs; baselines hang on it
 //	      operations: [report-q1]     # any where it is missing
+//	      exceptions:                 # scopes for a time
+//	        - {scope: read:data.hr, until: 2026-12-01T00:00:00Z, reason: "audit"}
 //	    rate: {per_second: 200, burst: 400}
 //	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
 //	    memory_bytes: 1048576         # quota of its memory
+//	    mode: observe                 # for this agent alone; the fleet's where it is missing
 //	    two_person: true              # two operators must approve what is held
 //	    delegated_only: true          # it may not ask for itself
 //	services:
@@ -43,6 +48,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -50,6 +57,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -63,6 +71,8 @@ type File struct {
 	TrustDomain string
 	Principals  []schemas.Principal
 	Digest      string
+	Guardrails  string // name of a file of Cedar policies, relative to this one; "" for none
+	Policies    string // what stands in that file, where Load read it
 }
 
 // An Error is one fault of a fleet file. Line and column count from 1.
@@ -96,6 +106,32 @@ func (e Errors) Unwrap() []error {
 	return out
 }
 
+// Load reads a fleet file and, where it names one, the file of its guard rails.
+// What can't be read is no Errors.
+func Load(path string) (*File, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the fleet file: %w", err)
+	}
+	f, err := Parse(path, data)
+	if err != nil || f.Guardrails == "" {
+		return f, err
+	}
+	rails := f.Guardrails
+	if !filepath.IsAbs(rails) {
+		rails = filepath.Join(filepath.Dir(path), rails)
+	}
+	text, err := os.ReadFile(rails)
+	if err != nil {
+		return nil, fmt.Errorf("read the guard rails that %s names: %w", path, err)
+	}
+	if _, err := guard.Parse(rails, string(text)); err != nil {
+		return nil, err
+	}
+	f.Policies = string(text)
+	return f, nil
+}
+
 // Parse reads a fleet file; name stands in the errors, which are Errors.
 func Parse(name string, data []byte) (*File, error) {
 	doc, err := decode(data)
@@ -115,7 +151,7 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	slices.SortFunc(principals, func(a, b schemas.Principal) int { return strings.Compare(a.ID, b.ID) })
 	sum := sha256.Sum256(data)
-	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Digest: hex.EncodeToString(sum[:])}, nil
+	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Guardrails: doc.Guardrails.value, Digest: hex.EncodeToString(sum[:])}, nil
 }
 
 // located turns an error of the YAML library or of ours into one with a place.

@@ -77,7 +77,7 @@ func TestEveryFaultIsNamedWithItsPlace(t *testing.T) {
 		{"no trust domain", "agents: [{id: a}]\n", "f:1:1: trust_domain is missing; name your domain, like acme.example"},
 		{"trust domain in capitals", "trust_domain: Acme\n", `f:1:15: trust domain "Acme" may hold only a-z, 0-9, ., - and _; write it like acme.example`},
 		{"unknown key", one("    admin: true\n"), `f:4:5: unknown field "admin"; remove it, or look for a spelling mistake`},
-		{"unknown key at the top", dom + "mode: x\n", `f:2:1: unknown field "mode"; remove it, or look for a spelling mistake`},
+		{"unknown key at the top", dom + "colour: x\n", `f:2:1: unknown field "colour"; remove it, or look for a spelling mistake`},
 		{"unknown key in a ceiling", ceil("scopes: [read:x]"), `f:5:7: unknown field "scopes"; remove it, or look for a spelling mistake`},
 		{"unknown key of a tool", svc("tools: {x: {clas: read}}"), `f:4:17: unknown field "clas"; remove it, or look for a spelling mistake`},
 		{"key in capitals", one("    Owner: x\n"), `f:4:5: unknown field "Owner"; remove it, or look for a spelling mistake`},

@@ -211,6 +211,14 @@ func (r *Rails) Decide(q Question) (forbidden, shadow []Finding) {
 	return sorted(forbidden), sorted(shadow)
 }
 
+// Without gives the scopes of a question that no policy forbids.
+func (r *Rails) Without(q Question) []string {
+	forbidden, _ := r.Decide(q)
+	return slices.DeleteFunc(slices.Clone(q.Scope), func(scope string) bool {
+		return slices.ContainsFunc(forbidden, func(f Finding) bool { return f.Scope == scope })
+	})
+}
+
 func ask(set *cedar.PolicySet, entities types.EntityMap, req cedar.Request, scope string) []Finding {
 	_, why := cedar.Authorize(set, entities, req)
 	var out []Finding

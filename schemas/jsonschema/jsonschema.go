@@ -39,7 +39,7 @@ type object = map[string]any
 // The types of each document, and for events the kinds that carry them.
 var (
 	bodies = []reflect.Type{
-		reflect.TypeFor[schemas.Principal](), reflect.TypeFor[schemas.Ceiling](), reflect.TypeFor[schemas.Tool](),
+		reflect.TypeFor[schemas.Principal](), reflect.TypeFor[schemas.Ceiling](), reflect.TypeFor[schemas.Exception](), reflect.TypeFor[schemas.Tool](),
 		reflect.TypeFor[schemas.Rate](), reflect.TypeFor[schemas.Thresholds](), reflect.TypeFor[schemas.Policy](),
 		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Verdict](),
 		reflect.TypeFor[schemas.Factor](),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -276,13 +275,7 @@ func (p *Plane) trustDomain() (string, error) {
 	return DefaultTrustDomain, nil
 }
 
-func (p *Plane) readFleet() (*fleet.File, error) {
-	b, err := os.ReadFile(p.o.Fleet)
-	if err != nil {
-		return nil, fmt.Errorf("fleet file: %w", err)
-	}
-	return fleet.Parse(p.o.Fleet, b)
-}
+func (p *Plane) readFleet() (*fleet.File, error) { return fleet.Load(p.o.Fleet) }
 
 func (p *Plane) applyFleet(ctx context.Context) error {
 	if p.o.Fleet == "" {
@@ -300,7 +293,7 @@ func (p *Plane) applyFleet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	_, err = bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{
-		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Actor: p.o.Actor})
+		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Guardrails: f.Policies, Actor: p.o.Actor})
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", p.o.Fleet, err)
 	}

@@ -1,0 +1,168 @@
+package issuer
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-sh/writ/issuer/guard"
+	"github.com/writ-sh/writ/schemas"
+)
+
+const noReports = `
+@id("no-reports") forbid (principal, action == Action::"write", resource == Data::"report");
+@id("no-sql") @mode("shadow") forbid (principal, action == Action::"call", resource == Tool::"sql");
+`
+
+func railsOf(t *testing.T, text string) *guard.Rails {
+	t.Helper()
+	r, err := guard.Parse("test", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A guard rail beats every ceiling; the refusal names it; what it says in shadow
+// mode is noted in the grant and refuses nothing.
+func TestGuardRailsBeatCeilings(t *testing.T) {
+	f := now
+	f.rails = railsOf(t, noReports)
+	_, err := decideIssue(fleetState(t), operatorAsks, request(nil), f)
+	refused(t, err, 403, "guard rail no-reports forbids write:report to alice")
+	g, err := decideIssue(fleetState(t), operatorAsks, request(func(r *schemas.IssueRequest) { r.Scope, r.Tools = nil, []string{"sql"} }), f)
+	if err != nil || len(g.Notes) != 1 || !strings.Contains(g.Notes[0], "shadow: guard rail no-sql forbids call:sql") {
+		t.Errorf("%+v, %v", g, err)
+	}
+	f.rails = guard.Broken(err2{})
+	_, err = decideIssue(fleetState(t), operatorAsks, request(nil), f)
+	refused(t, err, 403, "can't be read")
+}
+
+type err2 struct{}
+
+func (err2) Error() string { return "damaged" }
+
+// What was granted before ends with new guard rails: at once what they forbid,
+// where they are declared, and with the next refresh in any case.
+func TestNewGuardRailsEndWhatTheyForbid(t *testing.T) {
+	s := fleetState(t, issued(func(g *schemas.Grant) { g.Scope = []string{"read:data.sales", "write:report"} }))
+	req := schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "ab", Actor: "root", Prune: true, Guardrails: noReports, Principals: []schemas.Principal{aliceAs(nil)}}
+	p, err := decideApply(s, "acme.example", req, noon)
+	if err != nil || len(p.revoke) != 1 || p.revoke[0].why != "guard rail no-reports forbids write:report" || !p.policy {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if i := slices.IndexFunc(p.changes, func(c schemas.Change) bool { return c.ID == "guardrails" }); i < 0 || p.changes[i].Detail != "1 enforced, 1 in shadow mode" {
+		t.Errorf("changes %+v", p.changes)
+	}
+	req.Guardrails = "nonsense"
+	_, err = decideApply(s, "acme.example", req, noon)
+	refused(t, err, 400, "guardrails")
+	f := now
+	f.rails = railsOf(t, noReports)
+	g, err := decideRefresh(s, "alice", schemas.RefreshRequest{OperationID: "op"}, f)
+	if err != nil || slices.Contains(g.Scope, "write:report") || !slices.Contains(g.Scope, "read:data.sales") {
+		t.Errorf("refreshed to %v, %v", g.Scope, err)
+	}
+}
+
+// An exception is a scope for a time: no capability outlives it, whichever way
+// it was come by.
+func TestNoCapabilityOutlivesAnException(t *testing.T) {
+	end := noon.Add(90 * time.Second).Truncate(time.Second)
+	extra := aliceAs(func(c *schemas.Ceiling) {
+		c.Exceptions = []schemas.Exception{{Scope: "read:data.hr", Until: end, Reason: "audit"}}
+	})
+	declared := schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(extra)}
+	ask := func(ttl int64, at time.Time) (schemas.Grant, error) {
+		f := now
+		f.now = at
+		return decideIssue(fleetState(t, declared), operatorAsks, request(func(r *schemas.IssueRequest) { r.Scope, r.TTLSeconds = []string{"read:data.hr"}, ttl }), f)
+	}
+	if g, err := ask(60, noon); err != nil || !slices.Contains(g.Scope, "read:data.hr") {
+		t.Errorf("within: %+v, %v", g, err)
+	}
+	_, err := ask(91, noon)
+	refused(t, err, 403, "read:data.hr is an exception of alice until "+end.Format(time.RFC3339)+" (audit)")
+	_, err = ask(1, end)
+	refused(t, err, 403, "read:data.hr is beyond the ceiling")
+
+	held := issued(func(g *schemas.Grant) { g.Scope = []string{"read:data.hr", "read:data.sales"} })
+	for _, c := range []struct {
+		name    string
+		at      time.Time
+		expires time.Time
+		hr      bool
+	}{
+		{"early", noon, end, true},
+		{"over", end, end.Add(5 * time.Minute), false},
+	} {
+		f := now
+		f.now = c.at
+		g, err := decideRefresh(fleetState(t, declared, held), "alice", schemas.RefreshRequest{OperationID: "op"}, f)
+		if err != nil || slices.Contains(g.Scope, "read:data.hr") != c.hr || !g.Expires.Equal(c.expires) {
+			t.Errorf("%s: %v until %s, %v; want hr %t until %s", c.name, g.Scope, g.Expires, err, c.hr, c.expires)
+		}
+	}
+	// Where the exception is shortened, what rests on it ends.
+	shorter := aliceAs(func(c *schemas.Ceiling) {
+		c.Exceptions = []schemas.Exception{{Scope: "read:data.hr", Until: noon.Add(time.Second), Reason: "audit"}}
+	})
+	p, err := decideApply(fleetState(t, declared, held), "acme.example", schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "cd", Actor: "root", Prune: true,
+		Principals: []schemas.Principal{shorter}}, noon)
+	if err != nil || len(p.revoke) != 1 || p.revoke[0].why != "the ceiling no longer admits read:data.hr for so long" {
+		t.Errorf("%+v, %v", p.revoke, err)
+	}
+}
+
+// Observe mode lets an agent have what it asks for, and notes what would have
+// been refused. It asks for no more than that, and locks, delegation and the
+// grammar hold.
+func TestObserveModeNotesWhatItWouldRefuse(t *testing.T) {
+	watched := aliceAs(nil)
+	watched.Mode = schemas.ModeObserve
+	declared := schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(watched)}
+	f := now
+	f.rails = railsOf(t, noReports)
+	for name, change := range map[string]func(*schemas.IssueRequest){
+		"a scope beyond":    func(r *schemas.IssueRequest) { r.Scope = []string{"read:secrets"} },
+		"a forbidden tool":  func(r *schemas.IssueRequest) { r.Tools = []string{"bash"} },
+		"a lifetime beyond": func(r *schemas.IssueRequest) { r.TTLSeconds = 3600 },
+		"a budget beyond":   func(r *schemas.IssueRequest) { r.MaxTokens = 1 << 20 },
+		"a job beyond":      func(r *schemas.IssueRequest) { r.Job = "other" },
+		"a guard rail":      func(r *schemas.IssueRequest) { r.Scope = []string{"write:report"} },
+	} {
+		req := request(change)
+		g, err := decideIssue(fleetState(t, declared), operatorAsks, req, f)
+		if err != nil || len(g.Notes) != 1 || !strings.HasPrefix(g.Notes[0], "observe mode: ") {
+			t.Errorf("%s: %+v, %v", name, g, err)
+			continue
+		}
+		want := slices.Clone(req.Scope)
+		for _, tool := range req.Tools {
+			want = append(want, "call:"+tool)
+		}
+		if !slices.Equal(g.Scope, sorted(want)) || g.MaxTokens != req.MaxTokens || g.Expires.Sub(g.NotBefore) != time.Duration(req.TTLSeconds)*time.Second {
+			t.Errorf("%s: granted %+v", name, g)
+		}
+	}
+	clean, err := decideIssue(fleetState(t, declared), operatorAsks, request(func(r *schemas.IssueRequest) { r.Scope = nil }), f)
+	if err != nil || len(clean.Notes) > 0 || !slices.Contains(clean.ForbiddenTools, "bash") {
+		t.Errorf("within the ceiling: %+v, %v", clean, err)
+	}
+	for name, change := range map[string]func(*schemas.IssueRequest){
+		"a wildcard":      func(r *schemas.IssueRequest) { r.Scope = []string{"read:>"} },
+		"a contradiction": func(r *schemas.IssueRequest) { r.Tools, r.ForbiddenTools = []string{"sql"}, []string{"sql"} },
+		"a day and more":  func(r *schemas.IssueRequest) { r.TTLSeconds = 86401 },
+		"a bad job":       func(r *schemas.IssueRequest) { r.Job = "a b" },
+	} {
+		if g, err := decideIssue(fleetState(t, declared), operatorAsks, request(change), f); err == nil {
+			t.Errorf("%s: granted %+v", name, g)
+		}
+	}
+	killed := schemas.Event{Kind: schemas.AgentKilled, Agent: "alice", Reason: "x"}
+	if _, err := decideIssue(fleetState(t, declared, killed), operatorAsks, request(nil), f); err == nil {
+		t.Error("a killed agent in observe mode gets a capability")
+	}
+}
