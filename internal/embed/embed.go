@@ -102,7 +102,7 @@ func upgraded(o Options) (*keys.Trust, error) {
 		return nil, err
 	}
 	if changed {
-		o.Logger.Info("the keys were brought up to date: the memory service has an account of its own")
+		o.Logger.Info("the keys were brought up to date: the services' users were made anew, and the old ones revoked")
 	}
 	return keys.Open(o.Data)
 }

@@ -108,16 +108,15 @@ func Provision(ctx context.Context, server, data string) error {
 	if _, err := keys.Upgrade(data); err != nil {
 		return err
 	}
-	if nc, err := connect(keys.RoleInitMemory); err == nil {
-		nc.Close()
-	} else if err := tellAccounts(ctx, data, connect); err != nil {
+	if err := tellAccounts(ctx, data, connect); err != nil {
 		return err
 	}
 	return embed.Provision(ctx, connect)
 }
 
-// tellAccounts gives the server what keys.Upgrade made. CONTROL comes first: a
-// server that knows MEMORY knows of the user that was revoked in CONTROL.
+// tellAccounts gives the server the static accounts as the folder has them. It
+// passes over what it knows already; what keys.Upgrade changed before, and an
+// interruption kept from it, it learns now.
 func tellAccounts(ctx context.Context, data string, connect func(keys.Role) (*nats.Conn, error)) error {
 	trust, err := keys.Open(data)
 	if err != nil {
@@ -128,7 +127,7 @@ func tellAccounts(ctx context.Context, data string, connect func(keys.Role) (*na
 		return err
 	}
 	defer nc.Close()
-	for _, account := range []string{keys.CONTROL, keys.MEMORY} {
+	for _, account := range []string{keys.CONTROL, keys.DELIVER, keys.MEMORY, keys.SYS} {
 		m, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.UPDATE", []byte(trust.JWTs[trust.Accounts[account]]))
 		if err != nil {
 			return fmt.Errorf("give the server the account %s: %w", account, err)
