@@ -188,9 +188,11 @@ type RevokeReply struct {
 	Partial   bool     `json:"partial"` // release has not worked through the log in time
 }
 
-// BudgetsRequest asks release for budgets, 1,000 at most.
+// BudgetsRequest asks release for budgets, 1,000 at most, once it has worked
+// through the log up to After.
 type BudgetsRequest struct {
-	Of []OperationRef `json:"of"`
+	Of    []OperationRef `json:"of"`
+	After uint64         `json:"after,omitempty"`
 }
 
 type OperationRef struct {
