@@ -71,8 +71,8 @@ func endingBy(s *schemas.State, e *schemas.Event) ending {
 	return out
 }
 
-// fold takes one event; locked says that it changed its agent's lock, ends what
-// it ended.
+// fold takes one event; locked says that it changed its agent's lock, or began
+// or ended a lockdown of the fleet, ends what it ended.
 func (t *tracks) fold(e *schemas.Event, locked bool, ends ending) {
 	var begun []*track
 	if locked {
@@ -95,7 +95,7 @@ func (t *tracks) fold(e *schemas.Event, locked bool, ends ending) {
 	switch e.Kind {
 	case schemas.MessageCancelled:
 		for _, p := range t.pending {
-			if p.agent != "" && (p.agent == e.Agent || p.agent == e.To) || p.ended[schemas.OperationRef{AgentID: e.Agent, OperationID: e.Operation}] {
+			if p.agent != "" && (p.agent == e.Agent || p.agent == e.To) || p.agent == schemas.Fleet || p.ended[schemas.OperationRef{AgentID: e.Agent, OperationID: e.Operation}] {
 				p.cancelled = append(p.cancelled, e.Ref)
 			}
 		}

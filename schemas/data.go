@@ -27,19 +27,20 @@ func (l Lock) check() error {
 
 // Kinds of principal.
 const (
-	KindAgent   = "agent"
-	KindService = "service"
+	KindAgent    = "agent"
+	KindService  = "service"
+	KindOperator = "operator" // a person who gives commands
 )
 
 // MeterTokens marks a service whose answers state what they used of a language
 // model.
 const MeterTokens = "tokens"
 
-// A Principal is an agent or a service as the fleet file declares it: the body
-// of agent.declared.
+// A Principal is an agent, a service or an operator as the fleet file declares
+// it: the body of agent.declared.
 type Principal struct {
 	ID          string          `json:"id"`
-	Kind        string          `json:"kind"` // agent or service
+	Kind        string          `json:"kind"` // agent, service or operator
 	Owner       string          `json:"owner,omitempty"`
 	Ceiling     *Ceiling        `json:"ceiling,omitempty"`
 	MayIssueFor []string        `json:"may_issue_for,omitempty"`
@@ -48,12 +49,16 @@ type Principal struct {
 	Streams     bool            `json:"streams,omitempty"`
 	Meter       string          `json:"meter,omitempty"`   // "tokens": its answers state usage
 	Reserve     int64           `json:"reserve,omitempty"` // tokens that an action reserves of it which states none; all that is left where 0
+	Rate        *Rate           `json:"rate,omitempty"`
+	Thresholds  *Thresholds     `json:"thresholds,omitempty"`
+	MemoryBytes int64           `json:"memory_bytes,omitempty"` // quota of the agent's memory
+	Role        Role            `json:"role,omitempty"`         // an operator's
+	// TwoPerson demands that two operators approve what the agent does under
+	// review.
+	TwoPerson bool `json:"two_person,omitempty"`
 	// DelegatedOnly keeps an agent from asking for itself: it works with what
 	// operators and other agents give it.
-	DelegatedOnly bool        `json:"delegated_only,omitempty"`
-	Rate          *Rate       `json:"rate,omitempty"`
-	Thresholds    *Thresholds `json:"thresholds,omitempty"`
-	MemoryBytes   int64       `json:"memory_bytes,omitempty"` // quota of the agent's memory
+	DelegatedOnly bool `json:"delegated_only,omitempty"`
 	// Lock and Generation are set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock `json:"lock,omitempty"`

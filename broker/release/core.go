@@ -148,6 +148,8 @@ func (c *Core) Step(e *schemas.Event) ([]Effect, error) {
 		out = c.approved(e)
 	case schemas.ReviewDenied:
 		out = c.denied(e)
+	case schemas.PolicyLockdown:
+		out = c.cancelWhere(e, schemas.CodeCancelled, "the fleet is locked down: "+e.Reason, func(*item) bool { return true })
 	case schemas.TokenRevoked:
 		if revoked != nil {
 			out = c.cancelWhere(e, schemas.CodeCancelled, "the capability was revoked, or one that it was derived from", func(it *item) bool {
@@ -346,6 +348,10 @@ func (c *Core) hold(e *schemas.Event) []Effect {
 	if over := c.over(it.grant, e.Time); over != "" { // it ended while this was on its way: there is nothing to review
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeUnauthorized, "%s", over))
+	}
+	if c.state.Lockdown != "" {
+		it.told = false
+		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s", c.state.Lockdown))
 	}
 	if e.Action.Request() {
 		return refuse(e.Seq, e.Reply, &schemas.Refusal{Code: schemas.CodeHeld, Text: e.Reason, Seq: e.Seq})

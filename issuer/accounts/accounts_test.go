@@ -147,7 +147,7 @@ func TestTokenAndNATSGrantTheSameSet(t *testing.T) {
 	seed := uint64(20260305)
 	r := rand.New(rand.NewPCG(seed, 2))
 	public, actions := userKey(t), universe()
-	tmpl := template(keys.OperationKey)
+	tmpl := template(keys.OperationKey, "")
 	granted := 0
 	for n := range cases {
 		g := randomGrant(r, public)
@@ -234,7 +234,7 @@ func TestAccountLivesAnHourAndCarriesItsIssuingTime(t *testing.T) {
 	if c.IssuedAt != at.Unix() || c.Expires != at.Add(TTL).Unix() || c.Version != 2 {
 		t.Errorf("iat %d, exp %d", c.IssuedAt, c.Expires)
 	}
-	if len(c.SigningKeys) != 3 || len(c.Imports) != 2 {
+	if len(c.SigningKeys) != 4 || len(c.Imports) != 2 {
 		t.Errorf("account %+v", c)
 	}
 	for _, i := range c.Imports {
@@ -390,7 +390,7 @@ func FuzzTagsNeverWiden(f *testing.F) {
 		if len(list) != 3 || list[0] != "op:"+operation || list[2] != "deny:"+deny {
 			t.Fatalf("tags %q", list)
 		}
-		for _, s := range expand(template(keys.OperationKey).Pub.Allow[:1], list) {
+		for _, s := range expand(template(keys.OperationKey, "").Pub.Allow[:1], list) {
 			rest, ok := strings.CutPrefix(s, "out."+operation+".")
 			if !ok || strings.ContainsAny(operation, ".*> ") {
 				t.Fatalf("%q leaves the operation", s)

@@ -79,6 +79,8 @@ func facts(p schemas.Principal) map[string][]string {
 	scalar("meter", p.Meter)
 	scalar("reserve", num(p.Reserve))
 	scalar("delegated_only", strconv.FormatBool(p.DelegatedOnly))
+	scalar("role", string(p.Role))
+	scalar("two_person", strconv.FormatBool(p.TwoPerson))
 	scalar("memory_bytes", num(p.MemoryBytes))
 	if c := p.Ceiling; c != nil {
 		scalar("ceiling", "set")

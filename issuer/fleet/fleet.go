@@ -24,6 +24,7 @@
 //	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
 //	    memory_bytes: 1048576         # quota of its memory
 //	    delegated_only: true          # it may not ask for itself
+//	    two_person: true              # two operators must approve what is held
 //	services:
 //	  - id: pandas
 //	    owner: data@acme.example
@@ -32,6 +33,9 @@
 //	    streams: true                 # answers in parts
 //	    meter: tokens                 # answers state language-model usage
 //	    reserve: 2000                 # tokens that a call reserves which states none
+//	operators:
+//	  - id: alice
+//	    role: reviewer                # viewer, reviewer, operator or admin
 package fleet
 
 import (
@@ -98,7 +102,7 @@ func Parse(name string, data []byte) (*File, error) {
 	if err != nil {
 		return nil, Errors{located(name, err)}
 	}
-	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}}
+	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
 	principals := c.document(doc)
 	if len(c.errs) > 0 {
 		slices.SortStableFunc(c.errs, func(a, b *Error) int {
