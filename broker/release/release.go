@@ -202,8 +202,7 @@ func (r *Release) budgets(ctx context.Context, req schemas.BudgetsRequest) (sche
 	defer r.mu.Unlock()
 	reply := schemas.BudgetsReply{Budgets: make([]schemas.BudgetInfo, len(req.Of))}
 	for n, op := range req.Of {
-		b := r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
-		reply.Budgets[n] = schemas.BudgetInfo{Spent: b.Spent, Used: b.Used, Free: b.Free}
+		reply.Budgets[n] = r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
 	}
 	return reply, nil
 }
