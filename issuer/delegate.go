@@ -149,7 +149,8 @@ func within(g *schemas.Grant, old *schemas.Live) {
 }
 
 // budgetLeft asks release what is left of the budget from which a request wants
-// some: release alone knows what was used.
+// some: release alone knows what was used. It must know of all that was issued
+// until now, too.
 func (i *Issuer) budgetLeft(ctx context.Context, who asker, req schemas.IssueRequest) (int64, error) {
 	if req.MaxTokens == 0 || who.agent == "" || who.agent == req.AgentID {
 		return 0, nil
@@ -165,7 +166,7 @@ func (i *Issuer) budgetLeft(ctx context.Context, who asker, req schemas.IssueReq
 	if err != nil || of.AgentID == "" {
 		return 0, err
 	}
-	reply, err := bus.Call[schemas.BudgetsReply](ctx, i.Control, schemas.CtlBudgets, schemas.BudgetsRequest{Of: []schemas.OperationRef{of}})
+	reply, err := bus.Call[schemas.BudgetsReply](ctx, i.Control, schemas.CtlBudgets, schemas.BudgetsRequest{Of: []schemas.OperationRef{of}, After: i.folded.At()})
 	if err != nil || len(reply.Budgets) != 1 {
 		i.Logger.Warn("release does not say what is left of a budget", "agent_id", of.AgentID, "operation", of.OperationID, "error", err)
 		return 0, schemas.Refuse(schemas.CodeUnavailable, "what is left of the budget of %s is not known now; ask again, or for no tokens", of.AgentID)

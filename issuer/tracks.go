@@ -71,8 +71,8 @@ func endingBy(s *schemas.State, e *schemas.Event) ending {
 	return out
 }
 
-// fold takes one event; locked says that it changed its agent's lock, ends what
-// it ended.
+// fold takes one event; locked says that it changed its agent's lock, or began
+// or ended a lockdown of the fleet, ends what it ended.
 func (t *tracks) fold(e *schemas.Event, locked bool, ends ending) {
 	var begun []*track
 	if locked {

@@ -109,16 +109,9 @@ func plus(a, b int64) int64 {
 
 func dayOf(t time.Time) int64 { return t.Unix() / 86400 }
 
-// A Budget is an operation's, as release knows it.
-type Budget struct {
-	Spent int64 // settled by its own actions
-	Used  int64 // the same, with reservations, and with all that was derived from it
-	Free  int64 // that may be reserved now
-}
-
 // BudgetOf tells of an operation's budget at a time. Who does not fold accepted
 // actions and answers does not know what was used.
-func (s *State) BudgetOf(agent, operation string, at time.Time) (b Budget) {
+func (s *State) BudgetOf(agent, operation string, at time.Time) (b BudgetInfo) {
 	a := s.Agents[agent]
 	if a == nil {
 		return b

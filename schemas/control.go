@@ -17,6 +17,9 @@ const (
 	CtlReviews  = "writ.ctl.issuer.reviews"  // PageRequest → ReviewsReply
 	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
 	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
+	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
+	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
+	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
 	CtlJWKS     = "writ.ctl.issuer.jwks"     // nothing → KeySet, a JWK Set
 	CtlHead     = "writ.ctl.ledger.head"     // HeadRequest → Head
 	CtlVerify   = "writ.ctl.ledger.verify"   // nothing → VerifyReply
@@ -26,9 +29,6 @@ const (
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
-	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
-	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
-	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
 )
 
 // OpPrefix begins what named operators ask: each has an account of its own, in
@@ -286,9 +286,11 @@ type RevokeReply struct {
 	Partial   bool     `json:"partial"` // release has not worked through the log in time
 }
 
-// BudgetsRequest asks release for budgets, 1,000 at most.
+// BudgetsRequest asks release for budgets, 1,000 at most, once it has worked
+// through the log up to After.
 type BudgetsRequest struct {
-	Of []OperationRef `json:"of"`
+	Of    []OperationRef `json:"of"`
+	After uint64         `json:"after,omitempty"`
 }
 
 type OperationRef struct {

@@ -166,10 +166,13 @@ func (s *State) issued(a *Agent, e *Event, g Grant) {
 		live.Ended = string(a.Lock) + ": " + a.LockReason
 	case g.ParentAgent != "":
 		parent, live.Ended = s.parentOf(&g, e.Time)
+		live.never = live.Ended != ""
 	}
 	old := a.Grants[g.Operation]
 	a.Grants[g.Operation] = live
-	refreshes := old != nil && g.Refreshes != "" && old.JTI == g.Refreshes
+	// Where the log's oldest part has aged out, a reader can miss what the one
+	// before was derived from; the next stands for itself.
+	refreshes := old != nil && g.Refreshes != "" && old.JTI == g.Refreshes && !old.never
 	if refreshes && live.Ended == "" {
 		live.Ended = old.Ended
 		if live.Ended == "" && old.line.parent != parent {

@@ -192,3 +192,15 @@ func TestWhatAnIssuerIssuedEndsWithIt(t *testing.T) {
 	w.grant("alice", "op2", handed("root", "", ""))
 	w.counts(true, "alice", "op2")
 }
+
+// A reader who begins behind the parent's grant, because it has aged out, knows
+// the child again from the first refresh behind one of the parent's.
+func TestAReaderWhoBeginsLateKnowsAChildFromItsNextRefresh(t *testing.T) {
+	w := newWorld(t, Principal{ID: "shop", Serves: []string{"call:pandas"}})
+	w.grant("bob", "part", handed("alice", "op", "j-op"), func(g *Grant) { g.JTI, g.Refreshes = "j-part2", "j-part" })
+	w.counts(false, "bob", "part")
+	w.grant("alice", "op", func(g *Grant) { g.JTI, g.Refreshes = "j-op2", "j-op" })
+	w.counts(false, "bob", "part")
+	w.grant("bob", "part", handed("alice", "op", "j-op2"), func(g *Grant) { g.JTI, g.Refreshes = "j-part3", "j-part2" })
+	w.counts(true, "bob", "part")
+}

@@ -52,6 +52,7 @@ type Live struct {
 	Seq   uint64
 	Ended string // why it has ended itself; see Over for what it was derived from
 	line  *line
+	never bool // it was beyond what it was derived from, or that was unknown, and never counted
 }
 
 type approvalKey struct {

@@ -438,3 +438,93 @@ func TestRestartFromTheLogComesToTheSameState(t *testing.T) {
 		}
 	}
 }
+
+// Of two messages to bob the second waits for the first. The kill cancels both;
+// that the first has ended must not bring up the second.
+func TestAKillDeliversNoMessageThatStoodBehindAnother(t *testing.T) {
+	f := newFixture(t)
+	only[Deliver](t, f.step(act("send:bob", "bob")))
+	none[Deliver](t, f.step(act("send:bob", "bob")))
+	effects := f.step(schemas.Event{Kind: schemas.AgentKilled, Agent: "alice", Reason: "hijacked"})
+	ends, then := f.logged(effects)
+	if len(ends) != 2 {
+		t.Fatalf("%d ends, want both", len(ends))
+	}
+	none[Deliver](t, then)
+	f.step(schemas.Event{Kind: schemas.AgentEnrolled, Agent: "alice", Ref: f.seq - 2})
+	f.grant("alice", "j1")
+	only[Deliver](t, f.step(act("send:bob", "bob"))) // the pair is free again
+}
+
+// An action of a child is delivered under a metered service's bound, and ends
+// with the revocation of its parent.
+func TestARevokedParentEndsWhatItsChildHasOpen(t *testing.T) {
+	f := newFixture(t)
+	f.step(schemas.Event{Kind: schemas.TokenIssued, Agent: "bob", Operation: "part", JTI: "j2", Data: schemas.Marshal(schemas.Grant{
+		JTI: "j2", Agent: "bob", Operation: "part", Scope: []string{"call:buy", "call:llm"}, NotBefore: epoch, Expires: epoch.Add(time.Hour), MaxTokens: 60,
+		TraceID: trace.ID, Token: "token-j2", Parent: "j1", ParentAgent: "alice", ParentOperation: "op", Act: []string{"alice"}})})
+	of := func(action, to string) schemas.Event {
+		e := act(action, to)
+		e.Agent, e.Operation, e.JTI = "bob", "part", "j2"
+		return e
+	}
+	if d := only[Deliver](t, f.step(of("call:llm", "model"))); d.Reserve != 60 || d.Token != "token-j2" {
+		t.Fatalf("%+v", d)
+	}
+	open := f.seq
+	held := of("call:buy", "shop")
+	held.Kind, held.Code, held.Reason = schemas.MessageHeld, schemas.CodeHeld, "a reviewer decides"
+	f.step(held)
+	awaits := f.seq
+	own := act("call:buy", "shop")
+	only[Deliver](t, f.step(own))
+	ends, _ := f.logged(f.step(schemas.Event{Kind: schemas.TokenRevoked, Agent: "alice", JTI: "j1", Reason: "why"}))
+	var refs []uint64
+	for _, e := range ends {
+		refs = append(refs, e.Ref)
+	}
+	if !slices.Equal(refs, []uint64{open, awaits, awaits + 1}) {
+		t.Fatalf("cancelled: %v", refs)
+	}
+	for _, late := range []schemas.Event{of("call:buy", "shop"), held} {
+		effects := f.step(late)
+		none[Deliver](t, effects)
+		if e := only[Emit](t, effects); e.Event.Code != schemas.CodeUnauthorized {
+			t.Fatalf("%+v", e.Event)
+		}
+	}
+}
+
+// again is the core that a restart builds from the log.
+func (f *fixture) again() {
+	f.t.Helper()
+	f.core = NewCore()
+	for _, e := range f.log {
+		if _, err := f.core.Step(e); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+// Somebody who can make release restart gains nothing by it: what was held
+// still awaits its review, what was approved passes once, what was revoked has
+// ended.
+func TestReviewsAndRevocationsSurviveARestart(t *testing.T) {
+	f := newFixture(t)
+	f.step(pauseWith("call:buy", "shop"))
+	reviewed := f.seq
+	f.again()
+	none[Deliver](t, f.step(act("call:buy", "shop")))
+	f.step(schemas.Event{Kind: schemas.ReviewApproved, Agent: "alice", Ref: reviewed})
+	f.step(schemas.Event{Kind: schemas.AgentPaused, Agent: "alice", Reason: "why"})
+	f.again()
+	repeat := act("call:buy", "shop")
+	repeat.Ref = reviewed
+	only[Deliver](t, f.step(repeat))
+	f.again()
+	none[Deliver](t, f.step(repeat))
+	f.step(schemas.Event{Kind: schemas.TokenRevoked, Agent: "alice", JTI: "j1", Reason: "why"})
+	f.step(schemas.Event{Kind: schemas.AgentResumed, Agent: "alice", Reason: "why"})
+	f.again()
+	none[Deliver](t, f.step(act("call:buy", "shop")))
+}

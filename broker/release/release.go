@@ -49,8 +49,9 @@ type Options struct {
 // A Release carries out what Core decides.
 type Release struct {
 	Options
-	log   *bus.Appender
-	emits chan emission
+	log    *bus.Appender
+	emits  chan emission
+	folded *bus.Watermark // up to where the core has the log
 
 	confirmed chan struct{} // closed by Confirm
 
@@ -82,7 +83,7 @@ func New(o Options) (*Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Release{Options: o, log: log, core: NewCore(), emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
+	return &Release{Options: o, log: log, core: NewCore(), folded: bus.NewWatermark(), emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
 }
 
 // Replay folds the ledger's records, in order, before anything new arrives.
@@ -113,6 +114,7 @@ func (r *Release) Replay(records func(yield func(*schemas.Event) error) error) e
 	if err != nil {
 		return fmt.Errorf("release: replay: %w", err)
 	}
+	r.folded.Set(r.seq)
 	r.pending = append(open, r.core.Unfinished()...)
 	return nil
 }
@@ -180,21 +182,27 @@ func (r *Release) health(context.Context, struct{}) (schemas.Health, error) {
 	return schemas.Health{Service: "release", OK: true, Seq: r.seq}, nil
 }
 
-// budgetsMost bounds one question for budgets.
-const budgetsMost = 1000
+// budgetsMost bounds one question for budgets, and budgetsWait how long it
+// waits for the log.
+const (
+	budgetsMost = 1000
+	budgetsWait = 5 * time.Second
+)
 
 // budgets tells what operations have used: release alone decides about it, and
 // so alone knows.
-func (r *Release) budgets(_ context.Context, req schemas.BudgetsRequest) (schemas.BudgetsReply, error) {
+func (r *Release) budgets(ctx context.Context, req schemas.BudgetsRequest) (schemas.BudgetsReply, error) {
 	if len(req.Of) > budgetsMost {
 		return schemas.BudgetsReply{}, schemas.Refuse(schemas.CodeTooLarge, "%d budgets were asked for, %d are possible at once", len(req.Of), budgetsMost)
+	}
+	if err := r.folded.Wait(ctx, req.After, budgetsWait); err != nil {
+		return schemas.BudgetsReply{}, schemas.Refuse(schemas.CodeUnavailable, "release has not worked through the log to %d", req.After)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	reply := schemas.BudgetsReply{Budgets: make([]schemas.BudgetInfo, len(req.Of))}
 	for n, op := range req.Of {
-		b := r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
-		reply.Budgets[n] = schemas.BudgetInfo{Spent: b.Spent, Used: b.Used, Free: b.Free}
+		reply.Budgets[n] = r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
 	}
 	return reply, nil
 }
@@ -219,6 +227,7 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 		r.seq = e.Seq
 		urgent = urgent || awaited(e.Kind)
 	}
+	r.folded.Set(r.seq)
 	if len(effects) == 0 && !urgent {
 		return nil
 	}
