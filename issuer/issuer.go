@@ -41,6 +41,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
@@ -53,13 +54,15 @@ var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.po
 	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
 	"ev.*.message.expired", "ev.*.release.mark"}
 
-// Options of an Issuer. All but Now are needed.
+// Options of an Issuer. All but Now are needed, Callout and CA where TLS is on.
 type Options struct {
 	Control   *nats.Conn // in CONTROL, as the user issuer: the log and operators
 	Inlet     *nats.Conn // as the same user: what agents ask; a flood of it delays no lock
 	System    *nats.Conn // in SYS
-	Consumer  string     // name of the consumer over Filters
-	Source    string     // ce-source of what it appends
+	Callout   *nats.Conn // in AUTH: the servers' questions who may connect
+	CA        *ca.Authority
+	Consumer  string // name of the consumer over Filters
+	Source    string // ce-source of what it appends
 	Secrets   *keys.Secrets
 	Retention time.Duration // of the log
 	Logger    *slog.Logger
@@ -94,6 +97,9 @@ type Issuer struct {
 func New(o Options) (*Issuer, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if (o.CA == nil) != (o.Secrets.Auth == nil) || (o.CA == nil) != (o.Callout == nil) {
+		return nil, errors.New("issuer: TLS is half on; keys/tls is there or not for all of it")
 	}
 	log, err := bus.NewAppender(o.Control)
 	if err != nil {
@@ -163,6 +169,9 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		return err
 	}
 	if err := i.serveControl(); err != nil {
+		return err
+	}
+	if err := i.serveCallout(ctx, g); err != nil {
 		return err
 	}
 	for _, nc := range []*nats.Conn{i.Control, i.Inlet} {

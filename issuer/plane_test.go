@@ -15,6 +15,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -43,6 +44,14 @@ func newPlane(t *testing.T, o embed.Options) *plane {
 	t.Helper()
 	p := &plane{t: t, data: t.TempDir(), clock: &clock{}}
 	must(t, keys.Init(p.data, "acme.example"))
+	p.run(o)
+	return p
+}
+
+// run starts the server and the issuer on the keys that are made.
+func (p *plane) run(o embed.Options) {
+	t := p.t
+	t.Helper()
 	o.Data = p.data
 	var err error
 	p.srv, err = embed.Start(o)
@@ -54,7 +63,6 @@ func newPlane(t *testing.T, o embed.Options) *plane {
 	p.operator = p.role(keys.RoleOperator)
 	p.standIns()
 	p.start()
-	return p
 }
 
 func (p *plane) role(r keys.Role) *nats.Conn {
@@ -76,7 +84,13 @@ func (p *plane) startWith(control *nats.Conn) {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(p.t.Output(), nil))
 	}
-	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem),
+	authority, err := ca.Open(p.data, "acme.example")
+	must(p.t, err)
+	var callout *nats.Conn
+	if authority != nil {
+		callout = p.role(keys.RoleCallout)
+	}
+	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem), Callout: callout, CA: authority,
 		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Retention: embed.Retention, Logger: log, Now: p.clock.now})
 	must(p.t, err)
 	p.issuer = i
@@ -94,6 +108,9 @@ func (p *plane) startWith(control *nats.Conn) {
 			p.t.Errorf("issuer: %v", err)
 		}
 		control.Close() // with it end the subscriptions
+		if callout != nil {
+			callout.Close()
+		}
 	})
 	p.t.Cleanup(p.stop)
 }

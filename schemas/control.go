@@ -54,6 +54,7 @@ type ApplyReply struct {
 type EnrollRequest struct {
 	ID    string `json:"id"`
 	Actor string `json:"actor"`
+	CertificateRequest
 }
 
 // EnrollReply holds the content of a .creds file: it is a secret.
@@ -61,6 +62,21 @@ type EnrollReply struct {
 	AgentID   string `json:"agent_id"`
 	PublicKey string `json:"public_key"`
 	Creds     string `json:"creds"`
+	CertificateReply
+}
+
+// CertificateRequest asks for a certificate (X.509-SVID) beside what else is
+// asked for. Of the request nothing counts but its public key.
+type CertificateRequest struct {
+	CSR            string `json:"csr,omitempty"`              // PKCS #10, PEM; none is asked for where empty
+	SVIDTTLSeconds int64  `json:"svid_ttl_seconds,omitempty"` // an hour where 0, a day at most
+}
+
+// CertificateReply holds what was asked for: the certificate, and by whom the
+// server is trusted, both PEM and public.
+type CertificateReply struct {
+	SVID   string `json:"svid,omitempty"`
+	Bundle string `json:"bundle,omitempty"`
 }
 
 // IssueRequest asks for a capability. Over out.token.issue, Actor and Creds
@@ -79,6 +95,7 @@ type IssueRequest struct {
 	Audience       string   `json:"audience,omitempty"`   // the trust domain where empty
 	PublicKey      string   `json:"public_key,omitempty"` // user NKey; a fresh one where empty
 	Actor          string   `json:"actor,omitempty"`
+	CertificateRequest
 }
 
 // IssueReply holds the capability and, where the issuer made the key, the
@@ -95,6 +112,7 @@ type IssueReply struct {
 	UserJWT     string    `json:"user_jwt"`
 	Creds       string    `json:"creds,omitempty"`
 	Seq         uint64    `json:"seq"`
+	CertificateReply
 }
 
 // RefreshRequest, over out.token.refresh, renews the capability of one of the
@@ -102,6 +120,7 @@ type IssueReply struct {
 type RefreshRequest struct {
 	OperationID string `json:"operation_id"`
 	PublicKey   string `json:"public_key,omitempty"`
+	CertificateRequest
 }
 
 // ReleaseRequest, over out.token.release, gives a capability up.

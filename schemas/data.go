@@ -122,6 +122,16 @@ type Violation struct {
 	Count   int    `json:"count"` // how many within the second
 }
 
+// A Certificate is what an agent was given to connect with, without any key:
+// the body of agent.certified.
+type Certificate struct {
+	URI         string    `json:"uri"`    // spiffe://<trust-domain>/agent/<id>
+	Serial      string    `json:"serial"` // hex
+	Fingerprint string    `json:"sha256"` // of the certificate, hex
+	NotBefore   time.Time `json:"not_before"`
+	Expires     time.Time `json:"expires"`
+}
+
 // What of a violation that no permission stops: more than the server can take
 // without harm to others, within half a second. Its Count is in MiB, or of
 // messages.

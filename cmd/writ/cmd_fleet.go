@@ -31,7 +31,7 @@ func (c *initCmd) Run(app *App) error {
 		return advise(err, "the keys are made; writ up --data "+app.Data+" needs no more")
 	}
 	changes := []schemas.Change{{ID: "keys", Action: fleet.Add, Detail: filepath.Join(app.Data, keys.Dir)}}
-	for _, account := range []string{keys.SYS, keys.CONTROL, keys.DELIVER, keys.MEMORY} {
+	for _, account := range []string{keys.SYS, keys.CONTROL, keys.DELIVER, keys.MEMORY, keys.AUTH} {
 		changes = append(changes, schemas.Change{ID: account, Action: fleet.Add, Detail: "account"})
 	}
 	if app.JSON {

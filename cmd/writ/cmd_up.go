@@ -30,7 +30,7 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 		return misuse("leave --server and --as out", "writ up runs a control plane of its own")
 	}
 	for _, a := range [][2]string{{"--listen", c.Listen}, {"--http", c.HTTP}} {
-		if err := plane.CheckAddress(a[1]); err != nil {
+		if err := plane.CheckAddress(a[1], c.TLS || ca.Exists(app.Data)); err != nil {
 			return misuse("give "+a[0]+" an address like 127.0.0.1:4222; port 0 picks one", "%s: %w", a[0], err)
 		}
 	}

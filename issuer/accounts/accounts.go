@@ -13,6 +13,12 @@
 //	           minus out.*.call.{{deny}}
 //	service    out._r.*, out.token.*                            in.>, _INBOX.>
 //
+// With TLS nobody is handed such a user (but the memory service, which is a
+// part of the control plane). What agents get is a user in the account AUTH
+// that may do nothing, with the same in its tags; when it connects, the server
+// asks the issuer (auth callout), who looks at certificate, key and state, and
+// gives the server, and nobody else, the user in the agent's account: Admit.
+//
 // Guarantees:
 //
 //   - An operation's user may publish exactly what its capability grants.
@@ -220,6 +226,14 @@ func (m *Maker) user(u user) (string, error) {
 	if !nkeys.IsValidPublicUserKey(u.public) {
 		return "", schemas.Refuse(schemas.CodeMalformed, "public_key is not a public user NKey; such a key starts with U; leave it out to have one made")
 	}
+	if m.secrets.Bound(u.id) {
+		return m.asked(u)
+	}
+	return m.admitted(u)
+}
+
+// admitted signs a user in the principal's own account.
+func (m *Maker) admitted(u user) (string, error) {
 	account, err := m.PublicKey(u.id)
 	if err != nil {
 		return "", err

@@ -190,21 +190,29 @@ func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
 	if d.err != nil {
 		return
 	}
-	token, err := staticAccount(name, public, signerPublic).Encode(opSigner)
+	c := staticAccount(name, public, signerPublic)
+	for role, r := range roles {
+		if r.account != name {
+			continue
+		}
+		user := d.user(role, r, public, signer)
+		if role == RoleCallout {
+			d.callout(c, user)
+		}
+	}
+	if d.err != nil {
+		return
+	}
+	token, err := c.Encode(opSigner)
 	if err != nil {
 		d.err = err
 		return
 	}
 	d.write("accounts/"+name+".jwt", []byte(token))
-	for role, r := range roles {
-		if r.account == name {
-			d.user(role, r, public, signer)
-		}
-	}
 	trust.Accounts[name] = public
 }
 
-// staticAccount is an account that Init makes once and nobody updates:
+// staticAccount is an account, without what its users bring along, that Init makes once and nobody updates:
 // updating CONTROL's would drop the replies in flight.
 func staticAccount(name, public, signer string) *jwt.AccountClaims {
 	c := jwt.NewAccountClaims(public)
@@ -236,12 +244,21 @@ func denyAll(p *jwt.Permissions) {
 
 // user makes one service's NATS user. It has no expiry: it lies beside the key
 // that could sign it anew.
-func (d *draft) user(role Role, r rights, account string, signer nkeys.KeyPair) {
+func (d *draft) user(role Role, r rights, account string, signer nkeys.KeyPair) (public string) {
 	pair, public := d.pair(nkeys.PrefixByteUser, "")
+	if d.err != nil {
+		return ""
+	}
+	d.creds(role, r, account, signer, pair)
+	return public
+}
+
+// creds writes the credentials of a service's NATS user.
+func (d *draft) creds(role Role, r rights, account string, signer, pair nkeys.KeyPair) {
 	if d.err != nil {
 		return
 	}
-	c := jwt.NewUserClaims(public)
+	c := jwt.NewUserClaims(mustPublic(pair))
 	c.Name = string(role)
 	c.IssuerAccount = account
 	c.Permissions = r.permissions(role)

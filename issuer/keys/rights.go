@@ -25,6 +25,8 @@ const (
 	RoleMemory   Role = "memory"   // the memory service's bucket, in MEMORY
 	RoleOperator Role = "operator" // people
 
+	RoleCallout Role = "callout" // the issuer's, in AUTH: says who may connect
+
 	RoleInitMemory Role = "init-memory" // makes the bucket; used at start alone
 )
 
@@ -99,7 +101,7 @@ var roles = map[Role]rights{
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
 	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>", schemas.CtlHead, schemas.CtlRisks},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
-			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
+			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied,
 			schemas.PolicyApplied, schemas.OperationEnded),
 		follow("issuer"), inboxOf(RoleOperator)),
@@ -120,7 +122,11 @@ var roles = map[Role]rights{
 		"$JS.FC.KV_" + MemoryBucket + ".>",
 	}, nil},
 	RoleOperator: {CONTROL, []string{"writ.ctl.>"}, nil},
+	RoleCallout:  {AUTH, []string{"$SYS._INBOX.>"}, []string{CalloutSubject + " callout"}},
 }
+
+// CalloutSubject is where the server asks who may connect.
+const CalloutSubject = "$SYS.REQ.USER.AUTH"
 
 // permissions are a role's as the server enforces them. Every list has an
 // entry, so that none is empty: an empty list would mean everything.

@@ -1,8 +1,11 @@
 package keys
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"reflect"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
@@ -10,39 +13,98 @@ import (
 
 // Upgrade gives a folder that an older version made what this one needs, and
 // reports whether anything was missing. Nobody else may use the folder
-// meanwhile. It needs the operator's signing key.
+// meanwhile. It needs the operator's signing key where an account is missing.
 //
-// Older versions had the memory service's user in CONTROL. It gets a new one
-// in an account of its own, and the old one is revoked. What was interrupted is
-// done again from the beginning: trust.json, which names the account, is
+// Older versions had the memory service's user in CONTROL: it gets a new one
+// in an account of its own, and the old one is revoked. They had no account
+// AUTH. And the rights of some services' users were fewer. What was interrupted
+// is done again from the beginning: trust.json, which names the accounts, is
 // written last.
 func Upgrade(data string) (changed bool, err error) {
 	t, err := Open(data)
 	if err != nil {
 		return false, err
 	}
-	if t.Accounts[MEMORY] != "" {
-		return false, nil
+	d := &draft{dir: filepath.Join(data, Dir), replace: true}
+	if t.Accounts[MEMORY] == "" || t.Accounts[AUTH] == "" {
+		if err := d.missing(data, t); err != nil {
+			return false, err
+		}
+		changed = true
 	}
-	dir := filepath.Join(data, Dir)
-	seed, err := readSecret(filepath.Join(dir, "operator-signing.seed"))
+	for role := range roles {
+		renewed, err := d.renew(data, role, t)
+		if err != nil {
+			return false, fmt.Errorf("give the user %s its rights: %w", role, err)
+		}
+		changed = changed || renewed
+	}
+	return changed, nil
+}
+
+// missing makes the accounts that an older version did not know.
+func (d *draft) missing(data string, t *Trust) error {
+	seed, err := readSecret(filepath.Join(d.dir, "operator-signing.seed"))
 	if err != nil {
-		return false, fmt.Errorf("give the memory service its account: %w", err)
+		return fmt.Errorf("make the missing accounts: %w", err)
 	}
 	signer, err := nkeys.FromSeed(seed)
 	if err != nil {
-		return false, fmt.Errorf("give the memory service its account: keys/operator-signing.seed is damaged; restore it from a backup")
+		return errors.New("make the missing accounts: keys/operator-signing.seed is damaged; restore it from a backup")
 	}
-	d := &draft{dir: dir, replace: true}
-	if err := d.withdraw(t.JWTs[t.Accounts[CONTROL]], data, RoleMemory, signer); err != nil {
-		return false, fmt.Errorf("revoke the memory service's user in %s: %w", CONTROL, err)
+	if t.Accounts[MEMORY] == "" {
+		if err := d.withdraw(t.JWTs[t.Accounts[CONTROL]], data, RoleMemory, signer); err != nil {
+			return fmt.Errorf("revoke the memory service's user in %s: %w", CONTROL, err)
+		}
 	}
-	d.account(MEMORY, t, signer)
+	for _, name := range []string{MEMORY, AUTH} {
+		if t.Accounts[name] == "" {
+			d.account(name, t, signer)
+		}
+	}
 	d.trust(t)
 	if d.err != nil {
-		return false, fmt.Errorf("give the memory service its account: %w", d.err)
+		return fmt.Errorf("make the missing accounts: %w", d.err)
 	}
-	return true, nil
+	return nil
+}
+
+// renew signs a service's user anew, for the key that it has, where its rights
+// are no longer those of its role.
+func (d *draft) renew(data string, role Role, t *Trust) (bool, error) {
+	creds, err := Creds(data, role)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // the folder is one service's, or the file was moved away
+	}
+	if err != nil {
+		return false, err
+	}
+	token, err := jwt.ParseDecoratedJWT(creds)
+	if err != nil {
+		return false, err
+	}
+	user, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return false, err
+	}
+	r := roles[role]
+	if reflect.DeepEqual(user.Permissions, r.permissions(role)) {
+		return false, nil
+	}
+	seed, err := readSecret(filepath.Join(d.dir, "accounts", r.account+".seed"))
+	if err != nil {
+		return false, err
+	}
+	signer, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return false, fmt.Errorf("keys/accounts/%s.seed is damaged; restore it from a backup", r.account)
+	}
+	pair, err := jwt.ParseDecoratedUserNKey(creds)
+	if err != nil {
+		return false, err
+	}
+	d.creds(role, r, t.Accounts[r.account], signer, pair)
+	return true, d.err
 }
 
 // withdraw revokes the user of CONTROL whose credentials lie in the folder.

@@ -108,10 +108,16 @@ func Provision(ctx context.Context, server, data string) error {
 	if _, err := keys.Upgrade(data); err != nil {
 		return err
 	}
-	if nc, err := connect(keys.RoleInitMemory); err == nil {
-		nc.Close()
-	} else if err := tellAccounts(ctx, data, connect); err != nil {
-		return err
+	for _, role := range []keys.Role{keys.RoleInitMemory, keys.RoleCallout} {
+		nc, err := connect(role)
+		if err == nil {
+			nc.Close()
+			continue
+		}
+		if err := tellAccounts(ctx, data, connect); err != nil {
+			return err
+		}
+		break
 	}
 	return embed.Provision(ctx, connect)
 }
@@ -128,7 +134,7 @@ func tellAccounts(ctx context.Context, data string, connect func(keys.Role) (*na
 		return err
 	}
 	defer nc.Close()
-	for _, account := range []string{keys.CONTROL, keys.MEMORY} {
+	for _, account := range []string{keys.CONTROL, keys.MEMORY, keys.AUTH} {
 		m, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.UPDATE", []byte(trust.JWTs[trust.Accounts[account]]))
 		if err != nil {
 			return fmt.Errorf("give the server the account %s: %w", account, err)

@@ -1,0 +1,596 @@
+package issuer_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/ca"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// boundPlane is a plane with TLS on.
+func boundPlane(t *testing.T, c ca.Config) *plane {
+	t.Helper()
+	p := &plane{t: t, data: t.TempDir(), clock: &clock{}}
+	must(t, keys.Init(p.data, "acme.example"))
+	p.turnOn(c)
+	p.run(embed.Options{TLS: p.serverTLS()})
+	p.apply()
+	return p
+}
+
+func (p *plane) turnOn(c ca.Config) {
+	p.t.Helper()
+	must(p.t, ca.Enable(p.data, "acme.example", c, time.Now()))
+}
+
+func (p *plane) serverTLS() *tls.Config {
+	p.t.Helper()
+	authority, err := ca.Open(p.data, "acme.example")
+	must(p.t, err)
+	c, err := authority.ServerTLS(slog.New(slog.DiscardHandler), p.clock.now)
+	must(p.t, err)
+	return c
+}
+
+// newCSR is a key and a request for it; what else the request says must not
+// count.
+func newCSR(t *testing.T) (key crypto.Signer, csr string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: "writer-2"}, DNSNames: []string{"nats.acme.example"},
+		URIs: []*url.URL{{Scheme: "spiffe", Host: "acme.example", Path: "/agent/writer-2"}}}, k)
+	must(t, err)
+	return k, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+}
+
+// A held is what an agent has in hand: credentials, and a certificate's key.
+type held struct {
+	creds string
+	cert  tls.Certificate
+}
+
+func certificateOf(t *testing.T, key crypto.Signer, chain string) tls.Certificate {
+	t.Helper()
+	c := tls.Certificate{PrivateKey: key}
+	for rest := []byte(chain); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c.Certificate = append(c.Certificate, block.Bytes)
+	}
+	if len(c.Certificate) == 0 {
+		t.Fatal("no certificate was issued")
+	}
+	return c
+}
+
+func (p *plane) enrolled(id string) held {
+	p.t.Helper()
+	key, csr := newCSR(p.t)
+	rep := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: id, Actor: "alice", CertificateRequest: schemas.CertificateRequest{CSR: csr}})
+	return held{rep.Creds, certificateOf(p.t, key, rep.SVID)}
+}
+
+func (p *plane) granted(req schemas.IssueRequest) held {
+	p.t.Helper()
+	key, csr := newCSR(p.t)
+	req.CSR = csr
+	rep := p.issue(req)
+	return held{rep.Creds, certificateOf(p.t, key, rep.SVID)}
+}
+
+func (p *plane) clientTLS(certs ...tls.Certificate) *tls.Config {
+	p.t.Helper()
+	b, err := os.ReadFile(ca.BundlePath(p.data))
+	must(p.t, err)
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		p.t.Fatal("the bundle holds no certificate")
+	}
+	return &tls.Config{RootCAs: pool, Certificates: certs, MinVersion: tls.VersionTLS13, ServerName: "localhost"}
+}
+
+// connect is a stock client with a .creds file and a certificate.
+func (p *plane) connect(creds string, certs ...tls.Certificate) (*nats.Conn, error) {
+	p.t.Helper()
+	nc, err := nats.Connect(p.srv.URL(), nats.UserCredentialBytes([]byte(creds)), nats.Secure(p.clientTLS(certs...)),
+		nats.MaxReconnects(0), nats.Timeout(20*time.Second), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err == nil {
+		p.t.Cleanup(nc.Close)
+	}
+	return nc, err
+}
+
+func (p *plane) mustConnect(h held) *nats.Conn {
+	p.t.Helper()
+	nc, err := p.connect(h.creds, h.cert)
+	must(p.t, err)
+	return nc
+}
+
+func TestACertificateAndItsAgentsCredentialsLetInWithTheAgentsRights(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	for name, nc := range map[string]*nats.Conn{
+		"identity": p.mustConnect(p.enrolled("analyst-7")), "operation": p.mustConnect(p.granted(reportRequest())), "service": p.mustConnect(p.enrolled("pandas")),
+	} {
+		for subject, want := range map[string][3]bool{ // identity, operation, service
+			"out.token.refresh":          {true, true, true},
+			"out._r.0-1":                 {false, true, true},
+			"out.report.call.pandas":     {false, true, false},
+			"out.report.read.data.sales": {false, true, false},
+			"out.report.call.bash":       {false, false, false},
+			"out.other.call.pandas":      {false, false, false},
+			"writ.in.analyst-7.call.x":   {false, false, false},
+			keys.CalloutSubject:          {false, false, false},
+			"$SYS._INBOX.x":              {false, false, false},
+		} {
+			if got, want := mayPublish(t, nc, subject), want[map[string]int{"identity": 0, "operation": 1, "service": 2}[name]]; got != want {
+				t.Errorf("%s publishes %s: %t", name, subject, got)
+			}
+		}
+		if maySubscribe(t, nc, ">") || maySubscribe(t, nc, keys.CalloutSubject) || maySubscribe(t, nc, "in.>") != (name != "identity") {
+			t.Errorf("%s subscribes otherwise than its template", name)
+		}
+	}
+}
+
+// The attacker has stolen the whole credentials file of analyst-7, seed
+// included, and whatever certificates it can get hold of or make.
+func TestAValidJWTWithoutItsAgentsCertificateIsRefused(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	victim, mallory := p.granted(reportRequest()), p.enrolled("writer-2")
+	authority, other := p.authority(), newAuthority(t, "other.example")
+	uri := func(s string) []*url.URL {
+		u, err := url.Parse(s)
+		must(t, err)
+		return []*url.URL{u}
+	}
+	own := uri("spiffe://acme.example/agent/analyst-7")
+	now := time.Now()
+	for name, cert := range map[string]tls.Certificate{
+		"another agent's":            mallory.cert,
+		"expired":                    authority.make(t, leafOf(own, now.Add(-time.Minute))),
+		"no URI":                     authority.make(t, leafOf(nil, now.Add(time.Hour))),
+		"two URIs":                   authority.make(t, leafOf(append(uri("spiffe://acme.example/agent/writer-2"), own...), now.Add(time.Hour))),
+		"the agent's URI twice":      authority.make(t, leafOf(append(own, own...), now.Add(time.Hour))),
+		"a common name alone":        authority.make(t, named(leafOf(nil, now.Add(time.Hour)), "analyst-7")),
+		"another trust domain's":     other.make(t, leafOf(uri("spiffe://other.example/agent/analyst-7"), now.Add(time.Hour))),
+		"the name, another's hand":   other.make(t, leafOf(own, now.Add(time.Hour))),
+		"another domain, our hand":   authority.make(t, leafOf(uri("spiffe://other.example/agent/analyst-7"), now.Add(time.Hour))),
+		"another path":               authority.make(t, leafOf(uri("spiffe://acme.example/service/analyst-7"), now.Add(time.Hour))),
+		"a longer path":              authority.make(t, leafOf(uri("spiffe://acme.example/agent/analyst-7/x"), now.Add(time.Hour))),
+		"another scheme":             authority.make(t, leafOf(uri("https://acme.example/agent/analyst-7"), now.Add(time.Hour))),
+		"in capitals":                authority.make(t, leafOf(uri("spiffe://acme.example/agent/Analyst-7"), now.Add(time.Hour))),
+		"not for clients":            authority.make(t, unused(leafOf(own, now.Add(time.Hour)))),
+		"an authority's":             authority.make(t, signing(leafOf(own, now.Add(time.Hour)))),
+		"made by another agent's":    chained(t, mallory.cert, leafOf(own, now.Add(time.Hour))),
+		"its own, without its key":   {Certificate: victim.cert.Certificate, PrivateKey: mallory.cert.PrivateKey},
+		"of an authority that it is": {Certificate: append(newAuthority(t, "acme.example").make(t, leafOf(own, now.Add(time.Hour))).Certificate, authority.cert.Raw), PrivateKey: mallory.cert.PrivateKey},
+	} {
+		if nc, err := p.connect(victim.creds, cert); err == nil {
+			t.Errorf("%s: it is let in as %s", name, nc.Opts.Name)
+		}
+	}
+	if _, err := p.connect(victim.creds); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("no certificate: %v", err)
+	}
+	if _, err := p.connect(victim.creds, mallory.cert); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("another agent's certificate: %v", err)
+	}
+	p.mustConnect(victim) // all of it was for nothing: the agent itself gets in
+}
+
+// A raw client leaves the nonce unsigned, or signs it with another key.
+func TestCredentialsWithoutASignatureOfTheNonceAreRefused(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	victim := p.granted(reportRequest())
+	token, err := jwt.ParseDecoratedJWT([]byte(victim.creds))
+	must(t, err)
+	right, err := jwt.ParseDecoratedUserNKey([]byte(victim.creds))
+	must(t, err)
+	wrong, err := nkeys.CreateUser()
+	must(t, err)
+	sign := func(k nkeys.KeyPair) func(nonce string) string {
+		return func(nonce string) string {
+			sig, err := k.Sign([]byte(nonce))
+			must(t, err)
+			return base64.RawURLEncoding.EncodeToString(sig)
+		}
+	}
+	for name, c := range map[string]struct {
+		sig func(nonce string) string
+		in  bool
+	}{
+		"no signature":            {func(string) string { return "" }, false},
+		"no base64":               {func(string) string { return "!!!" }, false},
+		"another key's":           {sign(wrong), false},
+		"of another nonce":        {func(string) string { return sign(right)("another") }, false},
+		"of nothing":              {func(string) string { return sign(right)("") }, false},
+		"its key's, of the nonce": {sign(right), true},
+	} {
+		if got := p.rawConnect(victim.cert, token, c.sig); got != c.in {
+			t.Errorf("%s: let in %t", name, got)
+		}
+	}
+}
+
+// rawConnect speaks the protocol itself, and reports whether it is let in.
+func (p *plane) rawConnect(cert tls.Certificate, token string, sig func(nonce string) string) bool {
+	p.t.Helper()
+	u, err := url.Parse(p.srv.URL())
+	must(p.t, err)
+	conn, err := net.Dial("tcp", u.Host)
+	must(p.t, err)
+	defer conn.Close()
+	must(p.t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	line, err := bufio.NewReaderSize(conn, 1).ReadString('\n')
+	must(p.t, err)
+	var info struct {
+		Nonce string `json:"nonce"`
+	}
+	must(p.t, json.Unmarshal([]byte(strings.TrimPrefix(line, "INFO ")), &info))
+	secure := tls.Client(conn, p.clientTLS(cert))
+	connect, err := json.Marshal(map[string]any{"jwt": token, "sig": sig(info.Nonce), "protocol": 1, "tls_required": true, "lang": "raw", "version": "0"})
+	must(p.t, err)
+	_, err = secure.Write([]byte("CONNECT " + string(connect) + "\r\nPING\r\n"))
+	must(p.t, err)
+	for r := bufio.NewReader(secure); ; {
+		line, err := r.ReadString('\n')
+		if err != nil || strings.HasPrefix(line, "-ERR") {
+			return false
+		}
+		if strings.HasPrefix(line, "PONG") {
+			return true
+		}
+	}
+}
+
+// Users that were signed for an agent's account itself would pass the server
+// without any question. Nobody is handed one, and who has one from before TLS
+// was turned on, or makes one with a key from before, gets nowhere.
+func TestNothingGetsPastTheCertificateIntoAnAgentsAccount(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	operation := p.issue(reportRequest()).Creds
+	enroll := func(id string) string {
+		return call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: id, Actor: "alice"}).Creds
+	}
+	before := map[string]string{"operation": operation, "identity": enroll("analyst-7"), "service": enroll("pandas")}
+	old := accounts.NewMaker(p.secrets)
+	for _, creds := range before {
+		p.mustClient(creds)
+	}
+	p.stop()
+	p.srv.Stop()
+
+	p.turnOn(ca.Config{})
+	p.run(embed.Options{TLS: p.serverTLS()})
+	for name, creds := range before {
+		for _, certs := range [][]tls.Certificate{nil, {p.enrolled("analyst-7").cert}} {
+			if _, err := p.connect(creds, certs...); !errors.Is(err, nats.ErrAuthorization) {
+				t.Errorf("%s from before, with %d certificates: %v", name, len(certs), err)
+			}
+		}
+	}
+	user, err := nkeys.CreateUser()
+	must(t, err)
+	public, err := user.PublicKey()
+	must(t, err)
+	now := time.Now().Add(2 * time.Second)
+	token, err := old.Identity("analyst-7", public, now, now.Add(time.Hour))
+	must(t, err)
+	creds, err := accounts.Creds(token, user)
+	must(t, err)
+	if _, err := p.connect(creds, p.enrolled("analyst-7").cert); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("made with a key from before: %v", err)
+	}
+	for name, creds := range map[string]string{"operation": p.granted(reportRequest()).creds, "identity": p.enrolled("analyst-7").creds, "service": p.enrolled("pandas").creds} {
+		token, err := jwt.ParseDecoratedJWT([]byte(creds))
+		must(t, err)
+		c, err := jwt.DecodeUserClaims(token)
+		must(t, err)
+		if c.IssuerAccount != p.secrets.Auth.Account || c.BearerToken || len(c.Pub.Allow)+len(c.Sub.Allow) > 0 {
+			t.Errorf("%s is handed a user of %s: %+v", name, c.IssuerAccount, c.User)
+		}
+	}
+}
+
+func TestLocksHoldForBoundAgents(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	identity, operation := p.enrolled("analyst-7"), p.granted(reportRequest())
+	first, second := p.mustConnect(identity), p.mustConnect(operation)
+	if r := p.lock(schemas.Suspended, "analyst-7"); r.Partial || r.ConnectionsClosed != 2 {
+		t.Errorf("receipt of the suspension: %+v", r)
+	}
+	closed(first)
+	closed(second)
+	if _, err := p.connect(operation.creds, operation.cert); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("suspended: %v", err)
+	}
+	p.mustConnect(identity) // to be told why
+	p.lock(schemas.Active, "analyst-7")
+	if _, err := p.connect(operation.creds, operation.cert); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("resumed, with credentials from before: %v", err)
+	}
+	fresh := p.granted(reportRequest())
+	p.mustConnect(fresh)
+	p.lock(schemas.Killed, "analyst-7")
+	for name, h := range map[string]held{"identity": identity, "operation": fresh} {
+		if _, err := p.connect(h.creds, h.cert); !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("killed, %s: %v", name, err)
+		}
+	}
+	again := p.enrolled("analyst-7")
+	for name, h := range map[string]held{"identity": identity, "operation": fresh} {
+		if _, err := p.connect(h.creds, h.cert); !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("enrolled anew, %s from before: %v", name, err)
+		}
+	}
+	p.mustConnect(again)
+}
+
+// Without the issuer nobody new gets in, and who is in works on.
+func TestWithoutTheCalloutNobodyGetsInAndNobodyIsCutOff(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	h := p.enrolled("writer-2")
+	there := p.mustConnect(h)
+	p.stop()
+	if _, err := p.connect(h.creds, h.cert); err == nil {
+		t.Error("somebody got in with nobody to say who it is")
+	}
+	if err := there.Flush(); err != nil || !there.IsConnected() {
+		t.Errorf("who was in: %v", err)
+	}
+	p.start()
+	p.mustConnect(h)
+}
+
+// A connection ends with the certificate that it was let in with.
+func TestNobodyStaysBeyondItsCertificate(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	key, csr := newCSR(t)
+	rep := call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "writer-2", Actor: "alice",
+		CertificateRequest: schemas.CertificateRequest{CSR: csr, SVIDTTLSeconds: 5}})
+	h := held{rep.Creds, certificateOf(t, key, rep.SVID)}
+	nc := p.mustConnect(h)
+	closed(nc)
+	if leaf := parsed(t, h.cert); time.Now().Before(leaf.NotAfter) {
+		t.Errorf("closed before %s", leaf.NotAfter)
+	}
+	if _, err := p.connect(h.creds, h.cert); err == nil {
+		t.Error("an expired certificate lets in")
+	}
+}
+
+// The private key stays with the agent, and nothing of the request but its
+// public key comes back; the log tells who was given what, and no key.
+func TestACertificateIsRenewedOverNATSForTheSenderAlone(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	nc := p.mustConnect(p.enrolled("analyst-7"))
+	user, err := nkeys.CreateUser()
+	must(t, err)
+	public, err := user.PublicKey()
+	must(t, err)
+	key, csr := newCSR(t)
+	rep, err := bus.Call[schemas.IssueReply](t.Context(), nc, "out.token.refresh", schemas.RefreshRequest{PublicKey: public, CertificateRequest: schemas.CertificateRequest{CSR: csr}})
+	must(t, err)
+	cert := certificateOf(t, key, rep.SVID)
+	leaf := parsed(t, cert)
+	if k, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !k.Equal(key.Public()) {
+		t.Error("the certificate is for another key")
+	}
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://acme.example/agent/analyst-7" || leaf.Subject.CommonName != "" || len(leaf.DNSNames) > 0 {
+		t.Errorf("it names %v, %q, %v", leaf.URIs, leaf.Subject, leaf.DNSNames)
+	}
+	creds, err := accounts.Creds(rep.UserJWT, user)
+	must(t, err)
+	p.mustConnect(held{creds, cert})
+
+	// Shows 6: a SPIFFE library that is not ours takes it.
+	td := spiffeid.RequireTrustDomainFromString("acme.example")
+	bundle, err := x509bundle.Parse(td, []byte(rep.Bundle))
+	must(t, err)
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	svid, err := x509svid.Parse([]byte(rep.SVID), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+	must(t, err)
+	id, _, err := x509svid.Verify(svid.Certificates, bundle)
+	if err != nil || id.String() != "spiffe://acme.example/agent/analyst-7" || svid.ID != id {
+		t.Errorf("go-spiffe: %s, %v", id, err)
+	}
+
+	e := p.lastEvent("ev.analyst-7.agent.certified")
+	var c schemas.Certificate
+	must(t, schemas.Unmarshal(e.Data, &c))
+	if want := ca.Fingerprint(cert.Certificate[0]); c.Fingerprint != want || c.Serial != leaf.SerialNumber.Text(16) || !c.Expires.Equal(leaf.NotAfter) || c.URI != id.String() || e.Actor != "analyst-7" {
+		t.Errorf("the log says %+v by %s", c, e.Actor)
+	}
+	if bytes.Contains(e.Data, []byte("PRIVATE")) {
+		t.Error("a key stands in the log")
+	}
+
+	orchestrator := p.mustConnect(p.enrolled("orchestrator"))
+	_, err = bus.Call[schemas.IssueReply](t.Context(), orchestrator, "out.token.issue", schemas.IssueRequest{AgentID: "analyst-7", OperationID: "x", CertificateRequest: schemas.CertificateRequest{CSR: csr}})
+	var refused *schemas.Refusal
+	if !errors.As(err, &refused) || refused.Code != schemas.CodeForbidden {
+		t.Errorf("a certificate for another: %v", err)
+	}
+}
+
+func TestABadRequestForACertificateGrantsNothing(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	_, csr := newCSR(t)
+	block, _ := pem.Decode([]byte(csr))
+	forged := bytes.Clone(block.Bytes)
+	forged[len(forged)-1] ^= 1
+	small, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	must(t, err)
+	weak, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, small)
+	must(t, err)
+	encode := func(der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+	}
+	for name, req := range map[string]schemas.CertificateRequest{
+		"no PEM":            {CSR: "x"},
+		"another's block":   {CSR: strings.ReplaceAll(csr, "CERTIFICATE REQUEST", "CERTIFICATE")},
+		"two":               {CSR: csr + csr},
+		"a wrong signature": {CSR: encode(forged)},
+		"a weak key":        {CSR: encode(weak)},
+		"too long":          {CSR: csr, SVIDTTLSeconds: 86401},
+		"for no time":       {CSR: csr, SVIDTTLSeconds: -1},
+	} {
+		q := reportRequest()
+		q.CertificateRequest = req
+		refusal[schemas.IssueReply](p, schemas.CtlIssue, q, schemas.CodeMalformed)
+		if got := p.stateOf("analyst-7").Operations; len(got) > 0 {
+			t.Errorf("%s: granted all the same: %v", name, got)
+		}
+	}
+	off := newPlane(t, embed.Options{})
+	off.apply()
+	q := reportRequest()
+	q.CSR = csr
+	if r := refusal[schemas.IssueReply](off, schemas.CtlIssue, q, schemas.CodeMalformed); !strings.Contains(r.Error(), "TLS is off") {
+		t.Errorf("without TLS: %v", r)
+	}
+}
+
+func (p *plane) stateOf(id string) schemas.AgentStatus {
+	p.t.Helper()
+	rep := call[schemas.StatusReply](p, schemas.CtlStatus, schemas.StatusRequest{AgentID: id})
+	if len(rep.Agents) != 1 {
+		p.t.Fatalf("status of %s: %+v", id, rep)
+	}
+	return rep.Agents[0]
+}
+
+// SVIDs of a SPIRE server of the same trust domain count where its bundle is
+// trusted, also behind a change of the bundle, and nowhere else.
+func TestASPIREServersCertificatesCountWhereItsBundleIsTrusted(t *testing.T) {
+	spire, next := newAuthority(t, "acme.example"), newAuthority(t, "acme.example")
+	bundle := filepath.Join(t.TempDir(), "bundle.pem")
+	must(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: spire.cert.Raw}), 0o600))
+	p := boundPlane(t, ca.Config{SPIREBundle: bundle})
+	creds := p.granted(reportRequest()).creds
+	own := []*url.URL{{Scheme: "spiffe", Host: "acme.example", Path: "/agent/analyst-7"}}
+	if _, err := p.connect(creds, spire.make(t, leafOf(own, time.Now().Add(time.Hour)))); err != nil {
+		t.Errorf("SPIRE's: %v", err)
+	}
+	rotated := next.make(t, leafOf(own, time.Now().Add(time.Hour)))
+	if _, err := p.connect(creds, rotated); err == nil {
+		t.Error("an authority that is not in the bundle yet")
+	}
+	must(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: next.cert.Raw}), 0o600))
+	if _, err := p.connect(creds, rotated); err != nil {
+		t.Errorf("behind the change: %v", err)
+	}
+	if _, err := p.connect(creds, spire.make(t, leafOf(own, time.Now().Add(time.Hour)))); err == nil {
+		t.Error("an authority that is no longer in the bundle")
+	}
+}
+
+// A certificate authority that is not ours, or ours, out of the issuer's hand.
+type testAuthority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+func newAuthority(t *testing.T, domain string) *testAuthority {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, Subject: pkix.Name{Organization: []string{domain}}, URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	must(t, err)
+	c, err = x509.ParseCertificate(der)
+	must(t, err)
+	return &testAuthority{c, k}
+}
+
+// authority is the issuer's own.
+func (p *plane) authority() *testAuthority {
+	p.t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(p.data, "keys", "tls", "ca.pem"), filepath.Join(p.data, "keys", "tls", "ca_key.pem"))
+	must(p.t, err)
+	return &testAuthority{parsed(p.t, pair), pair.PrivateKey.(crypto.Signer)}
+}
+
+func parsed(t *testing.T, c tls.Certificate) *x509.Certificate {
+	t.Helper()
+	leaf, err := x509.ParseCertificate(c.Certificate[0])
+	must(t, err)
+	return leaf
+}
+
+func leafOf(uris []*url.URL, until time.Time) *x509.Certificate {
+	return &x509.Certificate{SerialNumber: big.NewInt(7), NotBefore: time.Now().Add(-time.Hour), NotAfter: until, URIs: uris, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+}
+
+func named(c *x509.Certificate, cn string) *x509.Certificate {
+	c.Subject.CommonName = cn
+	return c
+}
+
+func unused(c *x509.Certificate) *x509.Certificate {
+	c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	return c
+}
+
+func signing(c *x509.Certificate) *x509.Certificate {
+	c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign
+	return c
+}
+
+func (a *testAuthority) make(t *testing.T, c *x509.Certificate) tls.Certificate {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, c, a.cert, k.Public(), a.key)
+	must(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
+}
+
+// chained is a certificate that another agent has made with its own.
+func chained(t *testing.T, by tls.Certificate, c *x509.Certificate) tls.Certificate {
+	t.Helper()
+	made := (&testAuthority{parsed(t, by), by.PrivateKey.(crypto.Signer)}).make(t, c)
+	made.Certificate = append(made.Certificate, by.Certificate...)
+	return made
+}
