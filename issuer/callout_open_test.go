@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"encoding/base64"
 	"testing"
 
 	"github.com/nats-io/jwt/v2"
@@ -63,5 +64,48 @@ func TestOnlyAServersSealedQuestionIsOpened(t *testing.T) {
 	}
 	if _, err := openCallout(ours, xkey, []byte("eyJ")); err == nil {
 		t.Error("one in clear is opened")
+	}
+}
+
+// The server asks whatever it found of the signature itself.
+func TestTheNonceIsSignedWithTheUsersOwnKey(t *testing.T) {
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := user.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(k nkeys.KeyPair, nonce string, e *base64.Encoding) string {
+		sig, err := k.Sign([]byte(nonce))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e.EncodeToString(sig)
+	}
+	raw := base64.RawURLEncoding
+	for name, c := range map[string]struct {
+		nonce, sig string
+		ok         bool
+	}{
+		"its own":           {"nonce", sign(user, "nonce", raw), true},
+		"in plain base64":   {"nonce", sign(user, "nonce", base64.StdEncoding), true},
+		"none":              {"nonce", "", false},
+		"no base64":         {"nonce", "!!!", false},
+		"another key's":     {"nonce", sign(other, "nonce", raw), false},
+		"of another nonce":  {"nonce", sign(user, "other", raw), false},
+		"of an empty nonce": {"", sign(user, "", raw), false},
+	} {
+		if err := proven(public, c.nonce, c.sig); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if proven("UNOKEY", "nonce", sign(user, "nonce", raw)) == nil {
+		t.Error("a public key that is none")
 	}
 }

@@ -91,6 +91,7 @@ type Issuer struct {
 	byKey  map[string]string    // principal, by account
 	told   map[string]time.Time // newest declaration, by principal
 	born   map[string]time.Time // since when its credentials count, by principal
+	svids  map[string]time.Time // end of the newest certificate, by principal
 }
 
 // New prepares an issuer; Run starts it.
@@ -123,7 +124,7 @@ func New(o Options) (*Issuer, error) {
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), gates: newGates(), locks: newGates(),
-		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
+		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, nil
 }
@@ -263,6 +264,13 @@ func (i *Issuer) index(e *schemas.Event) error {
 		i.told[schemas.Fleet] = e.Time
 	case schemas.AgentRemoved:
 		delete(i.told, e.Agent)
+		delete(i.svids, e.Agent)
+	case schemas.AgentCertified:
+		var c schemas.Certificate
+		if err := schemas.Unmarshal(e.Data, &c); err != nil {
+			return fmt.Errorf("issuer: event %d: %w", e.Seq, err)
+		}
+		i.svids[e.Agent] = c.Expires
 	}
 	return nil
 }

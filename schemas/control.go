@@ -199,6 +199,8 @@ type AgentStatus struct {
 	LastSeq     uint64   `json:"last_seq"`
 	Connections int      `json:"connections"`
 	Operations  []string `json:"operations"` // with a live capability
+	// SVIDExpires is when the newest certificate that the issuer gave it ends.
+	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
 
 type StatusReply struct {
