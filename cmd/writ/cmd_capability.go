@@ -93,11 +93,11 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 			SVIDDir     string    `json:"svid_dir,omitempty"`
 		}{reply.Token, reply.JTI, reply.AgentID, reply.OperationID, list(reply.Scope), reply.ExpiresAt, reply.TraceID, reply.Seq, c.Creds, c.SVIDDir})
 	}
-	app.facts([2]string{"agent", reply.AgentID}, [2]string{"operation", reply.OperationID},
+	app.facts(c.svidFlags.fact([2]string{"agent", reply.AgentID}, [2]string{"operation", reply.OperationID},
 		[2]string{"scope", strings.Join(reply.Scope, " ")},
 		[2]string{"expires", app.clock(reply.ExpiresAt) + ", in " + span(reply.ExpiresAt.Sub(app.now()))},
 		[2]string{"trace", reply.TraceID}, [2]string{"capability", reply.JTI},
-		[2]string{"credentials", c.Creds}, [2]string{"certificate", c.SVIDDir}, [2]string{"token", reply.Token})
+		[2]string{"credentials", c.Creds}, [2]string{"token", reply.Token})...)
 	return nil
 }
 

@@ -170,6 +170,6 @@ func (c *enrollCmd) Run(ctx context.Context, app *App) error {
 			SVIDDir   string `json:"svid_dir,omitempty"`
 		}{reply.AgentID, reply.PublicKey, c.Out, c.SVIDDir})
 	}
-	app.facts([2]string{"enrolled", reply.AgentID}, [2]string{"key", reply.PublicKey}, [2]string{"credentials", c.Out}, [2]string{"certificate", c.SVIDDir})
+	app.facts(c.svidFlags.fact([2]string{"enrolled", reply.AgentID}, [2]string{"key", reply.PublicKey}, [2]string{"credentials", c.Out})...)
 	return nil
 }

@@ -125,6 +125,14 @@ func (f svidFlags) write(r schemas.CertificateReply, key []byte) error {
 	return nil
 }
 
+// fact adds where the certificate is.
+func (f svidFlags) fact(facts ...[2]string) [][2]string {
+	if f.SVIDDir == "" {
+		return facts
+	}
+	return append(facts, [2]string{"certificate", f.SVIDDir})
+}
+
 // needsCertificate says that credentials alone won't do.
 func (f svidFlags) needsCertificate(app *App) {
 	if f.SVIDDir == "" && app.Server == "" && ca.Exists(app.Data) {
