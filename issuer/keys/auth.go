@@ -26,24 +26,16 @@ type Auth struct {
 
 // callout makes of AUTH an account whose every user but the service's own is
 // asked about, and that signs agents' users with a key that can sign no rights.
+// Both its keys stay where the folder has them: agents' users outlive an
+// upgrade.
 func (d *draft) callout(c *jwt.AccountClaims, service string) {
-	xkey, err := nkeys.CreateCurveKeys()
-	if err != nil {
-		d.err = errors.Join(d.err, err)
-		return
-	}
-	seed, err := xkey.Seed()
-	if err != nil {
-		d.err = errors.Join(d.err, err)
-		return
-	}
-	d.write("accounts/AUTH.xkey", seed)
-	_, agents := d.pair(nkeys.PrefixByteAccount, "accounts/AUTH-agents.seed")
+	xkey := d.kept("accounts/AUTH.xkey", nkeys.CreateCurveKeys)
+	agents := d.kept("accounts/AUTH-agents.seed", nkeys.CreateAccount)
 	if d.err != nil {
 		return
 	}
 	scope := jwt.NewUserScope()
-	scope.Key, scope.Role = agents, "agent"
+	scope.Key, scope.Role = mustPublic(agents), "agent"
 	denyAll(&scope.Template.Permissions)
 	scope.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: jwt.NoLimit, Data: jwt.NoLimit, Payload: jwt.NoLimit} // nobody stays in AUTH
 	scope.Template.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard)
@@ -51,6 +43,35 @@ func (d *draft) callout(c *jwt.AccountClaims, service string) {
 	c.Authorization = jwt.ExternalAuthorization{
 		AuthUsers: jwt.StringList{service}, AllowedAccounts: jwt.StringList{jwt.AnyAccount}, XKey: mustPublic(xkey),
 	}
+}
+
+// kept is a pair that the folder has, or else a new one, which it then has.
+func (d *draft) kept(name string, create func() (nkeys.KeyPair, error)) nkeys.KeyPair {
+	if d.err != nil {
+		return nil
+	}
+	seed, err := readSecret(filepath.Join(d.dir, name))
+	if err == nil {
+		pair, err := nkeys.FromSeed(seed)
+		if err != nil {
+			d.err = fmt.Errorf("keys/%s is damaged; restore it from a backup", name)
+		}
+		return pair
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		d.err = err
+		return nil
+	}
+	pair, err := create()
+	if err == nil {
+		seed, err = pair.Seed()
+	}
+	if err != nil {
+		d.err = err
+		return nil
+	}
+	d.write(name, seed)
+	return pair
 }
 
 func openAuth(dir string) (*Auth, error) {

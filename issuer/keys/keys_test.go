@@ -11,7 +11,10 @@ import (
 	"testing"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 func initialised(t *testing.T) string {
@@ -58,9 +61,9 @@ func TestInitMakesWhatEachServiceNeeds(t *testing.T) {
 	}
 }
 
-// withoutMemory makes a folder what an older version left, as far as Upgrade
+// withoutAccount makes a folder what an older version left, as far as Upgrade
 // looks at it.
-func withoutMemory(t *testing.T, data string) {
+func withoutAccount(t *testing.T, data, name string) {
 	t.Helper()
 	path := filepath.Join(data, Dir, "trust.json")
 	b, err := os.ReadFile(path)
@@ -71,7 +74,7 @@ func withoutMemory(t *testing.T, data string) {
 	if err := json.Unmarshal(b, &trust); err != nil {
 		t.Fatal(err)
 	}
-	delete(trust.Accounts, MEMORY)
+	delete(trust.Accounts, name)
 	if b, err = json.Marshal(trust); err == nil {
 		err = os.WriteFile(path, b, 0o600)
 	}
@@ -104,7 +107,7 @@ func TestUpgradeRevokesTheUserThatItReplaces(t *testing.T) {
 	}
 	var replaced []string
 	for range 2 { // the second time as if the first had been interrupted at its end
-		withoutMemory(t, data)
+		withoutAccount(t, data, MEMORY)
 		old, issued := userIn(t, data, RoleMemory)
 		replaced = append(replaced, old)
 		if changed, err := Upgrade(data); !changed || err != nil {
@@ -135,6 +138,128 @@ func TestUpgradeRevokesTheUserThatItReplaces(t *testing.T) {
 	}
 	if changed, err := Upgrade(data); changed || err != nil {
 		t.Errorf("once more: %t, %v", changed, err)
+	}
+}
+
+// A folder from before TLS gets the account that it needs, and keeps what
+// agents' users are signed with.
+func TestUpgradeMakesTheAccountThatConnectionsAreAskedAboutIn(t *testing.T) {
+	data := initialised(t)
+	if err := WriteTLS(data, map[string][]byte{"tls.json": []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withoutAccount(t, data, AUTH)
+	if _, err := OpenSecrets(data); err == nil || !strings.Contains(err.Error(), "no account AUTH") {
+		t.Errorf("without it: %v", err)
+	}
+	if changed, err := Upgrade(data); !changed || err != nil {
+		t.Fatalf("%t, %v", changed, err)
+	}
+	after, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := jwt.DecodeAccountClaims(after.Trust.JWTs[after.Auth.Account])
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, _ := userIn(t, data, RoleCallout)
+	xkey, err := after.Auth.XKey.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, ok := account.SigningKeys.GetScope(after.Auth.Agents.Public())
+	if a := account.Authorization; len(a.AuthUsers) != 1 || a.AuthUsers[0] != service || a.XKey != xkey || !ok || after.Auth.Agents.Public() != before.Auth.Agents.Public() {
+		t.Errorf("authorization %+v, signer %v", a, signer)
+	}
+	scope, ok := signer.(*jwt.UserScope)
+	if !ok || len(scope.Template.Pub.Allow)+len(scope.Template.Sub.Allow) > 0 || !scope.Template.Pub.Deny.Contains(">") || !scope.Template.Sub.Deny.Contains(">") {
+		t.Errorf("agents' users in AUTH may do something: %+v", scope)
+	}
+}
+
+// Rights that a role has come to have are given to the key that it has.
+func TestUpgradeGivesAServicesUserItsRights(t *testing.T) {
+	data := initialised(t)
+	before, _ := userIn(t, data, RoleIssuer)
+	trust, err := Open(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds, err := Creds(data, RoleIssuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := jwt.ParseDecoratedUserNKey(creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := readSecret(filepath.Join(data, Dir, "accounts", CONTROL+".seed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := nkeys.FromSeed(seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &draft{dir: filepath.Join(data, Dir), replace: true}
+	d.creds(RoleIssuer, rights{account: CONTROL, pub: []string{"_R_.>"}}, trust.Accounts[CONTROL], signer, pair)
+	if d.err != nil {
+		t.Fatal(d.err)
+	}
+	if changed, err := Upgrade(data); !changed || err != nil {
+		t.Fatalf("%t, %v", changed, err)
+	}
+	creds, err = Creds(data, RoleIssuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.ParseDecoratedJWT(creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Subject != before || !c.Pub.Allow.Contains("ev.*.agent.certified") {
+		t.Errorf("%s may publish %v", c.Subject, c.Pub.Allow)
+	}
+	if changed, err := Upgrade(data); changed || err != nil {
+		t.Errorf("once more: %t, %v", changed, err)
+	}
+}
+
+// A folder that was bound has other keys than before, but for the account's own,
+// and none but them sign.
+func TestBoundAgentsHaveKeysOfTheirOwn(t *testing.T) {
+	data := initialised(t)
+	before, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteTLS(data, map[string][]byte{"tls.json": []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	after, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"analyst", schemas.MemoryID} {
+		for _, role := range []KeyRole{AccountKey, IdentityKey, OperationKey, ServiceKey} {
+			a, aerr := before.Account(id, 1, role)
+			b, berr := after.Account(id, 1, role)
+			if aerr != nil || berr != nil {
+				t.Fatal(aerr, berr)
+			}
+			if same := role == AccountKey || id == schemas.MemoryID; (a.Public() == b.Public()) != same {
+				t.Errorf("%s's key %s: the same %t", id, role, !same)
+			}
+		}
 	}
 }
 
