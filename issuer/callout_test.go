@@ -40,7 +40,7 @@ import (
 )
 
 // boundPlane is a plane with TLS on.
-func boundPlane(t *testing.T, c ca.Config) *plane {
+func boundPlane(t testing.TB, c ca.Config) *plane {
 	t.Helper()
 	p := &plane{t: t, data: t.TempDir(), clock: &clock{}}
 	must(t, keys.Init(p.data, "acme.example"))
@@ -66,7 +66,7 @@ func (p *plane) serverTLS() *tls.Config {
 
 // newCSR is a key and a request for it; what else the request says must not
 // count.
-func newCSR(t *testing.T) (key crypto.Signer, csr string) {
+func newCSR(t testing.TB) (key crypto.Signer, csr string) {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -83,7 +83,7 @@ type held struct {
 	cert  tls.Certificate
 }
 
-func certificateOf(t *testing.T, key crypto.Signer, chain string) tls.Certificate {
+func certificateOf(t testing.TB, key crypto.Signer, chain string) tls.Certificate {
 	t.Helper()
 	c := tls.Certificate{PrivateKey: key}
 	for rest := []byte(chain); ; {
@@ -531,7 +531,7 @@ type testAuthority struct {
 	key  crypto.Signer
 }
 
-func newAuthority(t *testing.T, domain string) *testAuthority {
+func newAuthority(t testing.TB, domain string) *testAuthority {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -552,7 +552,7 @@ func (p *plane) authority() *testAuthority {
 	return &testAuthority{parsed(p.t, pair), pair.PrivateKey.(crypto.Signer)}
 }
 
-func parsed(t *testing.T, c tls.Certificate) *x509.Certificate {
+func parsed(t testing.TB, c tls.Certificate) *x509.Certificate {
 	t.Helper()
 	leaf, err := x509.ParseCertificate(c.Certificate[0])
 	must(t, err)
@@ -594,4 +594,36 @@ func chained(t *testing.T, by tls.Certificate, c *x509.Certificate) tls.Certific
 	made := (&testAuthority{parsed(t, by), by.PrivateKey.(crypto.Signer)}).make(t, c)
 	made.Certificate = append(made.Certificate, by.Certificate...)
 	return made
+}
+
+// BenchmarkConnect is one stock client that connects and is told that it may:
+// in clear, with TLS, and with TLS, certificate and callout.
+func BenchmarkConnect(b *testing.B) {
+	run := func(name string, connect func() (*nats.Conn, error)) {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				nc, err := connect()
+				must(b, err)
+				nc.Close()
+			}
+		})
+	}
+	clear := newPlane(b, embed.Options{})
+	clear.apply()
+	creds := clear.issue(reportRequest()).Creds
+	run("clear", func() (*nats.Conn, error) {
+		return nats.Connect(clear.srv.URL(), nats.UserCredentialBytes([]byte(creds)))
+	})
+
+	bound := boundPlane(b, ca.Config{})
+	h := bound.granted(reportRequest())
+	secure := newPlane(b, embed.Options{TLS: bound.serverTLS()}) // another's certificate, and nobody asks for clients'
+	secure.apply()
+	direct := secure.issue(reportRequest()).Creds
+	run("tls", func() (*nats.Conn, error) {
+		return nats.Connect(secure.srv.URL(), nats.UserCredentialBytes([]byte(direct)), nats.Secure(bound.clientTLS(h.cert)))
+	})
+	run("callout", func() (*nats.Conn, error) {
+		return nats.Connect(bound.srv.URL(), nats.UserCredentialBytes([]byte(h.creds)), nats.Secure(bound.clientTLS(h.cert)))
+	})
 }

@@ -24,7 +24,7 @@ import (
 // stood in for: one cancels what is open and marks what it
 // reads, the other signs nothing.
 type plane struct {
-	t        *testing.T
+	t        testing.TB
 	data     string
 	srv      *embed.Server
 	issuer   *issuer.Issuer
@@ -40,7 +40,7 @@ type clock struct{ ahead atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
 func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
-func newPlane(t *testing.T, o embed.Options) *plane {
+func newPlane(t testing.TB, o embed.Options) *plane {
 	t.Helper()
 	p := &plane{t: t, data: t.TempDir(), clock: &clock{}}
 	must(t, keys.Init(p.data, "acme.example"))
@@ -157,7 +157,7 @@ func (p *plane) standIns() {
 	p.t.Cleanup(func() { cancel(); g.Wait() })
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -240,7 +240,7 @@ func (p *plane) lock(l schemas.Lock, agent string) schemas.Receipt {
 }
 
 // mayPublish and maySubscribe ask the server itself.
-func mayPublish(t *testing.T, nc *nats.Conn, subject string) bool {
+func mayPublish(t testing.TB, nc *nats.Conn, subject string) bool {
 	t.Helper()
 	before := nc.LastError()
 	must(t, nc.Publish(subject, []byte("x")))
@@ -248,7 +248,7 @@ func mayPublish(t *testing.T, nc *nats.Conn, subject string) bool {
 	return nc.LastError() == before
 }
 
-func maySubscribe(t *testing.T, nc *nats.Conn, subject string) bool {
+func maySubscribe(t testing.TB, nc *nats.Conn, subject string) bool {
 	t.Helper()
 	before := nc.LastError()
 	sub, err := nc.SubscribeSync(subject)
