@@ -128,6 +128,9 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 	if agent != asked.Agent {
 		return "", fmt.Errorf("%s: the certificate is that of %s", asked.Agent, agent)
 	}
+	if asked.Certificate != "" && ca.Fingerprint(chain[0].Raw) != asked.Certificate {
+		return "", fmt.Errorf("%s: its capability is bound to another certificate of it", asked.Agent)
+	}
 	if err := asked.Stands(i.pushes.now(asked.Agent)); err != nil {
 		return "", err
 	}
@@ -184,6 +187,9 @@ func shown(t *jwt.ClientTLS) ([]*x509.Certificate, error) {
 // where it asks for none. It is handed out by certified alone.
 func (i *Issuer) certificate(agent string, req schemas.CertificateRequest) (*ca.SVID, error) {
 	if req.CSR == "" {
+		if req.CertificateBound {
+			return nil, schemas.Refuse(schemas.CodeMalformed, "certificate_bound: send csr with it, the request for the certificate to bind to")
+		}
 		return nil, nil
 	}
 	if i.CA == nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -37,6 +38,7 @@ import (
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
 )
 
 // boundPlane is a plane with TLS on.
@@ -453,6 +455,58 @@ func TestACertificateIsRenewedOverNATSForTheSenderAlone(t *testing.T) {
 	}
 }
 
+// Bound to one certificate, a capability counts with no other of the same
+// agent; refreshed, it stays bound, to the same or to the one that is asked for
+// with it.
+func TestACapabilityIsBoundToOneCertificateWhereThatIsAskedFor(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	another := p.enrolled("analyst-7").cert
+	key, csr := newCSR(t)
+	req := reportRequest()
+	req.CSR, req.CertificateBound = csr, true
+	rep := p.issue(req)
+	own := held{rep.Creds, certificateOf(t, key, rep.SVID)}
+	if _, err := p.connect(own.creds, another); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("another certificate of the same agent: %v", err)
+	}
+	nc := p.mustConnect(own)
+	jwks := call[json.RawMessage](p, schemas.CtlJWKS, nil)
+	verifier, err := capability.NewVerifier("acme.example", jwks)
+	must(t, err)
+	bound := func(token string, cert tls.Certificate) {
+		t.Helper()
+		sum := sha256.Sum256(cert.Certificate[0])
+		c, err := verifier.Verify(token, capability.Expect{Time: p.clock.now(), Delivered: true})
+		if err != nil || c.Confirmation.X5T != base64.RawURLEncoding.EncodeToString(sum[:]) {
+			t.Errorf("the token says %+v, %v", c, err)
+		}
+	}
+	bound(rep.Token, own.cert)
+	seed, err := jwt.ParseDecoratedUserNKey([]byte(own.creds))
+	must(t, err)
+	refresh := func(r schemas.CertificateRequest) schemas.IssueReply {
+		t.Helper()
+		rep, err := bus.Call[schemas.IssueReply](t.Context(), nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report", CertificateRequest: r})
+		must(t, err)
+		rep.Creds, err = accounts.Creds(rep.UserJWT, seed)
+		must(t, err)
+		return rep
+	}
+	same := refresh(schemas.CertificateRequest{})
+	bound(same.Token, own.cert)
+	if _, err := p.connect(same.Creds, another); err == nil {
+		t.Error("a refresh loosens the binding")
+	}
+	key, csr = newCSR(t)
+	next := refresh(schemas.CertificateRequest{CSR: csr})
+	cert := certificateOf(t, key, next.SVID)
+	bound(next.Token, cert)
+	p.mustConnect(held{next.Creds, cert})
+	if _, err := p.connect(next.Creds, own.cert); err == nil {
+		t.Error("the certificate before still counts with the newer capability")
+	}
+}
+
 func TestABadRequestForACertificateGrantsNothing(t *testing.T) {
 	p := boundPlane(t, ca.Config{})
 	_, csr := newCSR(t)
@@ -473,6 +527,7 @@ func TestABadRequestForACertificateGrantsNothing(t *testing.T) {
 		"a wrong signature": {CSR: encode(forged)},
 		"a weak key":        {CSR: encode(weak)},
 		"too long":          {CSR: csr, SVIDTTLSeconds: 86401},
+		"bound to nothing":  {CertificateBound: true},
 		"for no time":       {CSR: csr, SVIDTTLSeconds: -1},
 	} {
 		q := reportRequest()

@@ -39,6 +39,9 @@ func (i *Issuer) granted(ctx context.Context, g schemas.Grant, audience, by stri
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
+	if cert != nil && (req.CertificateBound || g.Certificate != "") {
+		g.Certificate = cert.Fingerprint
+	}
 	reply, err := i.grant(ctx, g, audience, by)
 	if err != nil {
 		return schemas.IssueReply{}, err

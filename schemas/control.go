@@ -70,6 +70,9 @@ type EnrollReply struct {
 type CertificateRequest struct {
 	CSR            string `json:"csr,omitempty"`              // PKCS #10, PEM; none is asked for where empty
 	SVIDTTLSeconds int64  `json:"svid_ttl_seconds,omitempty"` // an hour where 0, a day at most
+	// CertificateBound makes the capability that is asked for one that counts
+	// with this very certificate alone (RFC 8705), and what it is refreshed to.
+	CertificateBound bool `json:"certificate_bound,omitempty"`
 }
 
 // CertificateReply holds what was asked for: the certificate, and by whom the

@@ -108,7 +108,8 @@ type Grant struct {
 	Task           string    `json:"task,omitempty"`
 	Job            string    `json:"job,omitempty"`
 	TraceID        string    `json:"trace_id"`
-	PublicKey      string    `json:"public_key"` // user NKey that proves possession
+	PublicKey      string    `json:"public_key"`                   // user NKey that proves possession
+	Certificate    string    `json:"certificate_sha256,omitempty"` // the one that it counts with alone, hex; any of the agent's where empty
 	Parent         string    `json:"parent,omitempty"`
 	IssuedBy       string    `json:"issued_by"`
 	Refreshes      string    `json:"refreshes,omitempty"` // jti that this one replaces

@@ -192,6 +192,9 @@ func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (strin
 	if err != nil {
 		return "", err
 	}
+	if g.Certificate != "" {
+		tags = append(tags, tagCertificate+g.Certificate)
+	}
 	token, err := m.user(user{id: g.Agent, name: g.Agent + "/" + g.Operation, public: g.PublicKey, generation: generation,
 		role: keys.OperationKey, iat: iat, expires: g.Expires, tags: tags})
 	if err != nil {

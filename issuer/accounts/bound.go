@@ -16,9 +16,10 @@ import (
 
 // Tags of a user in AUTH, beside those of the rights that it is to get.
 const (
-	tagAgent      = "agent:"
-	tagRole       = "role:"
-	tagGeneration = "generation:"
+	tagAgent       = "agent:"
+	tagRole        = "role:"
+	tagGeneration  = "generation:"
+	tagCertificate = "certificate:"
 )
 
 // asked signs a user in AUTH, about whom the server asks when it connects.
@@ -40,8 +41,12 @@ type Asked struct {
 	Generation int // of the keys, where the role has generations
 	Issued     time.Time
 	Expires    time.Time
-	name       string
-	tags       []string
+	// Certificate is the SHA-256, hex, of the one that it counts with alone; of
+	// any of the agent's where empty.
+	Certificate string
+
+	name string
+	tags []string // the rights
 }
 
 // ErrAsked is matched where a user is not one about whom the server is to ask.
@@ -74,6 +79,8 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 			if a.Generation, err = strconv.Atoi(t[len(tagGeneration):]); err != nil {
 				return Asked{}, fmt.Errorf("%w: their generation is no number", ErrAsked)
 			}
+		case strings.HasPrefix(t, tagCertificate):
+			a.Certificate = t[len(tagCertificate):]
 		default:
 			a.tags = append(a.tags, t)
 		}

@@ -133,6 +133,9 @@ func FromGrant(g schemas.Grant, trustDomain, audience string, issued time.Time) 
 	if c.Audience == "" {
 		c.Audience = trustDomain
 	}
+	if sum, err := hex.DecodeString(g.Certificate); err == nil && len(sum) > 0 {
+		c.Confirmation.X5T = base64.RawURLEncoding.EncodeToString(sum)
+	}
 	for _, s := range g.Scope {
 		if tool, ok := strings.CutPrefix(s, schemas.VerbCall+":"); ok {
 			c.Tools = append(c.Tools, tool)
