@@ -74,7 +74,7 @@ func (i *Issuer) answerCallout(m *nats.Msg) {
 	answer.Audience, answer.IssuerAccount = r.Server.ID, auth.Account
 	if answer.Jwt, err = i.admit(r, now); err != nil {
 		// Who is not let in learns nothing; who runs the servers does.
-		i.Logger.Warn("connection refused", "user", r.ConnectOptions.Name, "host", r.ClientInformation.Host, "error", err)
+		i.Logger.Warn("connection refused", "client", r.ConnectOptions.Name, "host", r.ClientInformation.Host, "error", err)
 		answer.Jwt, answer.Error = "", "not admitted"
 	}
 	token, err := answer.Encode(auth.Signer)

@@ -20,6 +20,8 @@
 //     pushed a second later again, for a server that was away. Issuing times of
 //     an account's JWTs strictly rise.
 //   - A lock that a verdict put on in the log is carried out in the same way.
+//   - With TLS nobody connects as an agent but with the agent's certificate, the
+//     key of its credentials, and the state's consent, at that moment.
 //   - No secret appears in an event, a log line or an error.
 package issuer
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,7 +99,7 @@ func (a *Authority) Agent(chain []*x509.Certificate, now time.Time) (string, err
 	bundle, _ := a.authorities() // an error is the server's to log
 	leaf := chain[0]
 	// The library looks at the chain, not at what the certificate is for.
-	if !usable(leaf) {
+	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
 		return "", fmt.Errorf("%w: it is not for clients", ErrNobody)
 	}
 	id, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(now))
@@ -110,13 +111,4 @@ func (a *Authority) Agent(chain []*x509.Certificate, now time.Time) (string, err
 		return "", fmt.Errorf("%w: it names %s", ErrNobody, id)
 	}
 	return agent, nil
-}
-
-func usable(c *x509.Certificate) bool {
-	for _, u := range c.ExtKeyUsage {
-		if u == x509.ExtKeyUsageClientAuth {
-			return true
-		}
-	}
-	return false
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 )
 
@@ -63,6 +64,9 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 	folder, err := folderOf(o.Creds, what.role)
 	if err != nil {
 		return nil, err
+	}
+	if ca.Exists(folder) {
+		return nil, fmt.Errorf("%w: %s was made with --tls, and agents' certificates are bound by the server of writ up alone; make keys without it", ErrCreds, folder)
 	}
 	p := newProcess(folder, o.Data, o.Logger)
 	p.url = o.Server
