@@ -195,6 +195,9 @@ func (i *Issuer) certificate(agent string, req schemas.CertificateRequest) (*ca.
 	if i.CA == nil {
 		return nil, schemas.Refuse(schemas.CodeMalformed, "certificates are not issued here: TLS is off; turn it on with writ up --tls")
 	}
+	if view(i, func(s *schemas.State) bool { a := s.Agents[agent]; return a != nil && a.Kind == schemas.KindOperator }) {
+		return nil, schemas.Refuse(schemas.CodeConflict, "%s is an operator; certificates are for agents and services", agent)
+	}
 	c, err := i.CA.Issue(agent, []byte(req.CSR), time.Duration(req.SVIDTTLSeconds)*time.Second, i.Now())
 	if err != nil {
 		return nil, err

@@ -88,7 +88,7 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 	if err := schemas.CheckID("agent", a.Agent); err != nil {
 		return Asked{}, fmt.Errorf("%w: %w", ErrAsked, err)
 	}
-	if !slices.Contains(rolesOf(schemas.Active), a.Role) {
+	if !m.secrets.Bound(a.Agent, a.Role) {
 		return Asked{}, fmt.Errorf("%w: there is no role %q", ErrAsked, a.Role)
 	}
 	return a, nil
@@ -98,7 +98,7 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 // now; nil where it does.
 func (a Asked) Stands(now Account) error {
 	switch {
-	case now.Lock == schemas.Killed || !slices.Contains(rolesOf(now.Lock), a.Role):
+	case now.Lock == schemas.Killed || !slices.Contains(rolesOf(now), a.Role):
 		return fmt.Errorf("%s is %s", a.Agent, now.Lock)
 	case a.Role != keys.IdentityKey && a.Generation != now.Generation:
 		return fmt.Errorf("the keys of %s were replaced", a.Agent)

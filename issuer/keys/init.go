@@ -23,6 +23,10 @@ import (
 // of an agent before it forgets who asked.
 const ResponseThreshold = time.Hour
 
+// AskThreshold is the same for what named operators ask: longer than any
+// command may take.
+const AskThreshold = 15 * time.Minute
+
 const offlineReadme = `The keys in this folder sign nothing after writ init. Move the folder to a
 place that is not connected to this machine, and keep it: with the operator's
 root key a new operator signing key can be named, should the present one be
@@ -141,7 +145,7 @@ func fill(dir, trustDomain string) error {
 	if d.err != nil {
 		return d.err
 	}
-	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}}
+	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}, Rights: digest()}
 	for _, name := range static {
 		d.account(name, &trust, opSigner)
 	}
@@ -190,30 +194,39 @@ func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
 	if d.err != nil {
 		return
 	}
-	c := staticAccount(name, public, signerPublic)
+	d.populate(name, staticAccount(name, public, signerPublic), signer, opSigner)
+	trust.Accounts[name] = public
+}
+
+// populate writes a static account and its users: the account first, which
+// revokes those that it had.
+func (d *draft) populate(name string, claims *jwt.AccountClaims, signer, opSigner nkeys.KeyPair) {
+	users := map[Role]nkeys.KeyPair{}
 	for role, r := range roles {
-		if r.account != name {
-			continue
-		}
-		user := d.user(role, r, public, signer)
-		if role == RoleCallout {
-			d.callout(c, user)
+		if r.account == name {
+			users[role], _ = d.pair(nkeys.PrefixByteUser, "")
 		}
 	}
 	if d.err != nil {
 		return
 	}
-	token, err := c.Encode(opSigner)
+	if service, ok := users[RoleCallout]; ok {
+		d.callout(claims, mustPublic(service))
+	}
+	token, err := claims.Encode(opSigner)
 	if err != nil {
 		d.err = err
 		return
 	}
 	d.write("accounts/"+name+".jwt", []byte(token))
-	trust.Accounts[name] = public
+	for role, pair := range users {
+		d.creds(role, roles[role], claims.Subject, signer, pair)
+	}
 }
 
-// staticAccount is an account, without what its users bring along, that Init makes once and nobody updates:
-// updating CONTROL's would drop the replies in flight.
+// staticAccount is an account that Init makes once and nobody updates, but for
+// what its users bring along: updating CONTROL's would drop the replies in
+// flight.
 func staticAccount(name, public, signer string) *jwt.AccountClaims {
 	c := jwt.NewAccountClaims(public)
 	c.Name = name
@@ -228,6 +241,9 @@ func staticAccount(name, public, signer string) *jwt.AccountClaims {
 		c.Exports.Add(&jwt.Export{
 			Name: "out", Subject: jwt.Subject(schemas.OutPrefix + ".*.>"), Type: jwt.Service,
 			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: ResponseThreshold,
+		}, &jwt.Export{
+			Name: "op", Subject: jwt.Subject(schemas.OpPrefix + ".*.>"), Type: jwt.Service,
+			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: AskThreshold,
 		})
 	case MEMORY:
 		c.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: jwt.NoLimit, Streams: 1, Consumer: 16}
@@ -242,18 +258,8 @@ func denyAll(p *jwt.Permissions) {
 	p.Sub.Deny.Add(">")
 }
 
-// user makes one service's NATS user. It has no expiry: it lies beside the key
-// that could sign it anew.
-func (d *draft) user(role Role, r rights, account string, signer nkeys.KeyPair) (public string) {
-	pair, public := d.pair(nkeys.PrefixByteUser, "")
-	if d.err != nil {
-		return ""
-	}
-	d.creds(role, r, account, signer, pair)
-	return public
-}
-
-// creds writes the credentials of a service's NATS user.
+// creds writes one service's NATS user. It has no expiry: it lies beside the
+// key that could sign it anew.
 func (d *draft) creds(role Role, r rights, account string, signer, pair nkeys.KeyPair) {
 	if d.err != nil {
 		return

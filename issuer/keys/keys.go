@@ -79,6 +79,7 @@ var ErrPermissions = errors.New("keys are readable by others")
 type Trust struct {
 	TrustDomain string            `json:"trust_domain"`
 	Accounts    map[string]string `json:"accounts"` // public keys of the static accounts
+	Rights      string            `json:"rights"`   // of which rights the users and accounts were made: digest
 	Operator    string            `json:"-"`        // JWT
 	JWTs        map[string]string `json:"-"`        // account JWT, by public key
 }
@@ -105,7 +106,7 @@ func Open(data string) (*Trust, error) {
 	}
 	for _, name := range static {
 		public := t.Accounts[name]
-		if public == "" && (name == MEMORY || name == AUTH) {
+		if public == "" && name != SYS && name != CONTROL && name != DELIVER {
 			continue // a folder from before it, until Upgrade
 		}
 		if !nkeys.IsValidPublicAccountKey(public) {
@@ -210,22 +211,28 @@ const (
 	IdentityKey  KeyRole = "identity"  // signs users that may ask for capabilities
 	OperationKey KeyRole = "operation" // signs users bound to one operation
 	ServiceKey   KeyRole = "service"   // signs users of a service
+	OperatorKey  KeyRole = "operator"  // signs users of an operator
+	JoinKey      KeyRole = "join"      // signs users that may join
 )
 
-// Bound reports whether a principal's users are bound to a certificate: with
-// TLS, all but those of the part of the control plane that is one itself.
-func (s *Secrets) Bound(id string) bool { return s.Auth != nil && id != schemas.MemoryID }
+// Bound reports whether a principal's users of a role are bound to a
+// certificate: with TLS, all of agents and services. The memory service is a
+// part of the control plane, and who joins can have no certificate yet, nor
+// do more than that.
+func (s *Secrets) Bound(id string, role KeyRole) bool {
+	return s.Auth != nil && id != schemas.MemoryID && (role == IdentityKey || role == OperationKey || role == ServiceKey)
+}
 
 // Account derives one key of a principal's account. The account's own key and
-// the identity key are the same in all generations; operation and service keys
-// are replaced with each. A bound principal's are others than its unbound ones,
-// so that nobody gets past its certificate with what was signed before.
+// the identity key are the same in all generations; the others are replaced
+// with each. A bound principal's are others than its unbound ones, so that
+// nobody gets past its certificate with what was signed before.
 func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0
 	}
 	info := "writ account key v1/"
-	if role != AccountKey && s.Bound(id) {
+	if s.Bound(id, role) {
 		info = "writ bound account key v1/"
 	}
 	info += id + "/" + strconv.Itoa(generation) + "/" + string(role)

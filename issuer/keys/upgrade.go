@@ -4,131 +4,112 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
-	"reflect"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
 )
 
-// Upgrade gives a folder that an older version made what this one needs, and
-// reports whether anything was missing. Nobody else may use the folder
-// meanwhile. It needs the operator's signing key where an account is missing.
+// Upgrade gives a folder that another version made the accounts and users of
+// this one, and reports whether anything had to change. Nobody else may use the
+// folder meanwhile. It needs the operator's signing key.
 //
-// Older versions had the memory service's user in CONTROL: it gets a new one
-// in an account of its own, and the old one is revoked. They had no account
-// AUTH. And the rights of some services' users were fewer. What was interrupted
-// is done again from the beginning: trust.json, which names the accounts, is
-// written last.
+// Accounts keep their keys; every user is made anew, and the one in its place
+// is revoked. So credentials that were copied to other machines must be copied
+// again. What was interrupted is done again from the beginning: trust.json,
+// which says for which rights the folder was made, is written last.
 func Upgrade(data string) (changed bool, err error) {
 	t, err := Open(data)
 	if err != nil {
 		return false, err
 	}
-	d := &draft{dir: filepath.Join(data, Dir), replace: true}
-	if t.Accounts[MEMORY] == "" || t.Accounts[AUTH] == "" {
-		if err := d.missing(data, t); err != nil {
-			return false, err
-		}
-		changed = true
-	}
-	for role := range roles {
-		renewed, err := d.renew(data, role, t)
-		if err != nil {
-			return false, fmt.Errorf("give the user %s its rights: %w", role, err)
-		}
-		changed = changed || renewed
-	}
-	return changed, nil
-}
-
-// missing makes the accounts that an older version did not know.
-func (d *draft) missing(data string, t *Trust) error {
-	seed, err := readSecret(filepath.Join(d.dir, "operator-signing.seed"))
-	if err != nil {
-		return fmt.Errorf("make the missing accounts: %w", err)
-	}
-	signer, err := nkeys.FromSeed(seed)
-	if err != nil {
-		return errors.New("make the missing accounts: keys/operator-signing.seed is damaged; restore it from a backup")
-	}
-	if t.Accounts[MEMORY] == "" {
-		if err := d.withdraw(t.JWTs[t.Accounts[CONTROL]], data, RoleMemory, signer); err != nil {
-			return fmt.Errorf("revoke the memory service's user in %s: %w", CONTROL, err)
-		}
-	}
-	for _, name := range []string{MEMORY, AUTH} {
-		if t.Accounts[name] == "" {
-			d.account(name, t, signer)
-		}
-	}
-	d.trust(t)
-	if d.err != nil {
-		return fmt.Errorf("make the missing accounts: %w", d.err)
-	}
-	return nil
-}
-
-// renew signs a service's user anew, for the key that it has, where its rights
-// are no longer those of its role.
-func (d *draft) renew(data string, role Role, t *Trust) (bool, error) {
-	creds, err := Creds(data, role)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // the folder is one service's, or the file was moved away
-	}
-	if err != nil {
-		return false, err
-	}
-	token, err := jwt.ParseDecoratedJWT(creds)
-	if err != nil {
-		return false, err
-	}
-	user, err := jwt.DecodeUserClaims(token)
-	if err != nil {
-		return false, err
-	}
-	r := roles[role]
-	if reflect.DeepEqual(user.Permissions, r.permissions(role)) {
+	want := digest()
+	if t.Rights == want {
 		return false, nil
 	}
-	seed, err := readSecret(filepath.Join(d.dir, "accounts", r.account+".seed"))
+	dir := filepath.Join(data, Dir)
+	operator, err := readSigner(dir, "operator-signing.seed")
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("upgrade the keys: %w", err)
 	}
-	signer, err := nkeys.FromSeed(seed)
+	users, err := knownUsers(data)
 	if err != nil {
-		return false, fmt.Errorf("keys/accounts/%s.seed is damaged; restore it from a backup", r.account)
+		return false, fmt.Errorf("upgrade the keys: %w", err)
 	}
-	pair, err := jwt.ParseDecoratedUserNKey(creds)
-	if err != nil {
-		return false, err
+	d := &draft{dir: dir, replace: true}
+	for _, name := range static {
+		public := t.Accounts[name]
+		if public == "" {
+			d.account(name, t, operator)
+			continue
+		}
+		if err := d.renew(name, t.JWTs[public], users, operator); err != nil {
+			return false, fmt.Errorf("upgrade account %s: %w", name, err)
+		}
 	}
-	d.creds(role, r, t.Accounts[r.account], signer, pair)
-	return true, d.err
+	t.Rights = want
+	d.trust(t)
+	if d.err != nil {
+		return false, fmt.Errorf("upgrade the keys: %w", d.err)
+	}
+	return true, nil
 }
 
-// withdraw revokes the user of CONTROL whose credentials lie in the folder.
-func (d *draft) withdraw(control, data string, role Role, signer nkeys.KeyPair) error {
-	creds, err := Creds(data, role)
+// knownUsers reads the users whose credentials lie in the folder.
+func knownUsers(data string) ([]*jwt.UserClaims, error) {
+	var out []*jwt.UserClaims
+	for role := range roles {
+		creds, err := Creds(data, role)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a role that the other version had not
+		}
+		if err != nil {
+			return nil, err
+		}
+		token, err := jwt.ParseDecoratedJWT(creds)
+		if err != nil {
+			return nil, fmt.Errorf("credentials of %s: %w", role, err)
+		}
+		user, err := jwt.DecodeUserClaims(token)
+		if err != nil {
+			return nil, fmt.Errorf("credentials of %s: %w", role, err)
+		}
+		out = append(out, user)
+	}
+	return out, nil
+}
+
+// renew writes a static account as this version has it, with new users, and
+// revokes those that the folder held.
+func (d *draft) renew(name, token string, users []*jwt.UserClaims, operator nkeys.KeyPair) error {
+	old, err := jwt.DecodeAccountClaims(token)
 	if err != nil {
 		return err
 	}
-	token, err := jwt.ParseDecoratedJWT(creds)
+	signer, err := readSigner(d.dir, filepath.Join("accounts", name+".seed"))
 	if err != nil {
 		return err
 	}
-	user, err := jwt.DecodeUserClaims(token)
-	if err != nil {
-		return err
+	claims := staticAccount(name, old.Subject, mustPublic(signer))
+	claims.Revocations = maps.Clone(old.Revocations)
+	for _, user := range users {
+		if user.IssuerAccount == old.Subject {
+			claims.Revoke(user.Subject)
+		}
 	}
-	account, err := jwt.DecodeAccountClaims(control)
-	if err != nil {
-		return err
-	}
-	account.Revoke(user.Subject)
-	if control, err = account.Encode(signer); err != nil {
-		return err
-	}
-	d.write("accounts/"+CONTROL+".jwt", []byte(control))
+	d.populate(name, claims, signer, operator)
 	return d.err
+}
+
+func readSigner(dir, name string) (nkeys.KeyPair, error) {
+	seed, err := readSecret(filepath.Join(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	pair, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return nil, fmt.Errorf("keys/%s is damaged; restore it from a backup", name)
+	}
+	return pair, nil
 }

@@ -49,6 +49,7 @@ var (
 		reflect.TypeFor[schemas.EnrollRequest](), reflect.TypeFor[schemas.EnrollReply](),
 		reflect.TypeFor[schemas.CertificateRequest](), reflect.TypeFor[schemas.CertificateReply](),
 		reflect.TypeFor[schemas.IssueRequest](), reflect.TypeFor[schemas.IssueReply](),
+		reflect.TypeFor[schemas.JoinRequest](), reflect.TypeFor[schemas.LockdownRequest](), reflect.TypeFor[schemas.LockdownReply](),
 		reflect.TypeFor[schemas.RefreshRequest](), reflect.TypeFor[schemas.ReleaseRequest](),
 		reflect.TypeFor[schemas.LockRequest](), reflect.TypeFor[schemas.Receipt](),
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),
