@@ -207,6 +207,9 @@ func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentS
 		if a.Lock != schemas.Active {
 			st.Reason = a.LockReason
 		}
+		if end, ok := i.svids[id]; ok {
+			st.SVIDExpires = &end
+		}
 		for op, g := range a.Grants {
 			if g.Over(now) == "" {
 				st.Operations = append(st.Operations, op)

@@ -23,6 +23,9 @@ const (
 
 // issue grants a capability or refuses it.
 func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest) (schemas.IssueReply, error) {
+	if req.CSR != "" && who.agent != "" && who.agent != req.AgentID {
+		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeForbidden, "a certificate of %s is given to %s itself; leave csr out", clip(req.AgentID), clip(req.AgentID))
+	}
 	// What it is derived from must not be refreshed or end meanwhile.
 	turns := []string{req.AgentID}
 	if who.agent != "" {
@@ -40,13 +43,30 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return i.grant(ctx, g, req.Audience, who.name)
+	return i.granted(ctx, g, req.Audience, who.name, req.CertificateRequest)
+}
+
+// granted is grant, with a certificate for the agent where it asks for one.
+func (i *Issuer) granted(ctx context.Context, g schemas.Grant, audience, by string, req schemas.CertificateRequest) (schemas.IssueReply, error) {
+	cert, err := i.certificate(g.Agent, req)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if cert != nil && (req.CertificateBound || g.Certificate != "") {
+		g.Certificate = cert.Fingerprint
+	}
+	reply, err := i.grant(ctx, g, audience, by)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	reply.CertificateReply, err = i.certified(ctx, g.Agent, by, cert)
+	return reply, err
 }
 
 // refresh renews the capability of one of the sender's operations.
 func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
 	if req.OperationID == "" {
-		return i.renewIdentity(agent, req.PublicKey)
+		return i.renewIdentity(ctx, agent, req)
 	}
 	defer i.gates.passAll(agent, view(i, func(s *schemas.State) string {
 		if g := s.GrantOf(agent, req.OperationID); g != nil && g.ParentAgent != "" {
@@ -64,7 +84,7 @@ func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshR
 		}
 		return ""
 	})
-	return i.grant(ctx, g, audience, agent)
+	return i.granted(ctx, g, audience, agent, req.CertificateRequest)
 }
 
 // decided takes a decision on the present state.
@@ -207,8 +227,9 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 
 // renewIdentity renews the credential with which a principal asks and is
 // asked. It is for a key that the principal names, and it is no event: it
-// changes nobody's rights.
-func (i *Issuer) renewIdentity(id, public string) (schemas.IssueReply, error) {
+// changes nobody's rights. A certificate is.
+func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+	public := req.PublicKey
 	refusal := view(i, func(s *schemas.State) error {
 		a := s.Agents[id]
 		if a == nil {
@@ -222,11 +243,17 @@ func (i *Issuer) renewIdentity(id, public string) (schemas.IssueReply, error) {
 	if public == "" {
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "public_key is missing: say for which of your keys the credential is to be renewed")
 	}
+	cert, err := i.certificate(id, req.CertificateRequest)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
 	token, expires, err := i.identity(id, public)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}, nil
+	reply := schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}
+	reply.CertificateReply, err = i.certified(ctx, id, id, cert)
+	return reply, err
 }
 
 // identity signs an agent's identity, a service's user or an operator's.
@@ -260,6 +287,10 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if req.JoinTTLSeconds != 0 {
 		return i.invite(ctx, req)
 	}
+	cert, err := i.certificate(req.ID, req.CertificateRequest)
+	if err != nil {
+		return schemas.EnrollReply{}, err
+	}
 	if err := i.logEnrolment(ctx, req); err != nil {
 		return schemas.EnrollReply{}, err
 	}
@@ -282,7 +313,9 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	return schemas.EnrollReply{AgentID: req.ID, PublicKey: public, Creds: creds}, nil
+	reply := schemas.EnrollReply{AgentID: req.ID, PublicKey: public, Creds: creds}
+	reply.CertificateReply, err = i.certified(ctx, req.ID, req.Actor, cert)
+	return reply, err
 }
 
 func (i *Issuer) logEnrolment(ctx context.Context, req schemas.EnrollRequest) error {

@@ -23,6 +23,8 @@
 //     pushed a second later again, for a server that was away. Issuing times of
 //     an account's JWTs strictly rise.
 //   - A lock that a verdict put on in the log is carried out in the same way.
+//   - With TLS nobody connects as an agent but with the agent's certificate, the
+//     key of its credentials, and the state's consent, at that moment.
 //   - No secret appears in an event, a log line or an error.
 package issuer
 
@@ -44,6 +46,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
@@ -57,13 +60,15 @@ var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.po
 	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
 	"ev.*.message.expired", "ev.*.release.mark"}
 
-// Options of an Issuer. All but Now are needed.
+// Options of an Issuer. All but Now are needed, Callout and CA where TLS is on.
 type Options struct {
 	Control   *nats.Conn // in CONTROL, as the user issuer: the log and operators
 	Inlet     *nats.Conn // as the same user: what agents ask; a flood of it delays no lock
 	System    *nats.Conn // in SYS
-	Consumer  string     // name of the consumer over Filters
-	Source    string     // ce-source of what it appends
+	Callout   *nats.Conn // in AUTH: the servers' questions who may connect
+	CA        *ca.Authority
+	Consumer  string // name of the consumer over Filters
+	Source    string // ce-source of what it appends
 	Secrets   *keys.Secrets
 	Retention time.Duration // of the log
 	Logger    *slog.Logger
@@ -94,12 +99,16 @@ type Issuer struct {
 	byKey  map[string]string    // principal, by account
 	told   map[string]time.Time // newest declaration, by principal
 	born   map[string]time.Time // since when its credentials count, by principal
+	svids  map[string]time.Time // end of the newest certificate, by principal
 }
 
 // New prepares an issuer; Run starts it.
 func New(o Options) (*Issuer, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if (o.CA == nil) != (o.Secrets.Auth == nil) || (o.CA == nil) != (o.Callout == nil) {
+		return nil, errors.New("issuer: TLS is half on; keys/tls is there or not for all of it")
 	}
 	log, err := bus.NewAppender(o.Control)
 	if err != nil {
@@ -123,7 +132,7 @@ func New(o Options) (*Issuer, error) {
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(),
-		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
+		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, nil
 }
@@ -169,6 +178,9 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		return err
 	}
 	if err := i.serveControl(); err != nil {
+		return err
+	}
+	if err := i.serveCallout(ctx, g); err != nil {
 		return err
 	}
 	for _, nc := range []*nats.Conn{i.Control, i.Inlet} {
@@ -268,6 +280,13 @@ func (i *Issuer) index(e *schemas.Event) error {
 		i.rails = rails
 	case schemas.AgentRemoved:
 		delete(i.told, e.Agent)
+		delete(i.svids, e.Agent)
+	case schemas.AgentCertified:
+		var c schemas.Certificate
+		if err := schemas.Unmarshal(e.Data, &c); err != nil {
+			return fmt.Errorf("issuer: event %d: %w", e.Seq, err)
+		}
+		i.svids[e.Agent] = c.Expires
 	}
 	return nil
 }

@@ -47,7 +47,11 @@ func (i *Issuer) invite(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	return schemas.EnrollReply{AgentID: req.ID, PublicKey: public, Creds: creds, JoinID: id, ExpiresAt: &expires}, nil
+	reply := schemas.EnrollReply{AgentID: req.ID, PublicKey: public, Creds: creds, JoinID: id, ExpiresAt: &expires}
+	if i.CA != nil {
+		reply.Bundle = string(i.CA.Bundle())
+	}
+	return reply, nil
 }
 
 func (i *Issuer) logInvitation(ctx context.Context, req schemas.EnrollRequest, id string, expires time.Time) error {
@@ -80,6 +84,10 @@ func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expire
 // join registers the key of a principal that holds a join token. The first
 // request that is in the log has used it up.
 func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (schemas.IssueReply, error) {
+	cert, err := i.certificate(id, req.CertificateRequest)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
 	if err := i.logJoin(ctx, id, req); err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -87,7 +95,9 @@ func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}, nil
+	reply := schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}
+	reply.CertificateReply, err = i.certified(ctx, id, id, cert)
+	return reply, err
 }
 
 func (i *Issuer) logJoin(ctx context.Context, id string, req schemas.JoinRequest) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -23,7 +24,7 @@ import (
 // stood in for: one cancels what is open and marks what it
 // reads, the other signs nothing.
 type plane struct {
-	t        *testing.T
+	t        testing.TB
 	data     string
 	srv      *embed.Server
 	issuer   *issuer.Issuer
@@ -39,10 +40,18 @@ type clock struct{ ahead atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
 func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
-func newPlane(t *testing.T, o embed.Options) *plane {
+func newPlane(t testing.TB, o embed.Options) *plane {
 	t.Helper()
 	p := &plane{t: t, data: t.TempDir(), clock: &clock{}}
 	must(t, keys.Init(p.data, "acme.example"))
+	p.run(o)
+	return p
+}
+
+// run starts the server and the issuer on the keys that are made.
+func (p *plane) run(o embed.Options) {
+	t := p.t
+	t.Helper()
 	o.Data = p.data
 	var err error
 	p.srv, err = embed.Start(o)
@@ -54,7 +63,6 @@ func newPlane(t *testing.T, o embed.Options) *plane {
 	p.operator = p.role(keys.RoleOperator)
 	p.standIns()
 	p.start()
-	return p
 }
 
 func (p *plane) role(r keys.Role) *nats.Conn {
@@ -76,7 +84,13 @@ func (p *plane) startWith(control *nats.Conn) {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(p.t.Output(), nil))
 	}
-	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem),
+	authority, err := ca.Open(p.data, "acme.example")
+	must(p.t, err)
+	var callout *nats.Conn
+	if authority != nil {
+		callout = p.role(keys.RoleCallout)
+	}
+	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem), Callout: callout, CA: authority,
 		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Retention: embed.Retention, Logger: log, Now: p.clock.now})
 	must(p.t, err)
 	p.issuer = i
@@ -94,6 +108,9 @@ func (p *plane) startWith(control *nats.Conn) {
 			p.t.Errorf("issuer: %v", err)
 		}
 		control.Close() // with it end the subscriptions
+		if callout != nil {
+			callout.Close()
+		}
 	})
 	p.t.Cleanup(p.stop)
 }
@@ -140,7 +157,7 @@ func (p *plane) standIns() {
 	p.t.Cleanup(func() { cancel(); g.Wait() })
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +240,7 @@ func (p *plane) lock(l schemas.Lock, agent string) schemas.Receipt {
 }
 
 // mayPublish and maySubscribe ask the server itself.
-func mayPublish(t *testing.T, nc *nats.Conn, subject string) bool {
+func mayPublish(t testing.TB, nc *nats.Conn, subject string) bool {
 	t.Helper()
 	before := nc.LastError()
 	must(t, nc.Publish(subject, []byte("x")))
@@ -231,7 +248,7 @@ func mayPublish(t *testing.T, nc *nats.Conn, subject string) bool {
 	return nc.LastError() == before
 }
 
-func maySubscribe(t *testing.T, nc *nats.Conn, subject string) bool {
+func maySubscribe(t testing.TB, nc *nats.Conn, subject string) bool {
 	t.Helper()
 	before := nc.LastError()
 	sub, err := nc.SubscribeSync(subject)

@@ -147,6 +147,13 @@ func (p *pushes) account(id string) accounts.Account {
 	return a
 }
 
+// now is what a principal's account is made from now.
+func (p *pushes) now(id string) accounts.Account {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.account(id)
+}
+
 // several pushes accounts and logs what fails; that is tried again.
 func (p *pushes) several(ctx context.Context, ids []string) error {
 	var g errgroup.Group

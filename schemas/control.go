@@ -125,6 +125,7 @@ type EnrollRequest struct {
 	ID             string `json:"id"`
 	JoinTTLSeconds int64  `json:"join_ttl_seconds,omitempty"` // 1 to 86,400
 	Actor          string `json:"actor"`
+	CertificateRequest
 }
 
 // JoinRequest, over out.token.join, is made with the credentials that a join
@@ -132,6 +133,7 @@ type EnrollRequest struct {
 type JoinRequest struct {
 	ID        string `json:"id"`         // of the join token
 	PublicKey string `json:"public_key"` // user NKey, whose seed stays with the sender
+	CertificateRequest
 }
 
 // EnrollReply holds the content of a .creds file: it is a secret.
@@ -143,6 +145,24 @@ type EnrollReply struct {
 	// join.
 	JoinID    string     `json:"join_id,omitempty"`
 	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	CertificateReply
+}
+
+// CertificateRequest asks for a certificate (X.509-SVID) beside what else is
+// asked for. Of the request nothing counts but its public key.
+type CertificateRequest struct {
+	CSR            string `json:"csr,omitempty"`              // PKCS #10, PEM; none is asked for where empty
+	SVIDTTLSeconds int64  `json:"svid_ttl_seconds,omitempty"` // an hour where 0, a day at most
+	// CertificateBound makes the capability that is asked for one that counts
+	// with this very certificate alone (RFC 8705), and what it is refreshed to.
+	CertificateBound bool `json:"certificate_bound,omitempty"`
+}
+
+// CertificateReply holds what was asked for: the certificate, and by whom the
+// server is trusted, both PEM and public.
+type CertificateReply struct {
+	SVID   string `json:"svid,omitempty"`
+	Bundle string `json:"bundle,omitempty"`
 }
 
 // IssueRequest asks for a capability. Over out.token.issue, Actor and Creds
@@ -165,6 +185,7 @@ type IssueRequest struct {
 	// holds one capability alone.
 	ParentOperation string `json:"parent_operation,omitempty"`
 	Actor           string `json:"actor,omitempty"`
+	CertificateRequest
 }
 
 // IssueReply holds the capability and, where the issuer made the key, the
@@ -181,6 +202,7 @@ type IssueReply struct {
 	UserJWT     string    `json:"user_jwt"`
 	Creds       string    `json:"creds,omitempty"`
 	Seq         uint64    `json:"seq"`
+	CertificateReply
 }
 
 // RefreshRequest, over out.token.refresh, renews the capability of one of the
@@ -188,6 +210,7 @@ type IssueReply struct {
 type RefreshRequest struct {
 	OperationID string `json:"operation_id"`
 	PublicKey   string `json:"public_key,omitempty"`
+	CertificateRequest
 }
 
 // ReleaseRequest, over out.token.release, gives a capability up.
@@ -360,6 +383,8 @@ type AgentStatus struct {
 	LastSeq     uint64   `json:"last_seq"`
 	Connections int      `json:"connections"`
 	Operations  []string `json:"operations"` // with a live capability
+	// SVIDExpires is when the newest certificate that the issuer gave it ends.
+	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
 
 type StatusReply struct {

@@ -147,7 +147,8 @@ type Grant struct {
 	Task           string    `json:"task,omitempty"`
 	Job            string    `json:"job,omitempty"`
 	TraceID        string    `json:"trace_id"`
-	PublicKey      string    `json:"public_key"` // user NKey that proves possession
+	PublicKey      string    `json:"public_key"`                   // user NKey that proves possession
+	Certificate    string    `json:"certificate_sha256,omitempty"` // the one that it counts with alone, hex; any of the agent's where empty
 	// Parent is the jti of the capability that this one was derived from, as it
 	// was then; ParentAgent and ParentOperation say whose it is. An agent's own
 	// right to issue has neither jti nor operation. Act names all agents that
@@ -168,6 +169,16 @@ type Violation struct {
 	Subject string `json:"subject"`
 	What    string `json:"what"`  // publish, subscribe, FloodOfBytes or FloodOfMessages
 	Count   int    `json:"count"` // how many within the second
+}
+
+// A Certificate is what an agent was given to connect with, without any key:
+// the body of agent.certified.
+type Certificate struct {
+	URI         string    `json:"uri"`    // spiffe://<trust-domain>/agent/<id>
+	Serial      string    `json:"serial"` // hex
+	Fingerprint string    `json:"sha256"` // of the certificate, hex
+	NotBefore   time.Time `json:"not_before"`
+	Expires     time.Time `json:"expires"`
 }
 
 // What of a violation that no permission stops: more than the server can take

@@ -34,6 +34,7 @@ const (
 	AgentSuspended Kind = "agent.suspended"
 	AgentKilled    Kind = "agent.killed"
 	AgentViolation Kind = "agent.violation"
+	AgentCertified Kind = "agent.certified"
 	TokenIssued    Kind = "token.issued"
 	TokenRevoked   Kind = "token.revoked"
 	ReviewApproved Kind = "review.approved"
@@ -109,6 +110,7 @@ var kinds = map[Kind]shape{
 	AgentSuspended:   {fReason, controlMay},
 	AgentKilled:      {fReason, controlMay},
 	AgentViolation:   {0, controlMay},
+	AgentCertified:   {0, controlMay},
 	TokenIssued:      {fOperation | fJTI | fTrace, controlMay | fAct},
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -149,6 +151,9 @@ func (a *App) dial() (*client, error) {
 			return nil, err
 		}
 		o.URL = r.NATS
+		if strings.HasPrefix(r.NATS, "tls://") {
+			o.Options = append(o.Options, nats.RootCAs(ca.BundlePath(a.Data)))
+		}
 		if o.Creds, err = keys.Creds(a.Data, keys.RoleOperator); err != nil {
 			return nil, advise(err, "run the command as the user who runs the control plane, or use --server and --as")
 		}

@@ -33,6 +33,7 @@ type issueCmd struct {
 	Trace      string        `placeholder:"TRACE" help:"Trace of the user request; a new one where missing."`
 	Audience   string        `placeholder:"SERVICE" help:"Who takes the token; the trust domain where missing."`
 	Creds      string        `type:"path" placeholder:"FILE" help:"Where to write the NATS credentials (default: ./AGENT.OPERATION.creds)."`
+	svidFlags
 }
 
 func (c *issueCmd) request(actor string) (r schemas.IssueRequest, err error) {
@@ -63,6 +64,10 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 	if err := canReplace(c.Creds); err != nil {
 		return err
 	}
+	var key []byte
+	if req.CertificateRequest, key, err = c.svidFlags.request(); err != nil {
+		return err
+	}
 	reply, err := call[schemas.IssueReply](ctx, app, schemas.CtlIssue, req)
 	if err != nil {
 		return err
@@ -70,6 +75,10 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 	if err := writeSecret(c.Creds, []byte(reply.Creds)); err != nil {
 		return err
 	}
+	if err := c.svidFlags.write(reply.CertificateReply, key); err != nil {
+		return err
+	}
+	c.needsCertificate(app)
 	if app.JSON {
 		return app.emit(struct {
 			Token       string    `json:"token"`
@@ -81,13 +90,14 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 			TraceID     string    `json:"trace_id"`
 			Seq         uint64    `json:"seq"`
 			CredsFile   string    `json:"creds_file"`
-		}{reply.Token, reply.JTI, reply.AgentID, reply.OperationID, list(reply.Scope), reply.ExpiresAt, reply.TraceID, reply.Seq, c.Creds})
+			SVIDDir     string    `json:"svid_dir,omitempty"`
+		}{reply.Token, reply.JTI, reply.AgentID, reply.OperationID, list(reply.Scope), reply.ExpiresAt, reply.TraceID, reply.Seq, c.Creds, c.SVIDDir})
 	}
-	app.facts([2]string{"agent", reply.AgentID}, [2]string{"operation", reply.OperationID},
+	app.facts(c.svidFlags.fact([2]string{"agent", reply.AgentID}, [2]string{"operation", reply.OperationID},
 		[2]string{"scope", strings.Join(reply.Scope, " ")},
 		[2]string{"expires", app.clock(reply.ExpiresAt) + ", in " + span(reply.ExpiresAt.Sub(app.now()))},
 		[2]string{"trace", reply.TraceID}, [2]string{"capability", reply.JTI},
-		[2]string{"credentials", c.Creds}, [2]string{"token", reply.Token})
+		[2]string{"credentials", c.Creds}, [2]string{"token", reply.Token})...)
 	return nil
 }
 

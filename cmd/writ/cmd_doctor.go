@@ -72,7 +72,7 @@ const (
 func (c *doctorCmd) Run(ctx context.Context, app *App) error {
 	var checks []check
 	if app.Server == "" {
-		checks = append(checks, checkKeys(app.Data), checkDisk(app.Data))
+		checks = append(checks, checkKeys(app.Data), checkCertificates(ctx, app), checkDisk(app.Data))
 	}
 	checks = append(checks, c.checkPlane(ctx, app)...)
 	ok := true
@@ -162,7 +162,7 @@ func (c *doctorCmd) checkPlane(ctx context.Context, app *App) []check {
 		return []check{k}
 	}
 	defer cl.close()
-	return []check{checkServices(ctx, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), c.checkDrift(ctx, app, cl)}
+	return []check{checkServices(ctx, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkSVIDs(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
 }
 
 func checkServices(ctx context.Context, cl *client) check {

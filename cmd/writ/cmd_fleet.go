@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
@@ -16,11 +17,16 @@ import (
 
 type initCmd struct {
 	TrustDomain string `placeholder:"DOMAIN" default:"writ.local" help:"Name of the trust domain, such as acme.example (default: ${default})."`
+	tlsFlags
 }
 
 func (c *initCmd) Run(app *App) error {
 	if err := keys.CheckTrustDomain(c.TrustDomain); err != nil {
 		return misuse("give a name such as acme.example with --trust-domain", "%w", err)
+	}
+	secure, err := c.config()
+	if err != nil {
+		return err
 	}
 	if err := keys.Init(app.Data, c.TrustDomain); err != nil {
 		if errors.Is(err, keys.ErrExists) {
@@ -28,12 +34,20 @@ func (c *initCmd) Run(app *App) error {
 		}
 		return advise(err, "check that you may write to "+app.Data)
 	}
+	if secure != nil {
+		if err := ca.Enable(app.Data, c.TrustDomain, *secure, app.now()); err != nil {
+			return advise(err, "the keys are made, without TLS; writ up --tls turns it on")
+		}
+	}
 	if err := writeTrust(app.Data); err != nil {
 		return advise(err, "the keys are made; writ up --data "+app.Data+" needs no more")
 	}
 	changes := []schemas.Change{{ID: "keys", Action: fleet.Add, Detail: filepath.Join(app.Data, keys.Dir)}}
-	for _, account := range []string{keys.SYS, keys.CONTROL, keys.DELIVER, keys.MEMORY} {
+	for _, account := range []string{keys.SYS, keys.CONTROL, keys.DELIVER, keys.MEMORY, keys.AUTH} {
 		changes = append(changes, schemas.Change{ID: account, Action: fleet.Add, Detail: "account"})
+	}
+	if secure != nil {
+		changes = append(changes, schemas.Change{ID: "tls", Action: fleet.Add, Detail: ca.BundlePath(app.Data)})
 	}
 	if app.JSON {
 		return app.emit(struct {
@@ -44,6 +58,9 @@ func (c *initCmd) Run(app *App) error {
 	}
 	app.say("Made the keys of %s in %s.", c.TrustDomain, filepath.Join(app.Data, keys.Dir))
 	app.note("Move %s to a place that is not connected to this machine, and keep it.", filepath.Join(app.Data, keys.Dir, "offline"))
+	if secure != nil {
+		app.note("TLS is on: clients trust the server by %s, and agents need a certificate (--svid-dir).", ca.BundlePath(app.Data))
+	}
 	app.note("Then: writ up --data %s. A NATS server elsewhere is given what is in %s.", app.Data, filepath.Join(app.Data, trustDir))
 	return nil
 }
@@ -124,6 +141,7 @@ type enrollCmd struct {
 	ID   string        `arg:"" help:"An agent, a service or an operator of the fleet."`
 	Out  string        `xor:"what" required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials."`
 	Join time.Duration `xor:"what" required:"" placeholder:"DURATION" help:"Print a token instead, valid once and this long, with which writ join makes credentials elsewhere; 24h at most."`
+	svidFlags
 }
 
 func (c *enrollCmd) Run(ctx context.Context, app *App) error {
@@ -136,20 +154,29 @@ func (c *enrollCmd) Run(ctx context.Context, app *App) error {
 	if err := canReplace(c.Out); err != nil {
 		return err
 	}
-	reply, err := call[schemas.EnrollReply](ctx, app, schemas.CtlEnroll, schemas.EnrollRequest{ID: c.ID, Actor: app.actor})
+	csr, key, err := c.svidFlags.request()
+	if err != nil {
+		return err
+	}
+	reply, err := call[schemas.EnrollReply](ctx, app, schemas.CtlEnroll, schemas.EnrollRequest{ID: c.ID, Actor: app.actor, CertificateRequest: csr})
 	if err != nil {
 		return err
 	}
 	if err := writeSecret(c.Out, []byte(reply.Creds)); err != nil {
 		return err
 	}
+	if err := c.svidFlags.write(reply.CertificateReply, key); err != nil {
+		return err
+	}
+	c.needsCertificate(app)
 	if app.JSON {
 		return app.emit(struct {
 			AgentID   string `json:"agent_id"`
 			PublicKey string `json:"public_key"`
 			CredsFile string `json:"creds_file"`
-		}{reply.AgentID, reply.PublicKey, c.Out})
+			SVIDDir   string `json:"svid_dir,omitempty"`
+		}{reply.AgentID, reply.PublicKey, c.Out, c.SVIDDir})
 	}
-	app.facts([2]string{"enrolled", reply.AgentID}, [2]string{"key", reply.PublicKey}, [2]string{"credentials", c.Out})
+	app.facts(c.svidFlags.fact([2]string{"enrolled", reply.AgentID}, [2]string{"key", reply.PublicKey}, [2]string{"credentials", c.Out})...)
 	return nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -24,6 +26,8 @@ type joinToken struct {
 	URL   string `json:"url"`
 	ID    string `json:"id"`
 	Creds string `json:"creds"`
+	// Bundle is by what the control plane is trusted, where TLS is on.
+	Bundle string `json:"bundle,omitempty"`
 }
 
 // joinPrefix tells a join token from other text.
@@ -66,7 +70,7 @@ func (c *enrollCmd) invite(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	token := joinToken{url, reply.JoinID, reply.Creds}.String()
+	token := joinToken{url, reply.JoinID, reply.Creds, reply.Bundle}.String()
 	if app.JSON {
 		return app.emit(struct {
 			AgentID   string     `json:"agent_id"`
@@ -82,6 +86,7 @@ func (c *enrollCmd) invite(ctx context.Context, app *App) error {
 type joinCmd struct {
 	Token string `required:"" placeholder:"TOKEN" help:"Join token, or - to read it from standard input, where no list of processes shows it."`
 	Out   string `required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials; the key is made here and never leaves this machine."`
+	svidFlags
 }
 
 // maxJoinToken bounds what is read of a token, in bytes.
@@ -106,7 +111,11 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 	if err := canReplace(c.Out); err != nil {
 		return err
 	}
-	reply, user, err := token.use(ctx)
+	csr, key, err := c.svidFlags.request()
+	if err != nil {
+		return err
+	}
+	reply, user, err := token.use(ctx, csr)
 	if err != nil {
 		return err
 	}
@@ -115,6 +124,9 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	if err := writeSecret(c.Out, []byte(creds)); err != nil {
+		return err
+	}
+	if err := c.svidFlags.write(reply.CertificateReply, key); err != nil {
 		return err
 	}
 	public, err := user.PublicKey()
@@ -126,15 +138,16 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 			AgentID   string    `json:"agent_id"`
 			PublicKey string    `json:"public_key"`
 			CredsFile string    `json:"creds_file"`
+			SVIDDir   string    `json:"svid_dir,omitempty"`
 			ExpiresAt time.Time `json:"expires_at"`
-		}{reply.AgentID, public, c.Out, reply.ExpiresAt})
+		}{reply.AgentID, public, c.Out, c.SVIDDir, reply.ExpiresAt})
 	}
-	app.facts([2]string{"joined as", reply.AgentID}, [2]string{"key", public}, [2]string{"credentials", c.Out}, [2]string{"expire", reply.ExpiresAt.Format(time.RFC3339)})
+	app.facts(c.svidFlags.fact([2]string{"joined as", reply.AgentID}, [2]string{"key", public}, [2]string{"credentials", c.Out}, [2]string{"expire", reply.ExpiresAt.Format(time.RFC3339)})...)
 	return nil
 }
 
 // use makes a key and has it registered.
-func (t joinToken) use(ctx context.Context) (reply schemas.IssueReply, user nkeys.KeyPair, err error) {
+func (t joinToken) use(ctx context.Context, csr schemas.CertificateRequest) (reply schemas.IssueReply, user nkeys.KeyPair, err error) {
 	if user, err = nkeys.CreateUser(); err != nil {
 		return reply, nil, fmt.Errorf("make a key: %w", err)
 	}
@@ -142,7 +155,15 @@ func (t joinToken) use(ctx context.Context) (reply schemas.IssueReply, user nkey
 	if err != nil {
 		return reply, nil, fmt.Errorf("make a key: %w", err)
 	}
-	nc, err := nats.Connect(t.URL, nats.Name("writ-join"), nats.UserCredentialBytes([]byte(t.Creds)), nats.NoReconnect())
+	opts := []nats.Option{nats.Name("writ-join"), nats.UserCredentialBytes([]byte(t.Creds)), nats.NoReconnect()}
+	if t.Bundle != "" {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM([]byte(t.Bundle)) {
+			return reply, nil, errors.New("the join token is cut off or changed")
+		}
+		opts = append(opts, nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}))
+	}
+	nc, err := nats.Connect(t.URL, opts...)
 	if err != nil {
 		next := "check that the control plane runs and can be reached: " + t.URL
 		if errors.Is(err, nats.ErrAuthorization) {
@@ -153,7 +174,7 @@ func (t joinToken) use(ctx context.Context) (reply schemas.IssueReply, user nkey
 	defer nc.Close()
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
-	m, err := nc.RequestWithContext(ctx, "out.token.join", schemas.Marshal(schemas.JoinRequest{ID: t.ID, PublicKey: public}))
+	m, err := nc.RequestWithContext(ctx, "out.token.join", schemas.Marshal(schemas.JoinRequest{ID: t.ID, PublicKey: public, CertificateRequest: csr}))
 	if err != nil {
 		return reply, nil, advise(fmt.Errorf("join: %w", err), "try again; if it was used up meanwhile, ask an operator for another")
 	}

@@ -55,6 +55,9 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 		return app.emit(doc)
 	}
 	app.status(doc)
+	if late := expiring(doc.Agents, app.now()); len(late) > 0 {
+		app.note("Within %s the certificate ends, and with it the connections, of: %s", svidWarning, strings.Join(late, " "))
+	}
 	if ledgerErr != nil {
 		app.note("The ledger does not answer: %s", plain(ledgerErr.Error()))
 	}

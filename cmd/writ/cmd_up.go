@@ -12,6 +12,7 @@ import (
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 )
 
 type upCmd struct {
@@ -19,6 +20,7 @@ type upCmd struct {
 	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where public keys, health and metrics are served; port 0 picks one (default: ${default})."`
 	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
+	tlsFlags
 }
 
 // stopWithin bounds an orderly end.
@@ -29,8 +31,12 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if app.Server != "" {
 		return misuse("leave --server and --as out", "writ up runs a control plane of its own")
 	}
+	secure, err := c.config()
+	if err != nil {
+		return err
+	}
 	for _, a := range [][2]string{{"--listen", c.Listen}, {"--http", c.HTTP}} {
-		if err := plane.CheckAddress(a[1]); err != nil {
+		if err := plane.CheckAddress(a[1], c.TLS || ca.Exists(app.Data)); err != nil {
 			return misuse("give "+a[0]+" an address like 127.0.0.1:4222; port 0 picks one", "%s: %w", a[0], err)
 		}
 	}
@@ -48,11 +54,14 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 		return misuse("see writ up --help", "--log-level: %w", err)
 	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Actor: app.actor, Logger: log})
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, TLS: secure, Fleet: c.Fleet, Actor: app.actor, Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}
 	shown := app.listening(p, app.Data)
+	if p.TLS() == nil {
+		app.note("Without TLS: it listens on loopback only, and connections are not encrypted. writ up --tls turns it on.")
+	}
 	failed := p.Wait(ctx)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()

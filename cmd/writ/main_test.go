@@ -136,13 +136,21 @@ func mint() {
 
 // agent is a stock client: agent serve CREDS answers all that it gets with
 // what it got; agent ask CREDS SUBJECT BODY prints the answer, or the refusal.
+// $SVID is the folder of its certificate.
 func agent() {
 	where, err := running(os.Getenv("WRIT_HOME"))
 	must(err)
 	if len(os.Args) < 3 {
 		must(fmt.Errorf("usage: agent serve CREDS | agent ask CREDS SUBJECT BODY"))
 	}
-	nc, err := nats.Connect(where.NATS, nats.UserCredentials(os.Args[2]))
+	opts := []nats.Option{nats.UserCredentials(os.Args[2])}
+	if strings.HasPrefix(where.NATS, "tls://") {
+		opts = append(opts, nats.RootCAs(filepath.Join(os.Getenv("WRIT_HOME"), "bundle.pem")))
+	}
+	if svid := os.Getenv("SVID"); svid != "" {
+		opts = append(opts, nats.ClientCert(filepath.Join(svid, svidFile), filepath.Join(svid, svidKey)))
+	}
+	nc, err := nats.Connect(where.NATS, opts...)
 	must(err)
 	defer nc.Close()
 	switch {

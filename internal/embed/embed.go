@@ -18,6 +18,7 @@ package embed
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,6 +43,7 @@ type Options struct {
 	Host       string       // 127.0.0.1 where empty
 	Port       int          // 0 picks a free one
 	DontListen bool         // in-process connections only, until Listen
+	TLS        *tls.Config  // of connections from outside of the process; nil: they are in clear
 	Logger     *slog.Logger // the server's log; discarded where nil
 }
 
@@ -52,6 +54,7 @@ const (
 	writeDeadline   = 2 * time.Second  // of one write to a client
 	maxControlLine  = 8 << 10          // bytes of a protocol line, the connecting JWT included
 	resolverSync    = 90 * time.Second // between peers' comparisons of accounts
+	authWithin      = 5 * time.Second  // of a connection: handshake, credentials, callout
 	readyWithin     = 20 * time.Second
 	jetStreamMemory = 64 << 20
 )
@@ -61,6 +64,7 @@ type Server struct {
 	trust   *keys.Trust
 	data    string
 	address string // asked for
+	secure  bool   // with TLS
 	srv     *server.Server
 	lock    *flock.Flock
 	viol    *violations
@@ -87,7 +91,7 @@ func Start(o Options) (*Server, error) {
 		release(lock)
 		return nil, err
 	}
-	s := &Server{trust: trust, data: o.Data, lock: lock}
+	s := &Server{trust: trust, data: o.Data, lock: lock, secure: o.TLS != nil}
 	if err := s.start(o); err != nil {
 		s.Stop()
 		return nil, err
@@ -189,6 +193,9 @@ func serverOptions(o Options, trust *keys.Trust) (*server.Options, error) {
 	if opts.Port == 0 {
 		opts.Port = server.RANDOM_PORT
 	}
+	if o.TLS != nil {
+		opts.TLSConfig, opts.TLSTimeout, opts.AuthTimeout = o.TLS, authWithin.Seconds(), authWithin.Seconds()
+	}
 	return opts, nil
 }
 
@@ -200,7 +207,20 @@ func (s *Server) URL() string {
 	if s.srv.Addr() == nil {
 		return ""
 	}
-	return "nats://" + s.srv.Addr().String()
+	scheme := "nats://"
+	if s.secure {
+		scheme = "tls://"
+	}
+	return scheme + Reachable(s.srv.Addr())
+}
+
+// Reachable is where somebody on this machine connects to a listener: one on
+// all addresses is on loopback, too.
+func Reachable(listener net.Addr) string {
+	if a, ok := listener.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port))
+	}
+	return listener.String()
 }
 
 // Trust is the public part of the data folder's keys.

@@ -18,6 +18,12 @@
 // as writ.ctl.>, and nothing else, and its one key signs users that may ask
 // what the operator's role may.
 //
+// With TLS nobody is handed such a user (but the memory service, which is a
+// part of the control plane). What agents get is a user in the account AUTH
+// that may do nothing, with the same in its tags; when it connects, the server
+// asks the issuer (auth callout), who looks at certificate, key and state, and
+// gives the server, and nobody else, the user in the agent's account: Admit.
+//
 // Guarantees:
 //
 //   - An operation's user may publish exactly what its capability grants.
@@ -209,6 +215,9 @@ func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (strin
 	if err != nil {
 		return "", err
 	}
+	if g.Certificate != "" {
+		tags = append(tags, tagCertificate+g.Certificate)
+	}
 	token, err := m.user(user{id: g.Agent, name: g.Agent + "/" + g.Operation, public: g.PublicKey, generation: generation,
 		role: keys.OperationKey, iat: iat, expires: g.Expires, tags: tags})
 	if err != nil {
@@ -257,6 +266,14 @@ func (m *Maker) user(u user) (string, error) {
 	if !nkeys.IsValidPublicUserKey(u.public) {
 		return "", schemas.Refuse(schemas.CodeMalformed, "public_key is not a public user NKey; such a key starts with U; leave it out to have one made")
 	}
+	if m.secrets.Bound(u.id, u.role) {
+		return m.asked(u)
+	}
+	return m.admitted(u)
+}
+
+// admitted signs a user in the principal's own account.
+func (m *Maker) admitted(u user) (string, error) {
 	account, err := m.PublicKey(u.id)
 	if err != nil {
 		return "", err

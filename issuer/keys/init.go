@@ -198,23 +198,35 @@ func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
 	trust.Accounts[name] = public
 }
 
-// populate writes a static account and its users.
+// populate writes a static account and its users: the account first, which
+// revokes those that it had.
 func (d *draft) populate(name string, claims *jwt.AccountClaims, signer, opSigner nkeys.KeyPair) {
+	users := map[Role]nkeys.KeyPair{}
+	for role, r := range roles {
+		if r.account == name {
+			users[role], _ = d.pair(nkeys.PrefixByteUser, "")
+		}
+	}
+	if d.err != nil {
+		return
+	}
+	if service, ok := users[RoleCallout]; ok {
+		d.callout(claims, mustPublic(service))
+	}
 	token, err := claims.Encode(opSigner)
 	if err != nil {
 		d.err = err
 		return
 	}
 	d.write("accounts/"+name+".jwt", []byte(token))
-	for role, r := range roles {
-		if r.account == name {
-			d.user(role, r, claims.Subject, signer)
-		}
+	for role, pair := range users {
+		d.creds(role, roles[role], claims.Subject, signer, pair)
 	}
 }
 
-// staticAccount is an account that Init makes once and nobody updates:
-// updating CONTROL's would drop the replies in flight.
+// staticAccount is an account that Init makes once and nobody updates, but for
+// what its users bring along: updating CONTROL's would drop the replies in
+// flight.
 func staticAccount(name, public, signer string) *jwt.AccountClaims {
 	c := jwt.NewAccountClaims(public)
 	c.Name = name
@@ -246,14 +258,13 @@ func denyAll(p *jwt.Permissions) {
 	p.Sub.Deny.Add(">")
 }
 
-// user makes one service's NATS user. It has no expiry: it lies beside the key
-// that could sign it anew.
-func (d *draft) user(role Role, r rights, account string, signer nkeys.KeyPair) {
-	pair, public := d.pair(nkeys.PrefixByteUser, "")
+// creds writes one service's NATS user. It has no expiry: it lies beside the
+// key that could sign it anew.
+func (d *draft) creds(role Role, r rights, account string, signer, pair nkeys.KeyPair) {
 	if d.err != nil {
 		return
 	}
-	c := jwt.NewUserClaims(public)
+	c := jwt.NewUserClaims(mustPublic(pair))
 	c.Name = string(role)
 	c.IssuerAccount = account
 	c.Permissions = r.permissions(role)

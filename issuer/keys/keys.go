@@ -19,14 +19,17 @@
 //	trust.json               trust domain, public keys of the static accounts
 //	operator.jwt             names the operator's signing key and SYS
 //	operator-signing.seed    signs account JWTs: issuer only
-//	accounts/NAME.jwt        SYS, CONTROL, DELIVER, MEMORY
+//	accounts/NAME.jwt        SYS, CONTROL, DELIVER, MEMORY, AUTH
 //	accounts/NAME.seed       signs the users of that account: issuer only
+//	accounts/AUTH.xkey       opens what the server asks about connections: issuer only
+//	accounts/AUTH-agents.seed signs agents' users in AUTH: issuer only
 //	master.secret            agents' account keys: issuer only
 //	capability.seed          Ed25519, signs capabilities: issuer only
 //	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
 //	ledger.secret            root of the ledger's per-agent keys: ledger only
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user
+//	tls/                     where TLS is on: package ca
 //	offline/                 to be moved away
 package keys
 
@@ -47,6 +50,8 @@ import (
 
 	"github.com/nats-io/nkeys"
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 // Dir is the folder's name inside a data folder.
@@ -58,10 +63,11 @@ const (
 	CONTROL = "CONTROL"
 	DELIVER = "DELIVER"
 	MEMORY  = "MEMORY"
+	AUTH    = "AUTH"
 )
 
 // static are all of them, in the order in which they are made.
-var static = []string{SYS, CONTROL, DELIVER, MEMORY}
+var static = []string{SYS, CONTROL, DELIVER, MEMORY, AUTH}
 
 // ErrExists is matched where Init finds a folder that is there already.
 var ErrExists = errors.New("keys exist already")
@@ -156,6 +162,7 @@ type Secrets struct {
 	Trust      *Trust
 	Operator   *Pair              // operator signing key
 	Capability ed25519.PrivateKey // signs capabilities
+	Auth       *Auth              // nil where TLS is off
 	master     []byte
 	derived    sync.Map // *Pair, by what it was derived with
 }
@@ -187,6 +194,12 @@ func OpenSecrets(data string) (*Secrets, error) {
 		return nil, err
 	}
 	s.Capability = ed25519.NewKeyFromSeed(capability)
+	if _, err := os.Stat(filepath.Join(dir, TLSDir)); err == nil {
+		s.Auth, err = openAuth(dir)
+		return s, err
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
 	return s, nil
 }
 
@@ -202,14 +215,27 @@ const (
 	JoinKey      KeyRole = "join"      // signs users that may join
 )
 
+// Bound reports whether a principal's users of a role are bound to a
+// certificate: with TLS, all of agents and services. The memory service is a
+// part of the control plane, and who joins can have no certificate yet, nor
+// do more than that.
+func (s *Secrets) Bound(id string, role KeyRole) bool {
+	return s.Auth != nil && id != schemas.MemoryID && (role == IdentityKey || role == OperationKey || role == ServiceKey)
+}
+
 // Account derives one key of a principal's account. The account's own key and
 // the identity key are the same in all generations; the others are replaced
-// with each.
+// with each. A bound principal's are others than its unbound ones, so that
+// nobody gets past its certificate with what was signed before.
 func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0
 	}
-	info := "writ account key v1/" + id + "/" + strconv.Itoa(generation) + "/" + string(role)
+	info := "writ account key v1/"
+	if s.Bound(id, role) {
+		info = "writ bound account key v1/"
+	}
+	info += id + "/" + strconv.Itoa(generation) + "/" + string(role)
 	if known, ok := s.derived.Load(info); ok {
 		return known.(*Pair), nil
 	}

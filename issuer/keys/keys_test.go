@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 func initialised(t *testing.T) string {
@@ -160,6 +162,76 @@ func TestUpgradeRevokesTheUsersThatItReplaces(t *testing.T) {
 	}
 }
 
+// A folder from before TLS gets the account that it needs, and keeps what
+// agents' users are signed with.
+func TestUpgradeMakesTheAccountThatConnectionsAreAskedAboutIn(t *testing.T) {
+	data := initialised(t)
+	if err := WriteTLS(data, map[string][]byte{"tls.json": []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromBefore(t, data, AUTH)
+	if _, err := OpenSecrets(data); err == nil || !strings.Contains(err.Error(), "no account AUTH") {
+		t.Errorf("without it: %v", err)
+	}
+	if changed, err := Upgrade(data); !changed || err != nil {
+		t.Fatalf("%t, %v", changed, err)
+	}
+	after, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := jwt.DecodeAccountClaims(after.Trust.JWTs[after.Auth.Account])
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, _ := userIn(t, data, RoleCallout)
+	xkey, err := after.Auth.XKey.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, ok := account.SigningKeys.GetScope(after.Auth.Agents.Public())
+	if a := account.Authorization; len(a.AuthUsers) != 1 || a.AuthUsers[0] != service || a.XKey != xkey || !ok || after.Auth.Agents.Public() != before.Auth.Agents.Public() {
+		t.Errorf("authorization %+v, signer %v", a, signer)
+	}
+	scope, ok := signer.(*jwt.UserScope)
+	if !ok || len(scope.Template.Pub.Allow)+len(scope.Template.Sub.Allow) > 0 || !scope.Template.Pub.Deny.Contains(">") || !scope.Template.Sub.Deny.Contains(">") {
+		t.Errorf("agents' users in AUTH may do something: %+v", scope)
+	}
+}
+
+// A folder that was bound has other keys than before, but for the account's own,
+// and none but them sign.
+func TestBoundAgentsHaveKeysOfTheirOwn(t *testing.T) {
+	data := initialised(t)
+	before, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteTLS(data, map[string][]byte{"tls.json": []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	after, err := OpenSecrets(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"analyst", schemas.MemoryID} {
+		for _, role := range []KeyRole{AccountKey, IdentityKey, OperationKey, ServiceKey, JoinKey, OperatorKey} {
+			a, aerr := before.Account(id, 1, role)
+			b, berr := after.Account(id, 1, role)
+			if aerr != nil || berr != nil {
+				t.Fatal(aerr, berr)
+			}
+			if same := role == AccountKey || role == JoinKey || role == OperatorKey || id == schemas.MemoryID; (a.Public() == b.Public()) != same {
+				t.Errorf("%s's key %s: the same %t", id, role, !same)
+			}
+		}
+	}
+}
+
 func TestInitNeverOverwrites(t *testing.T) {
 	data := initialised(t)
 	before, err := os.ReadFile(filepath.Join(data, Dir, "trust.json"))
@@ -290,7 +362,11 @@ func TestServerInsistsOnSigningKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.Subject != public || c.Issuer == op.Subject || len(c.SigningKeys) != 1 || c.Limits.LeafNodeConn != 0 {
+		signers := 1
+		if c.Name == AUTH {
+			signers = 2 // the service's user, and agents' users, which have no rights
+		}
+		if c.Subject != public || c.Issuer == op.Subject || len(c.SigningKeys) != signers || c.Limits.LeafNodeConn != 0 {
 			t.Errorf("account %+v", c)
 		}
 	}

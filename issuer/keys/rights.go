@@ -29,6 +29,8 @@ const (
 	RoleMemory   Role = "memory"   // the memory service's bucket, in MEMORY
 	RoleOperator Role = "operator" // who has the data folder
 
+	RoleCallout Role = "callout" // the issuer's, in AUTH: says who may connect
+
 	RoleInitMemory Role = "init-memory" // makes the bucket; used at start alone
 )
 
@@ -119,7 +121,7 @@ var roles = map[Role]rights{
 	// on for them.
 	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor", "release"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
-			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
+			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
 			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted,
 			schemas.AgentInvited, schemas.OperationEnded),
@@ -141,7 +143,11 @@ var roles = map[Role]rights{
 		"$JS.FC.KV_" + MemoryBucket + ".>",
 	}, nil},
 	RoleOperator: {CONTROL, []string{"writ.ctl.>"}, nil},
+	RoleCallout:  {AUTH, []string{"$SYS._INBOX.>"}, []string{CalloutSubject + " callout"}},
 }
+
+// CalloutSubject is where the server asks who may connect.
+const CalloutSubject = "$SYS.REQ.USER.AUTH"
 
 // permissions are a role's as the server enforces them. Every list has an
 // entry, so that none is empty: an empty list would mean everything.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
@@ -25,7 +26,8 @@ func Upgrade(data string) (changed bool, err error) {
 		return false, err
 	}
 	want := digest()
-	if t.Rights == want && len(t.JWTs) == len(static) {
+	lacks := slices.ContainsFunc(static, func(name string) bool { return t.Accounts[name] == "" })
+	if t.Rights == want && !lacks {
 		return false, nil
 	}
 	dir := filepath.Join(data, Dir)

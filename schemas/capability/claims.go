@@ -136,6 +136,9 @@ func FromGrant(g schemas.Grant, trustDomain, audience string, issued time.Time) 
 	for n := len(g.Act) - 1; n >= 0; n-- { // the oldest is the innermost
 		c.Actor = &Actor{Subject: AgentURI(trustDomain, g.Act[n]), Actor: c.Actor}
 	}
+	if sum, err := hex.DecodeString(g.Certificate); err == nil && len(sum) > 0 {
+		c.Confirmation.X5T = base64.RawURLEncoding.EncodeToString(sum)
+	}
 	for _, s := range g.Scope {
 		if tool, ok := strings.CutPrefix(s, schemas.VerbCall+":"); ok {
 			c.Tools = append(c.Tools, tool)

@@ -2,6 +2,7 @@ package plane
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,19 +19,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
 
-// CheckAddress reports an address at which no control plane can listen.
-func CheckAddress(address string) error {
-	_, _, err := split(address)
+// CheckAddress reports an address at which no control plane can listen, with
+// TLS or without.
+func CheckAddress(address string, secure bool) error {
+	_, _, err := split(address, secure)
 	return err
 }
 
 // split reads HOST:PORT; "" is loopback and any free port. Without TLS only
 // loopback may be listened on.
-func split(address string) (host string, port int, err error) {
+func split(address string, secure bool) (host string, port int, err error) {
 	if address == "" {
 		return "127.0.0.1", 0, nil
 	}
@@ -45,15 +48,15 @@ func split(address string) (host string, port int, err error) {
 	if host == "" {
 		host = "127.0.0.1"
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", 0, fmt.Errorf("address %q is not on loopback: connections are not encrypted, so put an encrypting proxy in front and listen on 127.0.0.1", address)
+	if ip := net.ParseIP(host); !secure && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", 0, fmt.Errorf("address %q is not on loopback, and without TLS connections are not encrypted: turn TLS on with --tls, or listen on 127.0.0.1", address)
 	}
 	return host, port, nil
 }
 
 // startHTTP serves what needs no credentials: public keys, health, metrics.
 func (p *Plane) startHTTP(ctx context.Context) error {
-	host, port, err := split(p.o.HTTP)
+	host, port, err := split(p.o.HTTP, p.tls != nil)
 	if err != nil {
 		return err
 	}
@@ -62,7 +65,11 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for HTTP: %w", err)
 	}
-	p.http = "http://" + l.Addr().String()
+	p.http = "http://" + embed.Reachable(l.Addr())
+	if p.tls != nil {
+		p.http = "https://" + embed.Reachable(l.Addr())
+		l = tls.NewListener(l, p.tls)
+	}
 	operator, err := p.connect(keys.RoleOperator)
 	if err != nil {
 		return errors.Join(err, l.Close())

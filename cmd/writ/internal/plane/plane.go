@@ -16,24 +16,28 @@ package plane
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 )
 
 // Options say what to run. The zero value of each field but Data is good.
 type Options struct {
-	Data        string // the data folder; initialised where it is empty
-	TrustDomain string // of a new data folder
-	Listen      string // HOST:PORT of the NATS server; 127.0.0.1 and a free port
-	HTTP        string // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
-	Fleet       string // a fleet file to apply
-	Actor       string // in whose name it is applied
+	Data        string     // the data folder; initialised where it is empty
+	TrustDomain string     // of a new data folder
+	Listen      string     // HOST:PORT of the NATS server; 127.0.0.1 and a free port
+	HTTP        string     // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	TLS         *ca.Config // turns TLS on, where it is off; where it is on, what is chosen here replaces what was
+	Fleet       string     // a fleet file to apply
+	Actor       string     // in whose name it is applied
 	Logger      *slog.Logger
 }
 
@@ -46,6 +50,7 @@ type Plane struct {
 	o      Options
 	server *embed.Server
 	http   string
+	tls    *tls.Config // nil where TLS is off
 
 	announced bool // runtime.json is ours
 }
@@ -59,14 +64,17 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	host, port, err := split(o.Listen)
-	if err != nil {
-		return nil, err
-	}
 	if err := p.prepare(); err != nil {
 		return nil, err
 	}
-	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, Logger: p.log}); err != nil {
+	if err := p.secure(); err != nil {
+		return nil, err
+	}
+	host, port, err := split(o.Listen, p.tls != nil)
+	if err != nil {
+		return nil, err
+	}
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, TLS: p.tls, Logger: p.log}); err != nil {
 		return nil, err
 	}
 	p.inside = p.server
@@ -97,12 +105,44 @@ func (p *Plane) prepare() error {
 	if err != nil {
 		return err
 	}
-	err = keys.Init(p.o.Data, domain)
-	if errors.Is(err, keys.ErrExists) {
-		return nil
+	if err := keys.Init(p.o.Data, domain); err != nil && !errors.Is(err, keys.ErrExists) {
+		return err
 	}
+	return nil
+}
+
+// secure turns TLS on where that is asked for or was, and makes the
+// certificate of this process.
+func (p *Plane) secure() error {
+	trust, err := keys.Open(p.o.Data)
+	if err != nil {
+		return err
+	}
+	if p.o.TLS != nil {
+		if err := ca.Enable(p.o.Data, trust.TrustDomain, *p.o.TLS, time.Now()); err != nil {
+			return err
+		}
+	}
+	authority, err := ca.Open(p.o.Data, trust.TrustDomain)
+	if err != nil || authority == nil {
+		return err
+	}
+	var hosts []string
+	for _, address := range []string{p.o.Listen, p.o.HTTP} {
+		host, _, err := split(address, true)
+		if err != nil {
+			return err
+		}
+		hosts = append(hosts, host)
+	}
+	p.tls, err = authority.ServerTLS(p.log, time.Now, hosts...)
 	return err
 }
+
+// TLS is the configuration that the NATS server and the HTTP port share, nil
+// where TLS is off. Clients may show a certificate; if one does, it is an
+// agent's.
+func (p *Plane) TLS() *tls.Config { return p.tls }
 
 // listen opens the server to agents: after the issuer has pushed every lock, and
 // when all that takes their messages works.

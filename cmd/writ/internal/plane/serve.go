@@ -16,6 +16,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 )
 
@@ -63,6 +64,9 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 	folder, err := folderOf(o.Creds, what.role)
 	if err != nil {
 		return nil, err
+	}
+	if ca.Exists(folder) {
+		return nil, fmt.Errorf("%w: %s was made with --tls, and agents' certificates are bound by the server of writ up alone; make keys without it", ErrCreds, folder)
 	}
 	p := newProcess(folder, o.Data, o.Logger)
 	p.url = o.Server
@@ -127,7 +131,7 @@ func tellAccounts(ctx context.Context, data string, connect func(keys.Role) (*na
 		return err
 	}
 	defer nc.Close()
-	for _, account := range []string{keys.CONTROL, keys.DELIVER, keys.MEMORY, keys.SYS} {
+	for _, account := range []string{keys.CONTROL, keys.DELIVER, keys.MEMORY, keys.AUTH, keys.SYS} {
 		m, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.UPDATE", []byte(trust.JWTs[trust.Accounts[account]]))
 		if err != nil {
 			return fmt.Errorf("give the server the account %s: %w", account, err)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
@@ -210,7 +212,11 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Consumer: string(keys.RoleIssuer),
+	authority, callout, err := p.startCallout(secrets.Trust.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Callout: callout, CA: authority, Consumer: string(keys.RoleIssuer),
 		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.log})
 	if err != nil {
 		return nil, err
@@ -219,6 +225,16 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 		return nil, err
 	}
 	return i, p.stages.start(ctx, "the memory service's credentials", p.keepMemoryCreds)
+}
+
+// startCallout opens what the issuer needs where TLS is on.
+func (p *Process) startCallout(trustDomain string) (*ca.Authority, *nats.Conn, error) {
+	authority, err := ca.Open(p.keys, trustDomain)
+	if err != nil || authority == nil {
+		return nil, nil, err
+	}
+	conn, err := p.connect(keys.RoleCallout)
+	return authority, conn, err
 }
 
 // startPlaneIssuer starts the issuer and tells it what the embedded server

@@ -214,10 +214,10 @@ func (r *rig) certificate() {
 // needs are the files of keys/ that docs/cli.md names for each service.
 var needs = map[string][]string{
 	"issuer": {"creds/issuer.creds", "creds/system.creds", "operator.creds", "master.secret", "capability.seed",
-		"operator-signing.seed", "trust.json", "operator.jwt", "accounts/SYS.jwt", "accounts/CONTROL.jwt", "accounts/DELIVER.jwt", "accounts/MEMORY.jwt"},
+		"operator-signing.seed", "trust.json", "operator.jwt", "accounts/SYS.jwt", "accounts/CONTROL.jwt", "accounts/DELIVER.jwt", "accounts/MEMORY.jwt", "accounts/AUTH.jwt"},
 	"broker": {"creds/intake.creds", "creds/memory.creds"},
 	"ledger": {"creds/ledger.creds", "creds/release.creds", "creds/deliver.creds", "creds/repair.creds", "ledger.note", "ledger.pub",
-		"ledger.secret", "trust.json", "operator.jwt", "accounts/SYS.jwt", "accounts/CONTROL.jwt", "accounts/DELIVER.jwt", "accounts/MEMORY.jwt"},
+		"ledger.secret", "trust.json", "operator.jwt", "accounts/SYS.jwt", "accounts/CONTROL.jwt", "accounts/DELIVER.jwt", "accounts/MEMORY.jwt", "accounts/AUTH.jwt"},
 	"monitor": {"creds/monitor.creds"},
 }
 

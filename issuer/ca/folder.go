@@ -1,0 +1,156 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-sh/writ/issuer/keys"
+)
+
+// A Config is what was chosen when TLS was turned on: tls.json.
+type Config struct {
+	Hosts       []string `json:"hosts"`                  // names and addresses beside those of loopback
+	SPIREBundle string   `json:"spire_bundle,omitempty"` // file with the authorities of a SPIRE server
+}
+
+// ErrHost is matched where the server's certificate can't be for a name.
+var ErrHost = errors.New("no host name or address")
+
+var hostName = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func (c Config) check(domain spiffeid.TrustDomain) error {
+	for _, h := range c.Hosts {
+		if net.ParseIP(h) == nil && (len(h) > 253 || !hostName.MatchString(h)) {
+			return fmt.Errorf("%w: %q; give a name such as nats.acme.example, or an address", ErrHost, h)
+		}
+	}
+	if c.SPIREBundle == "" {
+		return nil
+	}
+	if !filepath.IsAbs(c.SPIREBundle) {
+		return fmt.Errorf("SPIRE's bundle %q: give the whole path", c.SPIREBundle)
+	}
+	_, err := (&spireBundle{c.SPIREBundle, domain}).load()
+	return err
+}
+
+func dir(data string) string { return filepath.Join(data, keys.Dir, keys.TLSDir) }
+
+// Exists reports whether TLS is on for a data folder.
+func Exists(data string) bool {
+	_, err := os.Stat(dir(data))
+	return err == nil
+}
+
+// BundlePath is where clients of this machine find what they trust the server
+// by.
+func BundlePath(data string) string { return filepath.Join(data, "bundle.pem") }
+
+// Enable turns TLS on for a data folder whose keys are made. Where it is on,
+// the authority stays, and the choice is replaced if one is made.
+func Enable(data, trustDomain string, c Config, now time.Time) error {
+	domain, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return fmt.Errorf("turn TLS on: %w", err)
+	}
+	if err := c.check(domain); err != nil {
+		return fmt.Errorf("turn TLS on: %w", err)
+	}
+	if c.Hosts == nil {
+		c.Hosts = []string{}
+	}
+	config, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("turn TLS on: %w", err)
+	}
+	if !Exists(data) {
+		cert, key, err := root(domain, now)
+		if err == nil {
+			err = keys.WriteTLS(data, map[string][]byte{"tls.json": config, "ca.pem": cert, "ca_key.pem": key})
+		}
+		if err != nil {
+			return fmt.Errorf("turn TLS on: %w", err)
+		}
+	} else if len(c.Hosts) > 0 || c.SPIREBundle != "" {
+		if err := keys.WriteTLS(data, map[string][]byte{"tls.json": config}); err != nil {
+			return fmt.Errorf("turn TLS on: %w", err)
+		}
+	}
+	cert, err := os.ReadFile(filepath.Join(dir(data), "ca.pem"))
+	if err == nil {
+		err = os.WriteFile(BundlePath(data), cert, 0o644) // public
+	}
+	if err != nil {
+		return fmt.Errorf("write the trust bundle: %w", err)
+	}
+	return nil
+}
+
+// Open reads the authority of a data folder where TLS is on; nil where it is
+// off.
+func Open(data, trustDomain string) (*Authority, error) {
+	d := dir(data)
+	if _, err := os.Stat(d); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err := keys.CheckPermissions(d); err != nil {
+		return nil, err
+	}
+	a := &Authority{}
+	var err error
+	if a.domain, err = spiffeid.TrustDomainFromString(trustDomain); err != nil {
+		return nil, fmt.Errorf("open the authority: %w", err)
+	}
+	b, err := os.ReadFile(filepath.Join(d, "tls.json"))
+	if err != nil {
+		return nil, fmt.Errorf("open the authority: %w", err)
+	}
+	if err := json.Unmarshal(b, &a.config); err != nil {
+		return nil, fmt.Errorf("keys/tls/tls.json is damaged: %w", err)
+	}
+	if err := a.config.check(a.domain); err != nil {
+		return nil, fmt.Errorf("keys/tls/tls.json: %w", err)
+	}
+	if a.config.SPIREBundle != "" {
+		a.spire = &spireBundle{a.config.SPIREBundle, a.domain}
+	}
+	if a.cert, err = readCert(filepath.Join(d, "ca.pem")); err != nil {
+		return nil, err
+	}
+	if a.key, err = readKey(filepath.Join(d, "ca_key.pem")); err != nil {
+		return nil, err
+	}
+	if k, ok := a.cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(a.key.Public()) {
+		return nil, errors.New("keys/tls/ca.pem and ca_key.pem do not belong together; restore them from a backup")
+	}
+	_, err = a.authorities()
+	return a, err
+}
+
+func readCert(path string) (*x509.Certificate, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the authority's certificate: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%s is damaged; restore it from a backup", path)
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged; restore it from a backup", path)
+	}
+	return c, nil
+}
