@@ -28,7 +28,7 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return i.grant(ctx, g, req.Audience, who.name)
+	return i.grant(ctx, g, binding{req.Audience, req.DPoPKey}, who.name)
 }
 
 // refresh renews the capability of one of the sender's operations.
@@ -41,13 +41,13 @@ func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshR
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	audience := view(i, func(s *schemas.State) string {
+	old := view(i, func(s *schemas.State) schemas.Grant {
 		if a := s.Agents[agent]; a != nil && a.Grants[req.OperationID] != nil {
-			return audienceOf(a.Grants[req.OperationID].Token)
+			return a.Grants[req.OperationID].Grant
 		}
-		return ""
+		return schemas.Grant{}
 	})
-	return i.grant(ctx, g, audience, agent)
+	return i.grant(ctx, g, bindingOf(old).renewed(old, req), agent)
 }
 
 // decided takes a decision on the present state.
@@ -60,7 +60,7 @@ func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, erro
 
 // grant signs both faces of a capability, logs it, and hands it out if it then
 // still holds: a lock that was logged before it wins.
-func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string) (schemas.IssueReply, error) {
+func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by string) (schemas.IssueReply, error) {
 	var user nkeys.KeyPair
 	var err error
 	if g.PublicKey == "" {
@@ -76,7 +76,11 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if g.Token, err = i.signer.Sign(capability.FromGrant(g, i.Secrets.Trust.TrustDomain, audience, g.NotBefore)); err != nil {
+	claims := capability.FromGrant(g, i.Secrets.Trust.TrustDomain, b.audience, g.NotBefore)
+	if claims.Confirmation.JKT, err = b.jkt(claims.Audience == i.Secrets.Trust.TrustDomain, g.PublicKey); err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if g.Token, err = i.signer.Sign(claims); err != nil {
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
 	seq, err := i.append(ctx, &schemas.Event{
@@ -89,7 +93,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 	if err := i.stillHolds(ctx, g, generation); err != nil {
 		return schemas.IssueReply{}, err
 	}
-	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: g.Scope,
+	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
 		ExpiresAt: g.Expires, TraceID: g.TraceID, UserJWT: userJWT, Seq: seq}
 	if user != nil {
 		if reply.Creds, err = accounts.Creds(userJWT, user); err != nil {

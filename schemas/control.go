@@ -154,7 +154,11 @@ type IssueRequest struct {
 	TraceID        string   `json:"trace_id,omitempty"`   // a new one where empty
 	Audience       string   `json:"audience,omitempty"`   // the trust domain where empty
 	PublicKey      string   `json:"public_key,omitempty"` // user NKey; a fresh one where empty
-	Actor          string   `json:"actor,omitempty"`
+	// DPoPKey, with an audience, is the RFC 7638 thumbprint of the key that whoever
+	// shows the token to the service must prove to hold (RFC 9449, section 10);
+	// where empty, that of the user NKey.
+	DPoPKey string `json:"dpop_jkt,omitempty"`
+	Actor   string `json:"actor,omitempty"`
 }
 
 // IssueReply holds the capability and, where the issuer made the key, the
@@ -178,6 +182,7 @@ type IssueReply struct {
 type RefreshRequest struct {
 	OperationID string `json:"operation_id"`
 	PublicKey   string `json:"public_key,omitempty"`
+	DPoPKey     string `json:"dpop_jkt,omitempty"` // as in IssueRequest; as it was where empty
 }
 
 // ReleaseRequest, over out.token.release, gives a capability up.

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/keys"
 )
 
@@ -32,6 +33,7 @@ type Options struct {
 	TrustDomain string // of a new data folder
 	Listen      string // HOST:PORT of the NATS server; 127.0.0.1 and a free port
 	HTTP        string // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	HTTPURL     string // scheme://host[:port] of a proxy in front of it
 	Fleet       string // a fleet file to apply
 	Actor       string // in whose name it is applied
 	Logger      *slog.Logger
@@ -45,6 +47,7 @@ type Plane struct {
 	*Process
 	o      Options
 	server *embed.Server
+	issuer *issuer.Issuer
 	http   string
 
 	announced bool // runtime.json is ours
