@@ -104,8 +104,8 @@ type Request struct {
 	TraceID        string        // of the user's request; a new one where empty
 }
 
-// IssueToken asks for a capability and opens its operation. Of another agent's
-// (Request.AgentID) it has no use for a connection: see Delegate.
+// IssueToken asks for a capability and opens its operation. For an agent that
+// runs elsewhere use Delegate.
 func (a *Agent) IssueToken(ctx context.Context, r Request) (*Operation, error) {
 	user, err := nkeys.CreateUser() // its seed stays here
 	if err != nil {
