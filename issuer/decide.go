@@ -1,8 +1,6 @@
 package issuer
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -264,7 +262,7 @@ func checkNames(s *schemas.State, req schemas.IssueRequest, ceiling *schemas.Cei
 	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
 		return schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey; leave it out to have one made", clip(req.PublicKey))
 	}
-	return nil
+	return checkDPoPKey(req.DPoPKey, req.Audience != "" && req.Audience != s.TrustDomain)
 }
 
 // decideScope turns what is asked into exact scopes. What contradicts itself
@@ -376,6 +374,9 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey", clip(req.PublicKey))
 	}
+	if err := checkDPoPKey(req.DPoPKey, bindingOf(old.Grant).key != ""); err != nil {
+		return schemas.Grant{}, err
+	}
 	ceiling := a.Ceiling
 	if ceiling == nil {
 		ceiling = &schemas.Ceiling{}
@@ -451,22 +452,6 @@ func exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 		return "job " + g.Job
 	}
 	return ""
-}
-
-// audienceOf reads whom a token of our own was issued for.
-func audienceOf(token string) string {
-	var claims struct {
-		Audience string `json:"aud"`
-	}
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(payload, &claims) != nil {
-		return ""
-	}
-	return claims.Audience
 }
 
 func sorted(list []string) []string {

@@ -43,11 +43,11 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return i.granted(ctx, g, req.Audience, who.name, req.CertificateRequest)
+	return i.granted(ctx, g, binding{req.Audience, req.DPoPKey}, who.name, req.CertificateRequest)
 }
 
 // granted is grant, with a certificate for the agent where it asks for one.
-func (i *Issuer) granted(ctx context.Context, g schemas.Grant, audience, by string, req schemas.CertificateRequest) (schemas.IssueReply, error) {
+func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, by string, req schemas.CertificateRequest) (schemas.IssueReply, error) {
 	cert, err := i.certificate(g.Agent, req)
 	if err != nil {
 		return schemas.IssueReply{}, err
@@ -55,7 +55,7 @@ func (i *Issuer) granted(ctx context.Context, g schemas.Grant, audience, by stri
 	if cert != nil && (req.CertificateBound || g.Certificate != "") {
 		g.Certificate = cert.Fingerprint
 	}
-	reply, err := i.grant(ctx, g, audience, by)
+	reply, err := i.grant(ctx, g, to, by)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -78,13 +78,13 @@ func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshR
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	audience := view(i, func(s *schemas.State) string {
+	old := view(i, func(s *schemas.State) schemas.Grant {
 		if a := s.Agents[agent]; a != nil && a.Grants[req.OperationID] != nil {
-			return audienceOf(a.Grants[req.OperationID].Token)
+			return a.Grants[req.OperationID].Grant
 		}
-		return ""
+		return schemas.Grant{}
 	})
-	return i.granted(ctx, g, audience, agent, req.CertificateRequest)
+	return i.granted(ctx, g, bindingOf(old).renewed(old, req), agent, req.CertificateRequest)
 }
 
 // decided takes a decision on the present state.
@@ -98,7 +98,7 @@ func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, erro
 
 // grant signs both faces of a capability, logs it, and hands it out if it then
 // still holds: a lock that was logged before it wins.
-func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string) (schemas.IssueReply, error) {
+func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by string) (schemas.IssueReply, error) {
 	var user nkeys.KeyPair
 	var err error
 	if g.PublicKey == "" {
@@ -114,7 +114,11 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if g.Token, err = i.signer.Sign(capability.FromGrant(g, i.Secrets.Trust.TrustDomain, audience, g.NotBefore)); err != nil {
+	claims := capability.FromGrant(g, i.Secrets.Trust.TrustDomain, b.audience, g.NotBefore)
+	if claims.Confirmation.JKT, err = b.jkt(claims.Audience == i.Secrets.Trust.TrustDomain, g.PublicKey); err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if g.Token, err = i.signer.Sign(claims); err != nil {
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
 	seq, err := i.append(ctx, &schemas.Event{
@@ -127,7 +131,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, audience, by string
 	if err := i.stillHolds(ctx, g, generation); err != nil {
 		return schemas.IssueReply{}, err
 	}
-	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: g.Scope,
+	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
 		ExpiresAt: g.Expires, TraceID: g.TraceID, UserJWT: userJWT, Seq: seq}
 	if user != nil {
 		if reply.Creds, err = accounts.Creds(userJWT, user); err != nil {

@@ -40,7 +40,6 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 			}
 		})
 	}
-	limits := newLimiters(tokensPerSecond, tokensBurst)
 	sub, err := i.Inlet.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
 		if !bus.FromAgent(m) {
 			return
@@ -49,8 +48,8 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 			i.reply(m, nil, schemas.Refuse(schemas.CodeMalformed, "header %s is not allowed here", nats.JSStream))
 			return
 		}
-		if !limits.of(schemas.OutAgent(m.Subject)).AllowN(i.Now(), 1) {
-			i.reply(m, nil, schemas.Refuse(schemas.CodeRate, "over %d requests for capabilities in a second; slow down", tokensPerSecond))
+		if !i.limits.of(schemas.OutAgent(m.Subject)).AllowN(i.Now(), 1) {
+			i.reply(m, nil, tooMany())
 			return
 		}
 		select {
@@ -79,34 +78,39 @@ func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, e
 	if len(data) > maxTokenRequest {
 		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has %d bytes, %d are possible", len(data), maxTokenRequest)
 	}
-	switch out.Token {
+	return i.tokenFor(ctx, out.Agent, out.Token, data)
+}
+
+// tokenFor carries out what an agent asks, whichever way it came.
+func (i *Issuer) tokenFor(ctx context.Context, agent, what string, data []byte) (any, error) {
+	switch what {
 	case "issue":
 		var req schemas.IssueRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 		if req.AgentID == "" {
-			req.AgentID = out.Agent
+			req.AgentID = agent
 		}
-		return i.issue(ctx, asker{agent: out.Agent, name: out.Agent}, req)
+		return i.issue(ctx, asker{agent: agent, name: agent}, req)
 	case "refresh":
 		var req schemas.RefreshRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.refresh(ctx, out.Agent, req)
+		return i.refresh(ctx, agent, req)
 	case "join":
 		var req schemas.JoinRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.join(ctx, out.Agent, req)
+		return i.join(ctx, agent, req)
 	default:
 		var req schemas.ReleaseRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.release(ctx, out.Agent, req)
+		return i.release(ctx, agent, req)
 	}
 }
 
@@ -136,6 +140,10 @@ func (i *Issuer) reply(m *nats.Msg, answer any, err error) {
 	if err := i.Inlet.Publish(m.Reply, nil); err != nil {
 		i.Logger.Error("token answer not ended", "subject", m.Subject, "error", err)
 	}
+}
+
+func tooMany() *schemas.Refusal {
+	return schemas.Refuse(schemas.CodeRate, "over %d requests for capabilities in a second; slow down", tokensPerSecond)
 }
 
 // limiters hold one bucket per account. Accounts exist only where the issuer

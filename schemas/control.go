@@ -184,7 +184,11 @@ type IssueRequest struct {
 	// that of another agent is derived. It can be left out where the asker
 	// holds one capability alone.
 	ParentOperation string `json:"parent_operation,omitempty"`
-	Actor           string `json:"actor,omitempty"`
+	// DPoPKey, with an audience, is the RFC 7638 thumbprint of the key that whoever
+	// shows the token to the service must prove to hold (RFC 9449, section 10);
+	// where empty, that of the user NKey.
+	DPoPKey string `json:"dpop_jkt,omitempty"`
+	Actor   string `json:"actor,omitempty"`
 	CertificateRequest
 }
 
@@ -210,6 +214,7 @@ type IssueReply struct {
 type RefreshRequest struct {
 	OperationID string `json:"operation_id"`
 	PublicKey   string `json:"public_key,omitempty"`
+	DPoPKey     string `json:"dpop_jkt,omitempty"` // as in IssueRequest; as it was where empty
 	CertificateRequest
 }
 

@@ -32,6 +32,7 @@ type issueCmd struct {
 	Job        string        `placeholder:"JOB" help:"What recurs, one of the ceiling's jobs."`
 	Trace      string        `placeholder:"TRACE" help:"Trace of the user request; a new one where missing."`
 	Audience   string        `placeholder:"SERVICE" help:"Who takes the token; the trust domain where missing."`
+	DPoPKey    string        `name:"dpop-jkt" placeholder:"THUMBPRINT" help:"Key that must be shown with the token (RFC 7638), with --audience; that of the credentials where missing."`
 	Creds      string        `type:"path" placeholder:"FILE" help:"Where to write the NATS credentials (default: ./AGENT.OPERATION.creds)."`
 	svidFlags
 }
@@ -50,7 +51,7 @@ func (c *issueCmd) request(actor string) (r schemas.IssueRequest, err error) {
 	}
 	return schemas.IssueRequest{AgentID: c.Agent, OperationID: c.Operation, Scope: c.Scope, Tools: c.Tool,
 		ForbiddenTools: c.ForbidTool, TTLSeconds: int64(c.TTL / time.Second), MaxTokens: c.MaxTokens,
-		Task: c.Task, Job: c.Job, TraceID: c.Trace, Audience: c.Audience, Actor: actor}, nil
+		Task: c.Task, Job: c.Job, TraceID: c.Trace, Audience: c.Audience, DPoPKey: c.DPoPKey, Actor: actor}, nil
 }
 
 func (c *issueCmd) Run(ctx context.Context, app *App) error {

@@ -325,15 +325,17 @@ func Subject(scope string) string {
 	return verb + "." + resource
 }
 
-// Creds is the content of a .creds file: it is a secret.
+// Creds is the content of a .creds file: it is a secret. The token is one that
+// was just signed for this very user: it is not verified again, which would cost
+// more than signing it did.
 func Creds(token string, user nkeys.KeyPair) (string, error) {
 	seed, err := user.Seed()
 	if err != nil {
 		return "", fmt.Errorf("write credentials: %w", err)
 	}
-	b, err := jwt.FormatUserConfig(token, seed)
+	b, err := jwt.DecorateSeed(seed)
 	if err != nil {
 		return "", fmt.Errorf("write credentials: %w", err)
 	}
-	return string(b), nil
+	return "-----BEGIN NATS USER JWT-----\n" + token + "\n------END NATS USER JWT------\n\n" + string(b), nil
 }

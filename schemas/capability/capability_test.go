@@ -293,6 +293,41 @@ func TestCertificateAndDPoPBindings(t *testing.T) {
 	want.DPoPThumbprint = c.Confirmation.JKT
 	_, err = v.Verify(token, want)
 	onlyMatches(t, err, nil)
+	want.PublicKey = other
+	_, err = v.Verify(token, want)
+	onlyMatches(t, err, ErrPossession)
+}
+
+// Over HTTP nobody shows an NKey: there the keys that the token is bound to
+// must be shown, all of them, and one that is bound to none is worth nothing.
+func TestWithoutAnNKeyTheBoundKeysMustBeShown(t *testing.T) {
+	cert, key := b64(strings.Repeat("x", 32)), b64(strings.Repeat("y", 32))
+	v := verifierOf(t, public(fixedKey(1)))
+	for _, c := range []struct {
+		name      string
+		x5t, jkt  string
+		cert, key string
+		want      error
+	}{
+		{"bound to neither, nothing shown", "", "", "", "", ErrPossession},
+		{"bound to neither, both shown", "", "", cert, key, ErrPossession},
+		{"bound to the key, shown", "", key, "", key, nil},
+		{"bound to the key, not shown", "", key, "", "", ErrPossession},
+		{"bound to the key, another shown", "", key, "", cert, ErrPossession},
+		{"bound to the key, certificate shown", "", key, key, "", ErrPossession},
+		{"bound to the certificate, shown", cert, "", cert, "", nil},
+		{"bound to the certificate, key shown", cert, "", "", cert, ErrPossession},
+		{"bound to both, both shown", cert, key, cert, key, nil},
+		{"bound to both, key shown", cert, key, "", key, ErrPossession},
+		{"bound to both, certificate shown", cert, key, cert, "", ErrPossession},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			claims := sample()
+			claims.Confirmation.X5T, claims.Confirmation.JKT = c.x5t, c.jkt
+			_, err := v.Verify(sign(t, claims), Expect{Time: during, CertThumbprint: c.cert, DPoPThumbprint: c.key})
+			onlyMatches(t, err, c.want)
+		})
+	}
 }
 
 func TestForgedHeadersAreRefused(t *testing.T) {

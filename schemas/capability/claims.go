@@ -225,34 +225,28 @@ func (c *Claims) checkTimes() error {
 }
 
 func (c *Claims) checkScopes() error {
-	seen := map[string]bool{}
-	once := func(claim, v string) error {
-		if seen[claim+" "+v] {
-			return fmt.Errorf("%s names %s twice", claim, v)
-		}
-		seen[claim+" "+v] = true
-		return nil
-	}
+	var scopes []string
 	if c.Scope != "" {
-		for _, s := range strings.Split(c.Scope, " ") {
-			if err := schemas.CheckScope(s); err != nil {
-				return err
-			}
-			if err := once("scope", s); err != nil {
-				return err
-			}
+		scopes = strings.Split(c.Scope, " ")
+	}
+	for i, s := range scopes {
+		if err := schemas.CheckScope(s); err != nil {
+			return err
+		}
+		if slices.Contains(scopes[:i], s) {
+			return fmt.Errorf("scope names %s twice", s)
 		}
 	}
 	for _, list := range [...]struct {
 		claim string
 		tools []string
 	}{{"tools", c.Tools}, {"forbidden_tools", c.ForbiddenTools}} {
-		for _, tool := range list.tools {
+		for i, tool := range list.tools {
 			if err := schemas.CheckID(list.claim, tool); err != nil {
 				return err
 			}
-			if err := once(list.claim, tool); err != nil {
-				return err
+			if slices.Contains(list.tools[:i], tool) {
+				return fmt.Errorf("%s names %s twice", list.claim, tool)
 			}
 		}
 	}

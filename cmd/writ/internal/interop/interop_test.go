@@ -48,6 +48,7 @@ type rig struct {
 	*testing.T
 	ctx      context.Context
 	url      string
+	http     string
 	operator *nats.Conn
 }
 
@@ -74,7 +75,7 @@ func start(t *testing.T) *rig {
 	t.Cleanup(operator.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	return &rig{t, ctx, p.URL(), operator}
+	return &rig{t, ctx, p.URL(), p.HTTP(), operator}
 }
 
 // ask puts an operator's question.

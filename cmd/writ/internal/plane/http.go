@@ -54,7 +54,8 @@ func split(address string, secure bool) (host string, port int, err error) {
 	return host, port, nil
 }
 
-// startHTTP serves what needs no credentials: public keys, health, metrics.
+// startHTTP serves the issuer's API, and what needs no credentials: public keys,
+// health, metrics.
 func (p *Plane) startHTTP(ctx context.Context) error {
 	host, port, err := split(p.o.HTTP, p.tls != nil)
 	if err != nil {
@@ -74,7 +75,16 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s := &http.Server{Handler: handler(operator), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	origins := []string{p.http}
+	if p.o.HTTPURL != "" {
+		origins = append(origins, p.o.HTTPURL)
+	}
+	api, err := p.issuer.Handler(origins)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s := &http.Server{Handler: handler(operator, api), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
 		go func() { ended <- s.Serve(l) }()
@@ -90,18 +100,11 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	})
 }
 
-func handler(operator *nats.Conn) http.Handler {
+func handler(operator *nats.Conn, api http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, r *http.Request) {
-		set, err := bus.Call[json.RawMessage](r.Context(), operator, schemas.CtlJWKS, nil)
-		if err != nil {
-			http.Error(w, "the issuer does not answer", http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/jwk-set+json")
-		w.Header().Set("Cache-Control", "max-age=300")
-		_, _ = w.Write(set) // the client went away
-	})
+	for _, path := range []string{"/v1/", "/openapi.json", "/.well-known/jwks.json"} {
+		mux.Handle(path, api)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})

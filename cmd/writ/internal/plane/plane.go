@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 )
@@ -35,6 +36,7 @@ type Options struct {
 	TrustDomain string     // of a new data folder
 	Listen      string     // HOST:PORT of the NATS server; 127.0.0.1 and a free port
 	HTTP        string     // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	HTTPURL     string     // scheme://host[:port] of a proxy in front of it
 	TLS         *ca.Config // turns TLS on, where it is off; where it is on, what is chosen here replaces what was
 	Fleet       string     // a fleet file to apply
 	Actor       string     // in whose name it is applied
@@ -49,6 +51,7 @@ type Plane struct {
 	*Process
 	o      Options
 	server *embed.Server
+	issuer *issuer.Issuer
 	http   string
 	tls    *tls.Config // nil where TLS is off
 

@@ -244,6 +244,7 @@ func (p *Plane) startPlaneIssuer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.issuer = i
 	return p.stages.start(ctx, "violations", func(ctx context.Context, ready func()) error {
 		ready()
 		for {

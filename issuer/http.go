@@ -1,0 +1,244 @@
+package issuer
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nkeys"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
+	"github.com/writ-sh/writ/schemas/capability/dpop"
+	"github.com/writ-sh/writ/schemas/capability/httpcap"
+)
+
+// openAPI describes what Handler serves.
+//
+//go:embed openapi.json
+var openAPI []byte
+
+const (
+	httpAtOnce = 64 // requests in progress; more are told to come again
+	httpWithin = 30 * time.Second
+)
+
+// Handler is the issuer's face over HTTP, for agents that are not on NATS: the
+// same requests, carried out by the same code, as out.token.issue, refresh and
+// release. origins are the addresses under which clients know it.
+//
+// Who asks is shown by the identity credential that writ enroll wrote, with a
+// DPoP proof (RFC 9449) of its very NKey: the user JWT names the key, the key
+// signs the proof. There is no secret to share, and a credential that was
+// copied from the wire or a log is worth nothing. Proofs carry the issuer's
+// nonce: one that was made ahead, or for the process before, is not taken.
+func (i *Issuer) Handler(origins []string) (http.Handler, error) {
+	proofs, err := dpop.NewChecker(dpop.Options{Origins: origins, Nonce: true, Now: i.Now})
+	if err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	h := &face{i: i, proofs: proofs, slots: make(chan struct{}, httpAtOnce)}
+	mux := http.NewServeMux()
+	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, what) })
+	}
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		problem(w, schemas.Refuse(schemas.CodeNotFound, "there is no %.80s; see /openapi.json", r.URL.Path))
+	})
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		document(w, "application/json", openAPI)
+	})
+	mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
+		document(w, "application/jwk-set+json", i.JWKS())
+	})
+	return mux, nil
+}
+
+func document(w http.ResponseWriter, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Cache-Control", "max-age=300")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(body) // the client went away
+}
+
+// A face is the state of one Handler.
+type face struct {
+	i      *Issuer
+	proofs *dpop.Checker
+	slots  chan struct{}
+}
+
+func (h *face) serve(w http.ResponseWriter, r *http.Request, what string) {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		w.Header().Set("Retry-After", "1")
+		problem(w, schemas.Refuse(schemas.CodeUnavailable, "the issuer has too much to do; ask again"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), httpWithin)
+	defer cancel()
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: schemas.CodeMalformed, Detail: "only POST is possible here"}.Write(w)
+		return
+	}
+	w.Header().Set(dpop.HeaderNonce, h.proofs.NonceFor())
+	agent, err := h.authenticate(r)
+	if err != nil {
+		status := httpcap.Challenge(w, "", false, err)
+		httpcap.Problem{Status: status, Code: status, Reason: httpcap.Reason(err), Detail: err.Error()}.Write(w)
+		return
+	}
+	if !h.i.limits.of(agent).AllowN(h.i.Now(), 1) {
+		w.Header().Set("Retry-After", "1")
+		problem(w, tooMany())
+		return
+	}
+	answer, err := h.carryOut(ctx, agent, what, w, r)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", jsonType)
+	w.Header().Set("Cache-Control", "no-store") // RFC 6749, section 5.1
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(schemas.Marshal(answer)) // the client went away
+}
+
+// authenticate says which agent asks. What is wrong is told in the words of
+// capability and dpop.
+func (h *face) authenticate(r *http.Request) (agent string, err error) {
+	scheme, token, err := httpcap.Authorization(r)
+	if err != nil {
+		return "", err
+	}
+	if scheme != "dpop" {
+		return "", fmt.Errorf("%w: use the scheme DPoP, with the agent's identity and a proof of its NKey", httpcap.ErrScheme)
+	}
+	who, err := h.i.identityOf(token)
+	if err != nil {
+		return "", fmt.Errorf("identity: %w", err)
+	}
+	proof, err := h.proofs.Check(r, token)
+	if err != nil {
+		return "", err
+	}
+	shown := ""
+	if proof.Ed25519 != nil {
+		key, err := nkeys.Encode(nkeys.PrefixByteUser, proof.Ed25519)
+		if err != nil {
+			return "", fmt.Errorf("encode a key: %w", err)
+		}
+		shown = string(key)
+	}
+	if shown != who.PublicKey {
+		return "", fmt.Errorf("identity: %w: the proof is signed with another key than %s", capability.ErrPossession, who.PublicKey)
+	}
+	return who.ID, nil
+}
+
+// identityOf holds a user JWT against what the server itself holds it against at
+// a connection: signed with the identity key of an account of the fleet, in
+// force, and not from before a kill. A killed agent connects no more.
+func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
+	who, err := i.maker.ReadIdentity(token, func(account string) string {
+		i.mu.RLock()
+		defer i.mu.RUnlock()
+		return i.byKey[account]
+	})
+	switch {
+	case errors.Is(err, accounts.ErrNotSigned):
+		return who, fmt.Errorf("%w: %w", capability.ErrSignature, err)
+	case err != nil:
+		return who, fmt.Errorf("%w: %w", capability.ErrMalformed, err)
+	}
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a, now := i.state.Agents[who.ID], i.Now()
+	switch {
+	case a == nil || a.Kind != schemas.KindAgent:
+		return who, fmt.Errorf("%w: %s is no agent of this fleet any more", capability.ErrRevoked, who.ID)
+	case a.Lock == schemas.Killed:
+		return who, fmt.Errorf("%w: %s was killed", capability.ErrRevoked, who.ID)
+	case !who.Issued.After(i.born[who.ID].Truncate(time.Second)):
+		return who, fmt.Errorf("%w: %s was enrolled anew; use the newer credential", capability.ErrRevoked, who.ID)
+	case !now.Before(who.Expires):
+		return who, fmt.Errorf("%w: at %s; enrol anew", capability.ErrExpired, who.Expires.UTC().Format(time.RFC3339))
+	}
+	return who, nil
+}
+
+// carryOut does what an agent asks.
+func (h *face) carryOut(ctx context.Context, agent, what string, w http.ResponseWriter, r *http.Request) (any, error) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "Content-Type is not %s", jsonType)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTokenRequest))
+	var long *http.MaxBytesError
+	switch {
+	case errors.As(err, &long):
+		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has more than %d bytes", long.Limit)
+	case err != nil:
+		return nil, schemas.Refuse(schemas.CodeMalformed, "the request ends early")
+	}
+	if what == "revoke" {
+		return h.i.giveUp(ctx, agent, body)
+	}
+	return h.i.tokenFor(ctx, agent, what, body)
+}
+
+// A revokeRequest is as in RFC 7009, in JSON.
+type revokeRequest struct {
+	Token string `json:"token"`
+}
+
+// giveUp ends the operation of a token of the agent's own. One that is no live
+// token of its own is no error (RFC 7009, section 2.2): there is nothing to
+// end.
+func (i *Issuer) giveUp(ctx context.Context, agent string, body []byte) (any, error) {
+	var req revokeRequest
+	if err := schemas.Unmarshal(body, &req); err != nil {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	operation := view(i, func(s *schemas.State) string {
+		if a := s.Agents[agent]; a != nil {
+			for operation, live := range a.Grants {
+				if live.Token == req.Token && req.Token != "" && live.Ended == "" {
+					return operation
+				}
+			}
+		}
+		return ""
+	})
+	if operation == "" {
+		return schemas.Ack{}, nil
+	}
+	return i.tokenFor(ctx, agent, "release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
+}
+
+func (h *face) fail(w http.ResponseWriter, r *http.Request, err error) {
+	refusal := bus.AsRefusal(err)
+	if refusal.Code == schemas.CodeUnavailable {
+		h.i.Logger.Error("token request failed", "path", r.URL.Path, "error", err)
+		refusal = schemas.Refuse(schemas.CodeUnavailable, "the issuer could not do it now; ask again")
+	}
+	if refusal.Code == schemas.CodeUnauthorized { // RFC 9110, section 15.5.2
+		w.Header().Set("WWW-Authenticate", httpcap.DPoPChallenge)
+	}
+	problem(w, refusal)
+}
+
+// problem answers with a refusal. Its code is HTTP's where HTTP has one, and
+// all are.
+func problem(w http.ResponseWriter, r *schemas.Refusal) {
+	httpcap.Problem{Status: r.Code, Code: r.Code, Detail: r.Text, Seq: r.Seq}.Write(w)
+}
