@@ -27,6 +27,7 @@ type Model struct {
 	version     string // of the model: weights and method
 
 	seq     uint64 // last event folded
+	lastID  string // its id
 	learned uint64 // sequence of the event at which a run was last learned
 	fleet   *schemas.State
 	agents  map[string]*agent
@@ -81,7 +82,7 @@ func (m *Model) Apply(e *schemas.Event) error {
 	if e.Seq <= m.seq {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, m.seq)
 	}
-	m.seq = e.Seq
+	m.seq, m.lastID = e.Seq, e.ID
 	if err := m.apply(e); err != nil {
 		return fmt.Errorf("event %d (%s of %s): %w", e.Seq, e.Kind, e.Agent, err)
 	}

@@ -77,7 +77,7 @@ func (r *run) grant(g *schemas.Grant) {
 	for token := range tokens(r.task) {
 		r.forms |= formOf(token)
 	}
-	r.votes.words = taskWords(r.votes.words[:0], r.task)
+	r.votes.words, r.alikeAt = taskWords(r.votes.words[:0], r.task), 0
 	r.scope, r.forbidden = g.Scope[:min(len(g.Scope), maxScope)], g.ForbiddenTools[:min(len(g.ForbiddenTools), maxScope)]
 }
 

@@ -15,17 +15,19 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// ServiceOptions of a Service. All but Now are needed.
+// ServiceOptions of a Service. All but Snapshot and Now are needed.
 type ServiceOptions struct {
 	Conn     *nats.Conn // in CONTROL, as the user monitor
 	Consumer string     // name of the consumer over all events
 	Source   string     // ce-source of what it appends
+	Snapshot string     // file that the model outlives a restart in; none where empty
 	Logger   *slog.Logger
 	Now      func() time.Time // the clock; time.Now where nil
 }
 
-// A Service follows the log with a Model and answers intake and operators.
-// Nothing is kept but the model: a restart folds the log anew.
+// A Service follows the log with a Model and answers intake and operators. It
+// keeps nothing but snapshots of the model: a restart goes on from the newest,
+// and folds the log anew where there is none.
 type Service struct {
 	ServiceOptions
 	log *bus.Appender
@@ -34,6 +36,7 @@ type Service struct {
 	model   *Model
 	waiting []question // whose time has not come, in order of arrival
 	live    bool       // the fold has reached what was in the log at the start
+	saved   uint64     // last event of the newest snapshot
 	changed chan struct{}
 }
 
@@ -73,12 +76,16 @@ func NewService(o ServiceOptions) (*Service, error) {
 // ready is called when it answers. Until the fold has caught up, nothing is
 // judged: intake refuses meanwhile.
 func (s *Service) Run(ctx context.Context, ready func()) error {
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	caughtUp := make(chan struct{})
-	f := bus.Follower{Conn: s.Conn, Consumer: s.Consumer, CaughtUp: func(uint64) { close(caughtUp) }}
+	f := bus.Follower{Conn: s.Conn, Consumer: s.Consumer, From: s.model.Seq() + 1, CaughtUp: func(uint64) { close(caughtUp) }}
 	g.Go(func() error { return f.Run(ctx, s.fold) })
 	g.Go(func() error { return s.report(ctx) })
 	g.Go(func() error { return s.expire(ctx) })
+	g.Go(func() error { return s.keep(ctx) })
 	g.Go(func() error {
 		select {
 		case <-caughtUp:
@@ -88,6 +95,9 @@ func (s *Service) Run(ctx context.Context, ready func()) error {
 		return s.serve(ctx, ready)
 	})
 	err := g.Wait()
+	if ctx.Err() != nil {
+		s.save() // what another start need not fold again
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -176,11 +176,7 @@ func (s *State) declare(e *Event) error {
 	}
 	a := s.Agents[p.ID]
 	if a == nil {
-		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-			Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}}
-		if p.Lock != "" {
-			a.Lock, a.Generation = p.Lock, p.Generation
-		}
+		a = newAgentState(p)
 		s.Agents[p.ID] = a
 	}
 	s.unroute(a)
