@@ -45,6 +45,9 @@ func (a *agent) clone() *agent {
 	for i := range c.maxima {
 		c.maxima[i] = a.maxima[i].clone()
 	}
+	for i := range c.usual {
+		c.usual[i].bins = slices.Clone(a.usual[i].bins)
+	}
 	c.baseline = a.baseline.clone()
 	c.refusals, c.approved, c.history = slices.Clone(a.refusals), slices.Clone(a.approved), slices.Clone(a.history)
 	copies := map[*run]*run{}

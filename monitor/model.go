@@ -156,6 +156,7 @@ func (m *Model) ended(e *schemas.Event) {
 		return
 	}
 	r := a.runs[e.Operation]
+	a.sumUp(r)
 	m.learn(a, r)
 	for _, who := range r.answered {
 		if b := m.own(who.agent); b != nil && b.runs[who.key] != nil {
@@ -188,6 +189,11 @@ func (m *Model) learn(a *agent, r *run) {
 	m.pool.addRun(r.maxScore, censored)
 	if !censored {
 		a.baseline.learn(r.job, &r.votes)
+		for ch := range a.usual {
+			if r.job != answerJob {
+				a.usual[ch].learn(r.level[ch])
+			}
+		}
 		m.learned = m.seq
 	}
 }
@@ -353,6 +359,12 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
+		if set := m.calibrationOf(c); set != nil {
+			r.surprise = max(r.surprise, set.bits(score))
+		}
+	}
+	if !isAnswer(e.Kind) {
+		a.acts(r, e.Time)
 	}
 	if (c.standing == outOfScope || c.standing == forbidden) && len(r.votes.outside) < maxVoteTools && !slices.Contains(r.votes.outside, c.tool) {
 		r.votes.outside = append(r.votes.outside, c.tool)
@@ -407,6 +419,7 @@ func (m *Model) output(e *schemas.Event) {
 	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
 			r.output(toolOf(&schemas.Event{Kind: schemas.MessageAccepted, Action: e.Action}), e.Data)
+			asker.answeredWith(r, e)
 			r.last = e.Seq
 		}
 	}

@@ -53,7 +53,9 @@ type run struct {
 	maxRisk  int
 	maxScore fixed
 	maxNew   fixed // as if the job were new
-	reviews  int   // held actions that nobody has approved
+	surprise fixed // of its highest score, in bits
+	level    levels
+	reviews  int // held actions that nobody has approved
 	answered []answerer
 }
 
@@ -217,6 +219,10 @@ type agent struct {
 	risk      int              // the peak that has not yet decayed below a later one
 	riskAt    time.Time
 
+	usual        [channels]histogram // of harmless runs
+	rate, errors gauge
+	slow         fixed // see sumUp
+
 	held     map[uint64]*heldAction
 	approved []uint64
 
@@ -303,7 +309,7 @@ func (a *agent) noteRefusal(action schemas.Action) {
 
 // pardon forgets risk and refusals: an operator has looked.
 func (a *agent) pardon() {
-	a.risk, a.refused, a.refusals = 0, 0, nil
+	a.risk, a.refused, a.refusals, a.slow = 0, 0, nil, 0
 }
 
 func (a *agent) hold(seq uint64, h *heldAction) {

@@ -225,6 +225,13 @@ func (c *codec) agent(a *agent) {
 	list(c, &a.refusals, (*codec).action)
 	number(c, &a.risk)
 	c.instant(&a.riskAt)
+	for i := range a.usual {
+		number(c, &a.usual[i].n)
+		list(c, &a.usual[i].bins, number[uint16])
+	}
+	c.gauge(&a.rate)
+	c.gauge(&a.errors)
+	number(c, &a.slow)
 	c.held(a)
 	list(c, &a.approved, number[uint64])
 	number(c, &a.lastSeq)
@@ -235,6 +242,11 @@ func (c *codec) agent(a *agent) {
 		a.lastVerdict = nil
 	}
 	list(c, &a.history, (*codec).point)
+}
+
+func (c *codec) gauge(g *gauge) {
+	number(c, &g.n)
+	c.instant(&g.at)
 }
 
 func (c *codec) point(p *schemas.RiskPoint) {
@@ -301,6 +313,10 @@ func (c *codec) run(r *run) {
 	number(c, &r.maxRisk)
 	number(c, &r.maxScore)
 	number(c, &r.maxNew)
+	number(c, &r.surprise)
+	for i := range r.level {
+		number(c, &r.level[i])
+	}
 	number(c, &r.reviews)
 	list(c, &r.answered, func(c *codec, a *answerer) {
 		text(c, &a.agent)
