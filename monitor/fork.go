@@ -21,6 +21,7 @@ func (m *Model) Fork() *Model {
 	for i := range f.maxima {
 		f.maxima[i] = m.maxima[i].clone()
 	}
+	f.watch.frozen = m.watch.frozen.clone()
 	f.mine = map[string]bool{}
 	return &f
 }

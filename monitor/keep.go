@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/writ-sh/writ/internal/bus"
@@ -70,10 +71,11 @@ func (s *Service) ownLog(ctx context.Context, m *Model) error {
 	return nil
 }
 
-// keep writes snapshots from time to time.
+// keep writes snapshots from time to time, and an alarm once when it is raised.
 func (s *Service) keep(ctx context.Context) error {
 	look := time.NewTicker(keepLook)
 	defer look.Stop()
+	told := ""
 	for last := s.Now(); ; {
 		select {
 		case <-look.C:
@@ -81,8 +83,12 @@ func (s *Service) keep(ctx context.Context) error {
 			return nil
 		}
 		s.mu.Lock()
-		since := s.model.Seq() - s.saved
+		since, alarm := s.model.Seq()-s.saved, strings.Join(s.model.Alarms(), "; ")
 		s.mu.Unlock()
+		if alarm != "" && told == "" {
+			s.Logger.Warn("behaviour, or what is taken for harmless, has moved", "alarm", alarm)
+		}
+		told = alarm
 		if now := s.Now(); since >= keepEvents || since > 0 && now.Sub(last) >= keepEvery {
 			s.save()
 			last = now

@@ -33,7 +33,8 @@ type Model struct {
 	agents  map[string]*agent
 	maxima  [maturities]calibration // of all agents, by maturity of the template
 	pool    calibration             // of all
-	pending map[uint64]violation    // whose risk.changed is not in the log yet
+	watch   watch
+	pending map[uint64]violation // whose risk.changed is not in the log yet
 
 	extract   *extractor
 	factors   []schemas.Factor // of the last verdict
@@ -107,7 +108,10 @@ func (m *Model) apply(e *schemas.Event) error {
 		m.agent(e.Agent).pardon()
 	case schemas.ReviewApproved:
 		m.approved(e)
-	case schemas.ReviewDenied, schemas.MessageCancelled, schemas.MessageExpired:
+	case schemas.ReviewDenied:
+		m.watch.denied++
+		delete(m.agent(e.Agent).held, e.Ref)
+	case schemas.MessageCancelled, schemas.MessageExpired:
 		delete(m.agent(e.Agent).held, e.Ref) // its run teaches nothing: nobody vouched for it
 	case schemas.AgentViolation:
 		return m.violation(e)
@@ -157,6 +161,7 @@ func (m *Model) ended(e *schemas.Event) {
 	}
 	r := a.runs[e.Operation]
 	a.sumUp(r)
+	m.watch.ended(r, &m.pool)
 	m.learn(a, r)
 	for _, who := range r.answered {
 		if b := m.own(who.agent); b != nil && b.runs[who.key] != nil {
@@ -214,7 +219,9 @@ func (m *Model) approved(e *schemas.Event) {
 		return
 	}
 	delete(a.held, e.Ref)
+	m.watch.approved++
 	h.run.reviews--
+	h.run.accused = true
 	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
 	h.run.votes.add(h.tool, h.prev, h.uses)
 	a.baseline.learned++

@@ -55,7 +55,8 @@ type run struct {
 	maxNew   fixed // as if the job were new
 	surprise fixed // of its highest score, in bits
 	level    levels
-	reviews  int // held actions that nobody has approved
+	accused  bool // a reviewer approved what was held in it
+	reviews  int  // held actions that nobody has approved
 	answered []answerer
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -313,5 +314,5 @@ func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.Ri
 func (s *Service) health(context.Context, struct{}) (schemas.Health, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq()}, nil
+	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq(), Warning: strings.Join(s.model.Alarms(), "; ")}, nil
 }

@@ -184,7 +184,16 @@ func (c *codec) model(m *Model) {
 		c.calibration(&m.maxima[i])
 	}
 	c.calibration(&m.pool)
+	c.watch(&m.watch)
 	table(c, &m.pending, number[uint64], (*codec).violation)
+}
+
+func (c *codec) watch(w *watch) {
+	number(c, &w.runs)
+	number(c, &w.accused)
+	number(c, &w.approved)
+	number(c, &w.denied)
+	c.calibration(&w.frozen)
 }
 
 func (c *codec) fleet(p **schemas.State) {
@@ -317,6 +326,7 @@ func (c *codec) run(r *run) {
 	for i := range r.level {
 		number(c, &r.level[i])
 	}
+	c.flag(&r.accused)
 	number(c, &r.reviews)
 	list(c, &r.answered, func(c *codec, a *answerer) {
 		text(c, &a.agent)
