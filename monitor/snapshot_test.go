@@ -283,3 +283,34 @@ func TestEveryBuildGivesTheSameBytes(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkFold is what a restart folds behind its snapshot, for each event.
+func BenchmarkFold(b *testing.B) {
+	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
+	var log []*schemas.Event
+	l.keep = func(e *schemas.Event) { log = append(log, e) }
+	if err := l.fill(4); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("event", func(b *testing.B) {
+		m, i := New(Options{}), 0
+		for b.Loop() {
+			if i == len(log) {
+				m, i = New(Options{}), 0
+			}
+			if err := m.Apply(log[i]); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+	})
+	b.Run("restore", func(b *testing.B) { // of four agents
+		snapshot := l.model.Snapshot()
+		b.SetBytes(int64(len(snapshot)))
+		for b.Loop() {
+			if _, err := Restore(Options{}, snapshot); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
