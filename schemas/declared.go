@@ -3,6 +3,7 @@ package schemas
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // Declared is what the declarations in a log have made: all of a State for
@@ -37,7 +38,7 @@ func StateOf(d Declared) *State {
 
 func newAgentState(p Principal) *Agent {
 	a := &Agent{Principal: p, Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-		Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}}
+		Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}}
 	if p.Lock != "" {
 		a.Lock, a.Generation = p.Lock, p.Generation
 	}
