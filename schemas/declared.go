@@ -9,11 +9,11 @@ import (
 // Declared is what the declarations in a log have made: all of a State for
 // those who fold nothing but policy.applied, agent.declared and agent.removed.
 type Declared struct {
-	Seq         uint64            `json:"seq"`
-	TrustDomain string            `json:"trust_domain"`
-	Policy      string            `json:"policy"`
-	Principals  []Principal       `json:"principals"` // by id
-	Routes      map[string]string `json:"routes"`     // prefix verb:resource → service
+	Seq         uint64
+	TrustDomain string
+	Policy      string
+	Principals  []Principal       // by id
+	Routes      map[string]string // prefix verb:resource → service
 }
 
 // Declared is what has been declared so far.
