@@ -46,7 +46,7 @@ func (s *Service) resume(ctx context.Context) error {
 		return fmt.Errorf("monitor: %w", err)
 	}
 	s.model, s.saved = m, m.seq
-	return nil
+	return s.resumeShadow()
 }
 
 func (s *Service) ownLog(ctx context.Context, m *Model) error {
@@ -107,8 +107,15 @@ func (s *Service) save() {
 	}
 	s.model = still.Fork()
 	still.fleet = schemas.StateOf(still.fleet.Declared())
+	var shade []byte // taken at once: who tries weights has a moment
+	if s.shadow.model != nil {
+		shade = s.shadow.model.Snapshot()
+	}
 	s.mu.Unlock()
 	err := writeSnapshot(s.Snapshot, still.Snapshot())
+	if err == nil && shade != nil {
+		err = writeSnapshot(s.shadowFile(), shade)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.model.mine = nil // nobody else has any of it now

@@ -16,12 +16,13 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// ServiceOptions of a Service. All but Snapshot and Now are needed.
+// ServiceOptions of a Service. All but Snapshot, Shadow and Now are needed.
 type ServiceOptions struct {
 	Conn     *nats.Conn // in CONTROL, as the user monitor
 	Consumer string     // name of the consumer over all events
 	Source   string     // ce-source of what it appends
 	Snapshot string     // file that the model outlives a restart in; none where empty
+	Shadow   *Weights   // that judge beside the model's and decide nothing; none where nil
 	Logger   *slog.Logger
 	Now      func() time.Time // the clock; time.Now where nil
 }
@@ -35,6 +36,7 @@ type Service struct {
 
 	mu      sync.Mutex
 	model   *Model
+	shadow  shadow
 	waiting []question // whose time has not come, in order of arrival
 	live    bool       // the fold has reached what was in the log at the start
 	saved   uint64     // last event of the newest snapshot
@@ -70,7 +72,11 @@ func NewService(o ServiceOptions) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{ServiceOptions: o, log: log, model: New(Options{}), changed: make(chan struct{}, 1)}, nil
+	s := &Service{ServiceOptions: o, log: log, model: New(Options{}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	if o.Shadow != nil {
+		s.shadow.model = New(Options{Weights: o.Shadow})
+	}
+	return s, nil
 }
 
 // Run serves until the context ends or the log can no longer be followed.
@@ -148,6 +154,7 @@ func (s *Service) fold(entry bus.Entry) error {
 	if err := s.model.Apply(e); err != nil {
 		return fmt.Errorf("monitor: fold: %w", err)
 	}
+	s.shadow.apply(e)
 	if e.Kind == schemas.AgentViolation && s.live {
 		s.wake()
 	}
