@@ -38,7 +38,7 @@ func (s *stand) tried() (last uint64, verdict string) {
 	s.t.Helper()
 	s.grant("op-1")
 	for range 3 {
-		last = s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.AgentResumed, Agent: "analyst", Reason: "looked at"})
+		s.put(keys.RoleIssuer, &schemas.Event{Kind: schemas.AgentResumed, Agent: "analyst", Reason: "looked at"})
 	}
 	last = s.grant("op-2")
 	return last, s.verdict(last)

@@ -268,7 +268,7 @@ func TestEveryBuildGivesTheSameBytes(t *testing.T) {
 	}
 	for _, level := range levels {
 		binary := filepath.Join(t.TempDir(), "monitor"+level)
-		build := exec.CommandContext(t.Context(), filepath.Join(runtime.GOROOT(), "bin", "go"), "test", "-c", "-o", binary, ".")
+		build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", binary, ".")
 		build.Env = append(os.Environ(), "GOAMD64="+level)
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("build for %q: %v\n%s", level, err, out)
