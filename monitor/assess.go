@@ -80,6 +80,8 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 		v.ActionRisk = max(v.ActionRisk, refusalRisk(total))
 		refusalFactor(&v, total, c.standing.String())
 	}
+	m.channels(e, &c, &v)
+	m.slowly(&c, &v)
 	if c.approved {
 		v.ActionRisk = 0
 		v.Factors = append(v.Factors, schemas.Factor{ID: "approved", Observed: "a reviewer approved this action"})

@@ -62,7 +62,12 @@
 // the server itself refused add up, fade with the half-life below, and give
 // 100·(1 − 2^(−units/3)).
 //
-// The risk of an action is the higher of the two. The agent's risk is the
+// What an agent does is one thing, how much another: its pace, its slowest
+// answer, its errors and what it spends are channels too, each held against
+// the highest values of earlier harmless runs, see channel. And the surprise of
+// its runs is summed up, for the low and slow.
+//
+// The risk of an action is the highest of these. The agent's risk is the
 // highest of its actions', halved every ten minutes by the times of events. It
 // is one number for all operations of an agent: an agent can't shed it by
 // giving a capability up. Thresholds, 70 and 90 by default, pause and suspend.
@@ -74,7 +79,8 @@
 // else. All arithmetic is on integers, no result depends on the order of a
 // map, a clock or chance: replaying the log gives the same bytes on any
 // machine (Replay). What the capability check at intake said does not enter;
-// the fold repeats it.
+// the fold repeats it. A Snapshot is exactly the fold up to an event: a restart
+// changes no byte.
 //
 // Memory for each agent is bounded, see the constants max…; what is over a
 // bound is forgotten, oldest first. Reading a body is linear and bounded; a

@@ -21,6 +21,7 @@ func (m *Model) Fork() *Model {
 	for i := range f.maxima {
 		f.maxima[i] = m.maxima[i].clone()
 	}
+	f.watch.frozen = m.watch.frozen.clone()
 	f.mine = map[string]bool{}
 	return &f
 }
@@ -44,6 +45,9 @@ func (a *agent) clone() *agent {
 	c := *a
 	for i := range c.maxima {
 		c.maxima[i] = a.maxima[i].clone()
+	}
+	for i := range c.usual {
+		c.usual[i].bins = slices.Clone(a.usual[i].bins)
 	}
 	c.baseline = a.baseline.clone()
 	c.refusals, c.approved, c.history = slices.Clone(a.refusals), slices.Clone(a.approved), slices.Clone(a.history)

@@ -27,12 +27,14 @@ type Model struct {
 	version     string // of the model: weights and method
 
 	seq     uint64 // last event folded
+	lastID  string // its id
 	learned uint64 // sequence of the event at which a run was last learned
 	fleet   *schemas.State
 	agents  map[string]*agent
 	maxima  [maturities]calibration // of all agents, by maturity of the template
 	pool    calibration             // of all
-	pending map[uint64]violation    // whose risk.changed is not in the log yet
+	watch   watch
+	pending map[uint64]violation // whose risk.changed is not in the log yet
 
 	extract   *extractor
 	factors   []schemas.Factor // of the last verdict
@@ -81,7 +83,7 @@ func (m *Model) Apply(e *schemas.Event) error {
 	if e.Seq <= m.seq {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, m.seq)
 	}
-	m.seq = e.Seq
+	m.seq, m.lastID = e.Seq, e.ID
 	if err := m.apply(e); err != nil {
 		return fmt.Errorf("event %d (%s of %s): %w", e.Seq, e.Kind, e.Agent, err)
 	}
@@ -106,7 +108,10 @@ func (m *Model) apply(e *schemas.Event) error {
 		m.agent(e.Agent).pardon()
 	case schemas.ReviewApproved:
 		m.approved(e)
-	case schemas.ReviewDenied, schemas.MessageCancelled, schemas.MessageExpired:
+	case schemas.ReviewDenied:
+		m.watch.denied++
+		delete(m.agent(e.Agent).held, e.Ref)
+	case schemas.MessageCancelled, schemas.MessageExpired:
 		delete(m.agent(e.Agent).held, e.Ref) // its run teaches nothing: nobody vouched for it
 	case schemas.AgentViolation:
 		return m.violation(e)
@@ -155,6 +160,8 @@ func (m *Model) ended(e *schemas.Event) {
 		return
 	}
 	r := a.runs[e.Operation]
+	a.sumUp(r)
+	m.watch.ended(r, &m.pool)
 	m.learn(a, r)
 	for _, who := range r.answered {
 		if b := m.own(who.agent); b != nil && b.runs[who.key] != nil {
@@ -187,6 +194,11 @@ func (m *Model) learn(a *agent, r *run) {
 	m.pool.addRun(r.maxScore, censored)
 	if !censored {
 		a.baseline.learn(r.job, &r.votes)
+		for ch := range a.usual {
+			if r.job != answerJob {
+				a.usual[ch].learn(r.level[ch])
+			}
+		}
 		m.learned = m.seq
 	}
 }
@@ -207,7 +219,9 @@ func (m *Model) approved(e *schemas.Event) {
 		return
 	}
 	delete(a.held, e.Ref)
+	m.watch.approved++
 	h.run.reviews--
+	h.run.accused = true
 	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
 	h.run.votes.add(h.tool, h.prev, h.uses)
 	a.baseline.learned++
@@ -352,6 +366,12 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
+		if set := m.calibrationOf(c); set != nil {
+			r.surprise = max(r.surprise, set.bits(score))
+		}
+	}
+	if !isAnswer(e.Kind) {
+		a.acts(r, e.Time)
 	}
 	if (c.standing == outOfScope || c.standing == forbidden) && len(r.votes.outside) < maxVoteTools && !slices.Contains(r.votes.outside, c.tool) {
 		r.votes.outside = append(r.votes.outside, c.tool)
@@ -406,6 +426,7 @@ func (m *Model) output(e *schemas.Event) {
 	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
 			r.output(toolOf(&schemas.Event{Kind: schemas.MessageAccepted, Action: e.Action}), e.Data)
+			asker.answeredWith(r, e)
 			r.last = e.Seq
 		}
 	}

@@ -21,11 +21,13 @@ func logOf(events []*schemas.Event) iter.Seq2[*schemas.Event, error] {
 
 // recorded is a log with all that a verdict can hang on: reviews, resumes,
 // violations, answers of agents, and events between a verdict and its event.
-func recorded(t *testing.T) []*schemas.Event {
+func recorded(t *testing.T) []*schemas.Event { return recordedRuns(t, 120) }
+
+func recordedRuns(t *testing.T, runs int) []*schemas.Event {
 	p := trained(t, 25, "analyst", "writer")
 	p.reviewed("analyst")
 	rng := rand.New(rand.NewPCG(5, 6))
-	for i := range 120 {
+	for i := range runs {
 		p.lag = rng.IntN(5)
 		o := p.issue("analyst", "report", defaultTask)
 		randomAction(rng, o, i)
@@ -63,7 +65,7 @@ func TestReplayCountsWhatAnotherModelJudged(t *testing.T) {
 	for i, e := range events {
 		if len(e.Verdict) > 0 && changed < 40 {
 			c := *e
-			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-2.`), []byte(`"model_version":"linear-1.`), 1)
+			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-3.`), []byte(`"model_version":"linear-1.`), 1)
 			events[i] = &c
 			changed++
 		}

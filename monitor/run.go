@@ -53,7 +53,10 @@ type run struct {
 	maxRisk  int
 	maxScore fixed
 	maxNew   fixed // as if the job were new
-	reviews  int   // held actions that nobody has approved
+	surprise fixed // of its highest score, in bits
+	level    levels
+	accused  bool // a reviewer approved what was held in it
+	reviews  int  // held actions that nobody has approved
 	answered []answerer
 }
 
@@ -77,7 +80,7 @@ func (r *run) grant(g *schemas.Grant) {
 	for token := range tokens(r.task) {
 		r.forms |= formOf(token)
 	}
-	r.votes.words = taskWords(r.votes.words[:0], r.task)
+	r.votes.words, r.alikeAt = taskWords(r.votes.words[:0], r.task), 0
 	r.scope, r.forbidden = g.Scope[:min(len(g.Scope), maxScope)], g.ForbiddenTools[:min(len(g.ForbiddenTools), maxScope)]
 }
 
@@ -217,6 +220,10 @@ type agent struct {
 	risk      int              // the peak that has not yet decayed below a later one
 	riskAt    time.Time
 
+	usual        [channels]histogram // of harmless runs
+	rate, errors gauge
+	slow         fixed // see sumUp
+
 	held     map[uint64]*heldAction
 	approved []uint64
 
@@ -303,7 +310,7 @@ func (a *agent) noteRefusal(action schemas.Action) {
 
 // pardon forgets risk and refusals: an operator has looked.
 func (a *agent) pardon() {
-	a.risk, a.refused, a.refusals = 0, 0, nil
+	a.risk, a.refused, a.refusals, a.slow = 0, 0, nil, 0
 }
 
 func (a *agent) hold(seq uint64, h *heldAction) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,25 +16,30 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// ServiceOptions of a Service. All but Now are needed.
+// ServiceOptions of a Service. All but Snapshot, Shadow and Now are needed.
 type ServiceOptions struct {
 	Conn     *nats.Conn // in CONTROL, as the user monitor
 	Consumer string     // name of the consumer over all events
 	Source   string     // ce-source of what it appends
+	Snapshot string     // file that the model outlives a restart in; none where empty
+	Shadow   *Weights   // that judge beside the model's and decide nothing; none where nil
 	Logger   *slog.Logger
 	Now      func() time.Time // the clock; time.Now where nil
 }
 
-// A Service follows the log with a Model and answers intake and operators.
-// Nothing is kept but the model: a restart folds the log anew.
+// A Service follows the log with a Model and answers intake and operators. It
+// keeps nothing but snapshots of the model: a restart goes on from the newest,
+// and folds the log anew where there is none.
 type Service struct {
 	ServiceOptions
 	log *bus.Appender
 
 	mu      sync.Mutex
 	model   *Model
+	shadow  shadow
 	waiting []question // whose time has not come, in order of arrival
 	live    bool       // the fold has reached what was in the log at the start
+	saved   uint64     // last event of the newest snapshot
 	changed chan struct{}
 }
 
@@ -66,19 +72,27 @@ func NewService(o ServiceOptions) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{ServiceOptions: o, log: log, model: New(Options{}), changed: make(chan struct{}, 1)}, nil
+	s := &Service{ServiceOptions: o, log: log, model: New(Options{}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	if o.Shadow != nil {
+		s.shadow.model = New(Options{Weights: o.Shadow})
+	}
+	return s, nil
 }
 
 // Run serves until the context ends or the log can no longer be followed.
 // ready is called when it answers. Until the fold has caught up, nothing is
 // judged: intake refuses meanwhile.
 func (s *Service) Run(ctx context.Context, ready func()) error {
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	caughtUp := make(chan struct{})
-	f := bus.Follower{Conn: s.Conn, Consumer: s.Consumer, CaughtUp: func(uint64) { close(caughtUp) }}
+	f := bus.Follower{Conn: s.Conn, Consumer: s.Consumer, From: s.model.Seq() + 1, CaughtUp: func(uint64) { close(caughtUp) }}
 	g.Go(func() error { return f.Run(ctx, s.fold) })
 	g.Go(func() error { return s.report(ctx) })
 	g.Go(func() error { return s.expire(ctx) })
+	g.Go(func() error { return s.keep(ctx) })
 	g.Go(func() error {
 		select {
 		case <-caughtUp:
@@ -88,6 +102,9 @@ func (s *Service) Run(ctx context.Context, ready func()) error {
 		return s.serve(ctx, ready)
 	})
 	err := g.Wait()
+	if ctx.Err() != nil {
+		s.save() // what another start need not fold again
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -137,6 +154,7 @@ func (s *Service) fold(entry bus.Entry) error {
 	if err := s.model.Apply(e); err != nil {
 		return fmt.Errorf("monitor: fold: %w", err)
 	}
+	s.shadow.apply(e)
 	if e.Kind == schemas.AgentViolation && s.live {
 		s.wake()
 	}
@@ -303,5 +321,5 @@ func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.Ri
 func (s *Service) health(context.Context, struct{}) (schemas.Health, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq()}, nil
+	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq(), Warning: strings.Join(s.model.Alarms(), "; ")}, nil
 }

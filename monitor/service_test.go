@@ -27,6 +27,8 @@ type stand struct {
 	intake *nats.Conn
 	append map[keys.Role]*bus.Appender
 	n      int
+	keep   string // file of the monitor's snapshot
+	logged strings.Builder
 }
 
 func newStand(t *testing.T) *stand {
@@ -70,7 +72,7 @@ func (s *stand) connect(role keys.Role) *nats.Conn {
 func (s *stand) serve() (stop func()) {
 	s.t.Helper()
 	svc, err := monitor.NewService(monitor.ServiceOptions{Conn: s.connect(keys.RoleMonitor), Consumer: "monitor",
-		Source: "monitor/1", Logger: slog.New(slog.DiscardHandler)})
+		Source: "monitor/1", Logger: slog.New(slog.NewTextHandler(&s.logged, nil)), Snapshot: s.keep})
 	if err != nil {
 		s.t.Fatal(err)
 	}

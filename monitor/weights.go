@@ -40,5 +40,5 @@ func (w Weights) version() string {
 		b = binary.BigEndian.AppendUint64(b, uint64(x))
 	}
 	sum := sha256.Sum256(b)
-	return "linear-2." + hex.EncodeToString(sum[:4])
+	return "linear-3." + hex.EncodeToString(sum[:4])
 }

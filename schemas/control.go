@@ -559,4 +559,5 @@ type Health struct {
 	OK      bool   `json:"ok"`
 	Seq     uint64 `json:"seq"` // last event folded
 	Error   string `json:"error,omitempty"`
+	Warning string `json:"warning,omitempty"` // it works, and something should be looked into
 }

@@ -215,11 +215,7 @@ func (s *State) declare(e *Event) error {
 	}
 	a := s.Agents[p.ID]
 	if a == nil {
-		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-			Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}, accounts: map[string]*account{}, days: map[int64]int64{}}
-		if p.Lock != "" {
-			a.Lock, a.Generation = p.Lock, p.Generation
-		}
+		a = newAgentState(p)
 		s.Agents[p.ID] = a
 	}
 	s.unroute(a)

@@ -172,15 +172,21 @@ func checkServices(ctx context.Context, cl *client) check {
 		k.State, k.Detail, k.Next = failed, err.Error(), "restart the control plane"
 		return k
 	}
-	var up, down []string
+	var up, down, warn []string
 	for _, h := range withMissing(answered) {
 		if h.OK {
 			up = append(up, h.Service)
 		} else {
 			down = append(down, h.Service+": "+h.Error)
 		}
+		if h.Warning != "" {
+			warn = append(warn, h.Service+": "+h.Warning)
+		}
 	}
 	k.Detail = "all answer: " + strings.Join(up, " ")
+	if len(warn) > 0 {
+		k.State, k.Detail, k.Next = warned, strings.Join(warn, "; "), "docs/operations.md says what each means"
+	}
 	if len(down) > 0 {
 		k.State, k.Detail = failed, strings.Join(down, "; ")
 		k.Next = "nothing is delivered until they answer: look at the control plane's log and restart it"

@@ -50,7 +50,7 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	}
 	o := eval.Options{Manifest: manifest, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
 	if c.Weights != "" {
-		if o.Weights, err = readWeights(c.Weights); err != nil {
+		if o.Weights, err = readWeights("--weights", c.Weights); err != nil {
 			return err
 		}
 	}
@@ -134,8 +134,16 @@ func writeWhole(path string, write func(io.Writer) error) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-func readWeights(path string) (*monitor.Weights, error) {
-	const next = "give --weights a file that writ monitor fit wrote"
+// readShadow gives nil where no file is named.
+func readShadow(path string) (*monitor.Weights, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return readWeights("--shadow", path)
+}
+
+func readWeights(flag, path string) (*monitor.Weights, error) {
+	next := "give " + flag + " a file that writ monitor fit wrote"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, advise(fmt.Errorf("weights: %w", err), next)

@@ -17,6 +17,7 @@ import (
 type serveCmd struct {
 	Service  string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
 	Creds    string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
+	Shadow   string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
 
@@ -29,7 +30,14 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return misuse("see writ serve --help", "--log-level: %w", err)
 	}
-	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data,
+	if c.Shadow != "" && c.Service != "monitor" {
+		return misuse("leave --shadow out", "the %s judges nothing", c.Service)
+	}
+	shadow, err := readShadow(c.Shadow)
+	if err != nil {
+		return err
+	}
+	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Shadow: shadow,
 		Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)

@@ -90,6 +90,9 @@ func (t *terminal) status(doc statusDoc) {
 		if !s.OK {
 			one = s.Service + " " + t.paint(red, "failed") + ": " + plain(s.Error)
 		}
+		if s.Warning != "" {
+			t.note("The %s warns: %s", s.Service, plain(s.Warning))
+		}
 		services = append(services, one)
 	}
 	t.say("%s", t.paint(dim, "services")+"  "+strings.Join(services, ", "))

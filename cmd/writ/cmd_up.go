@@ -20,6 +20,7 @@ type upCmd struct {
 	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where the issuer's API, public keys, health and metrics are served; port 0 picks one (default: ${default})."`
 	HTTPURL  string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
 	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
+	Shadow   string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 	tlsFlags
 }
@@ -54,8 +55,12 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return misuse("see writ up --help", "--log-level: %w", err)
 	}
+	shadow, err := readShadow(c.Shadow)
+	if err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Actor: app.actor, Logger: log})
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor, Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

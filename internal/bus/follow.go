@@ -119,6 +119,24 @@ func (r *Reader) Newest(ctx context.Context, subject string, upTo uint64) (seq u
 	return seq, whole(ctx, r.js)
 }
 
+// At is the event at a sequence; false where the log does not have it.
+func (r *Reader) At(ctx context.Context, seq uint64) (e Entry, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	s, err := r.js.Stream(ctx, schemas.Stream)
+	if err != nil {
+		return e, false, fmt.Errorf("read the log at %d: %w", seq, err)
+	}
+	m, err := s.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return e, false, nil
+	}
+	if err != nil {
+		return e, false, fmt.Errorf("read the log at %d: %w", seq, err)
+	}
+	return Entry{Seq: m.Sequence, Subject: m.Subject, Header: schemas.Header(m.Header), Data: m.Data}, true, nil
+}
+
 type reader struct {
 	js      jetstream.JetStream
 	filters []string

@@ -156,15 +156,16 @@ func Health(ctx context.Context, nc *nats.Conn) []schemas.Health {
 type metrics struct{ operator *nats.Conn }
 
 var (
-	serviceUp  = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
-	serviceSeq = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
-	ledgerSize = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
-	agentState = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
-	agentRisk  = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
+	serviceUp    = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
+	serviceSeq   = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
+	serviceWarns = prometheus.NewDesc("writ_service_warning", "1 where the service works and asks to be looked after; writ status says why.", []string{"service"}, nil)
+	ledgerSize   = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
+	agentState   = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
+	agentRisk    = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, ledgerSize, agentState, agentRisk} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, agentState, agentRisk} {
 		ch <- d
 	}
 }
@@ -176,6 +177,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, h := range Health(ctx, m.operator) {
 		up[h.Service] = 1
 		ch <- prometheus.MustNewConstMetric(serviceSeq, prometheus.GaugeValue, float64(h.Seq), h.Service)
+		warns := 0.0
+		if h.Warning != "" {
+			warns = 1
+		}
+		ch <- prometheus.MustNewConstMetric(serviceWarns, prometheus.GaugeValue, warns, h.Service)
 	}
 	for _, s := range Services {
 		ch <- prometheus.MustNewConstMetric(serviceUp, prometheus.GaugeValue, up[s], s)

@@ -28,18 +28,20 @@ import (
 	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/monitor"
 )
 
 // Options say what to run. The zero value of each field but Data is good.
 type Options struct {
-	Data        string     // the data folder; initialised where it is empty
-	TrustDomain string     // of a new data folder
-	Listen      string     // HOST:PORT of the NATS server; 127.0.0.1 and a free port
-	HTTP        string     // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
-	HTTPURL     string     // scheme://host[:port] of a proxy in front of it
-	TLS         *ca.Config // turns TLS on, where it is off; where it is on, what is chosen here replaces what was
-	Fleet       string     // a fleet file to apply
-	Actor       string     // in whose name it is applied
+	Data        string           // the data folder; initialised where it is empty
+	TrustDomain string           // of a new data folder
+	Listen      string           // HOST:PORT of the NATS server; 127.0.0.1 and a free port
+	HTTP        string           // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	HTTPURL     string           // scheme://host[:port] of a proxy in front of it
+	TLS         *ca.Config       // turns TLS on, where it is off; where it is on, what is chosen here replaces what was
+	Shadow      *monitor.Weights // that judge beside those that count
+	Fleet       string           // a fleet file to apply
+	Actor       string           // in whose name it is applied
 	Logger      *slog.Logger
 }
 
@@ -62,6 +64,7 @@ type Plane struct {
 // started is stopped again where something fails.
 func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	p := &Plane{o: o, Process: newProcess(o.Data, o.Data, o.Logger)}
+	p.shadow = o.Shadow
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))

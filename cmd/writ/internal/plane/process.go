@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/monitor"
 )
 
 // A Process is the services that run in this process, and what they stand on:
@@ -19,7 +20,8 @@ type Process struct {
 	inside nats.InProcessConnProvider // a server in this process; nil: the one at url
 	url    string
 	keys   string // data folder whose keys/ holds the services' own
-	data   string // data folder of the ledger
+	data   string // data folder of the ledger and the monitor
+	shadow *monitor.Weights
 	log    *slog.Logger
 	stages *stages
 

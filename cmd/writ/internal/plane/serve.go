@@ -18,6 +18,7 @@ import (
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/monitor"
 )
 
 // A part is what one process of a control plane apart runs.
@@ -44,13 +45,14 @@ var parts = map[string]part{
 	"monitor": {keys.RoleMonitor, (*Process).startMonitor},
 }
 
-// ServeOptions say what to serve. All but Logger are needed; Data is the
-// ledger's alone.
+// ServeOptions say what to serve. All but Shadow and Logger are needed; Shadow is
+// the monitor's alone.
 type ServeOptions struct {
 	Service string // issuer, broker, ledger or monitor
 	Server  string // address of the NATS server
 	Creds   string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
-	Data    string // the ledger's database and anchor
+	Data    string // the ledger's database and anchor, the monitor's snapshot
+	Shadow  *monitor.Weights
 	Logger  *slog.Logger
 }
 
@@ -69,7 +71,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 		return nil, fmt.Errorf("%w: %s was made with --tls, and agents' certificates are bound by the server of writ up alone; make keys without it", ErrCreds, folder)
 	}
 	p := newProcess(folder, o.Data, o.Logger)
-	p.url = o.Server
+	p.url, p.shadow = o.Server, o.Shadow
 	if err := what.start(p, ctx); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}

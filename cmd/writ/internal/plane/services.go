@@ -186,7 +186,7 @@ func (p *Process) startMonitor(ctx context.Context) error {
 		return err
 	}
 	s, err := monitor.NewService(monitor.ServiceOptions{Conn: conn, Consumer: string(keys.RoleMonitor),
-		Source: source(keys.RoleMonitor), Logger: p.log})
+		Source: source(keys.RoleMonitor), Logger: p.log, Snapshot: filepath.Join(p.data, "monitor", "snapshot"), Shadow: p.shadow})
 	if err != nil {
 		return err
 	}

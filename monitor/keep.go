@@ -1,0 +1,127 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A snapshot is written once so many events came since the last, or so much
+// time passed in which any came; and in an orderly stop.
+const (
+	keepEvents = 50_000
+	keepEvery  = 5 * time.Minute
+	keepLook   = 5 * time.Second
+)
+
+// resume takes up the newest snapshot, if the log still holds the very event
+// that it ends with. Another log, or one that has lost events behind it, would
+// make a model that no replay can.
+func (s *Service) resume(ctx context.Context) error {
+	if s.Snapshot == "" {
+		return nil
+	}
+	b, err := os.ReadFile(s.Snapshot)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("monitor: snapshot: %w", err)
+	}
+	m, err := Restore(Options{}, b)
+	if err == nil {
+		err = s.ownLog(ctx, m)
+	}
+	if errors.Is(err, ErrSnapshot) {
+		s.Logger.Error("the log is folded anew, and behaviour from before it is forgotten", "snapshot", s.Snapshot, "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("monitor: %w", err)
+	}
+	s.model, s.saved = m, m.seq
+	return s.resumeShadow()
+}
+
+func (s *Service) ownLog(ctx context.Context, m *Model) error {
+	log, err := bus.NewReader(s.Conn)
+	if err != nil {
+		return err
+	}
+	entry, found, err := log.At(ctx, m.seq)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return fmt.Errorf("%w: the log no longer has event %d, with which it ends", ErrSnapshot, m.seq)
+	}
+	e, err := entry.Event()
+	if err != nil {
+		return err
+	}
+	if e.ID != m.lastID {
+		return fmt.Errorf("%w: event %d of the log is another than the one that it ends with", ErrSnapshot, m.seq)
+	}
+	return nil
+}
+
+// keep writes snapshots from time to time, and an alarm once when it is raised.
+func (s *Service) keep(ctx context.Context) error {
+	look := time.NewTicker(keepLook)
+	defer look.Stop()
+	told := ""
+	for last := s.Now(); ; {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		}
+		s.mu.Lock()
+		since, alarm := s.model.Seq()-s.saved, strings.Join(s.model.Alarms(), "; ")
+		s.mu.Unlock()
+		if alarm != "" && told == "" {
+			s.Logger.Warn("behaviour, or what is taken for harmless, has moved", "alarm", alarm)
+		}
+		told = alarm
+		if now := s.Now(); since >= keepEvents || since > 0 && now.Sub(last) >= keepEvery {
+			s.save()
+			last = now
+		}
+	}
+}
+
+// save writes a snapshot while the service goes on with a fork: an agent is
+// copied only when the fold changes it meanwhile.
+func (s *Service) save() {
+	s.mu.Lock()
+	still := s.model
+	if s.Snapshot == "" || still.seq == s.saved {
+		s.mu.Unlock()
+		return
+	}
+	s.model = still.Fork()
+	still.fleet = schemas.StateOf(still.fleet.Declared())
+	var shade []byte // taken at once: who tries weights has a moment
+	if s.shadow.model != nil {
+		shade = s.shadow.model.Snapshot()
+	}
+	s.mu.Unlock()
+	err := writeSnapshot(s.Snapshot, still.Snapshot())
+	if err == nil && shade != nil {
+		err = writeSnapshot(s.shadowFile(), shade)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.model.mine = nil // nobody else has any of it now
+	if err != nil {
+		s.Logger.Error("snapshot not written: after a restart the monitor folds from the one before", "error", err)
+		return
+	}
+	s.saved = still.seq
+}

@@ -1,0 +1,461 @@
+package monitor
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/writ-sh/writ/schemas"
+)
+
+// A codec walks state in one fixed order and either writes it or reads it: one
+// walk for both ways, so that they can't come apart. Numbers are varints,
+// texts and lists carry their length, tables are sorted by the bytes of their
+// keys: equal states give equal bytes, and there is no second way to write one.
+type codec struct {
+	reading bool
+	buf     []byte            // written so far, or what is left to read
+	err     error             // the first; all that follows is nothing
+	texts   map[string]string // read so far, so that equal texts share memory
+}
+
+var errShort = errors.New("it ends too early, or a length in it is wrong")
+
+func (c *codec) fail(err error) {
+	if c.err == nil {
+		c.err, c.buf = err, nil
+	}
+}
+
+type integer interface {
+	~int | ~int64 | ~uint8 | ~uint16 | ~uint32 | ~uint64
+}
+
+func number[T integer](c *codec, p *T) {
+	if !c.reading {
+		c.buf = binary.AppendVarint(c.buf, int64(*p))
+		return
+	}
+	x, n := binary.Varint(c.buf)
+	if n <= 0 || int64(T(x)) != x || n > 1 && c.buf[n-1] == 0 {
+		c.fail(errShort)
+		return
+	}
+	*p, c.buf = T(x), c.buf[n:]
+}
+
+func (c *codec) flag(p *bool) {
+	var n uint8
+	if *p {
+		n = 1
+	}
+	if number(c, &n); !c.reading {
+		return // who writes changes nothing: others may be reading
+	}
+	if n > 1 {
+		c.fail(errors.New("a flag is neither set nor not"))
+	}
+	*p = n == 1
+}
+
+// length is of what takes a byte at least for each.
+func (c *codec) length(n int) int {
+	number(c, &n)
+	if c.reading && (n < 0 || n > len(c.buf)) {
+		c.fail(errShort)
+		return 0
+	}
+	return n
+}
+
+func text[T ~string | ~[]byte](c *codec, p *T) {
+	n := c.length(len(*p))
+	if !c.reading {
+		c.buf = append(c.buf, *p...)
+		return
+	}
+	raw := c.buf[:n]
+	c.buf = c.buf[n:]
+	if _, isString := any(*p).(string); isString && n <= maxValue {
+		s, ok := c.texts[string(raw)]
+		if !ok {
+			s = string(raw)
+			c.texts[s] = s
+		}
+		*p = T(s)
+		return
+	}
+	*p = T(bytes.Clone(raw))
+}
+
+// instant is a time of UTC.
+func (c *codec) instant(p *time.Time) {
+	s, ns := p.Unix(), int64(p.Nanosecond())
+	number(c, &s)
+	number(c, &ns)
+	if c.reading {
+		*p = time.Unix(s, ns).UTC()
+	}
+}
+
+func list[T any](c *codec, p *[]T, each func(*codec, *T)) {
+	n := c.length(len(*p))
+	if c.reading {
+		*p = nil
+		for range n {
+			var x T
+			if each(c, &x); c.err != nil {
+				return
+			}
+			*p = append(*p, x)
+		}
+		return
+	}
+	for i := range *p {
+		each(c, &(*p)[i])
+	}
+}
+
+// table goes through a map in the order of its keys' bytes.
+func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), value func(*codec, *V)) {
+	n := c.length(len(*p))
+	if c.reading {
+		*p = make(map[K]V, n)
+		var before []byte
+		for i := range n {
+			var k K
+			var v V
+			from := c.buf
+			key(c, &k)
+			if c.err != nil {
+				return
+			}
+			raw := from[:len(from)-len(c.buf)]
+			if i > 0 && bytes.Compare(before, raw) >= 0 {
+				c.fail(errors.New("a table in it is out of order"))
+				return
+			}
+			before = raw
+			if value(c, &v); c.err != nil {
+				return
+			}
+			(*p)[k] = v
+		}
+		return
+	}
+	type entry struct {
+		raw []byte
+		key K
+	}
+	entries := make([]entry, 0, n)
+	keys := codec{}
+	for k := range *p {
+		from := len(keys.buf)
+		key(&keys, &k)
+		entries = append(entries, entry{keys.buf[from:len(keys.buf):len(keys.buf)], k})
+	}
+	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.raw, b.raw) })
+	for _, e := range entries {
+		v := (*p)[e.key]
+		c.buf = append(c.buf, e.raw...)
+		value(c, &v)
+	}
+}
+
+// owned is what a pointer points to, never nil.
+func owned[T any](walk func(*codec, *T)) func(*codec, **T) {
+	return func(c *codec, p **T) {
+		if c.reading {
+			*p = new(T)
+		}
+		walk(c, *p)
+	}
+}
+
+func (c *codec) model(m *Model) {
+	number(c, &m.seq)
+	number(c, &m.learned)
+	c.fleet(&m.fleet)
+	table(c, &m.agents, text[string], owned((*codec).agent))
+	for i := range m.maxima {
+		c.calibration(&m.maxima[i])
+	}
+	c.calibration(&m.pool)
+	c.watch(&m.watch)
+	table(c, &m.pending, number[uint64], (*codec).violation)
+}
+
+func (c *codec) watch(w *watch) {
+	number(c, &w.runs)
+	number(c, &w.accused)
+	number(c, &w.approved)
+	number(c, &w.denied)
+	c.calibration(&w.frozen)
+}
+
+func (c *codec) fleet(p **schemas.State) {
+	var raw []byte
+	if !c.reading {
+		raw = schemas.Marshal((*p).Declared())
+	}
+	text(c, &raw)
+	if !c.reading || c.err != nil {
+		return
+	}
+	var d schemas.Declared
+	if err := schemas.Unmarshal(raw, &d); err != nil {
+		c.fail(fmt.Errorf("the fleet in it: %w", err))
+		return
+	}
+	*p = schemas.StateOf(d)
+}
+
+func (c *codec) violation(v *violation) {
+	text(c, &v.agent)
+	text(c, &v.id)
+}
+
+func (c *codec) action(a *schemas.Action) {
+	text(c, &a.Verb)
+	text(c, &a.Resource)
+}
+
+func (c *codec) agent(a *agent) {
+	owned((*codec).baseline)(c, &a.baseline)
+	table(c, &a.runs, text[string], owned((*codec).run))
+	for i := range a.maxima {
+		c.calibration(&a.maxima[i])
+	}
+	number(c, &a.refused)
+	c.instant(&a.refusedAt)
+	list(c, &a.refusals, (*codec).action)
+	number(c, &a.risk)
+	c.instant(&a.riskAt)
+	for i := range a.usual {
+		number(c, &a.usual[i].n)
+		list(c, &a.usual[i].bins, number[uint16])
+	}
+	c.gauge(&a.rate)
+	c.gauge(&a.errors)
+	number(c, &a.slow)
+	c.held(a)
+	list(c, &a.approved, number[uint64])
+	number(c, &a.lastSeq)
+	c.instant(&a.lastTime)
+	c.action(&a.lastAction)
+	text(c, &a.lastVerdict)
+	if c.reading && len(a.lastVerdict) == 0 {
+		a.lastVerdict = nil
+	}
+	list(c, &a.history, (*codec).point)
+}
+
+func (c *codec) gauge(g *gauge) {
+	number(c, &g.n)
+	c.instant(&g.at)
+}
+
+func (c *codec) point(p *schemas.RiskPoint) {
+	number(c, &p.Seq)
+	c.instant(&p.Time)
+	number(c, &p.Risk)
+}
+
+// held goes through the held actions. Several can be of one run, which need not
+// be followed any longer: each names its run by its place among the runs, then
+// among those that only held actions know.
+func (c *codec) held(a *agent) {
+	runs := make([]*run, 0, len(a.runs))
+	for _, key := range sortedKeys(a.runs) {
+		runs = append(runs, a.runs[key])
+	}
+	var lone []*run
+	if !c.reading {
+		for _, seq := range sortedKeys(a.held) {
+			if r := a.held[seq].run; !slices.Contains(runs, r) && !slices.Contains(lone, r) {
+				lone = append(lone, r)
+			}
+		}
+	}
+	list(c, &lone, owned((*codec).run))
+	runs = append(runs, lone...)
+	table(c, &a.held, number[uint64], owned(func(c *codec, h *heldAction) {
+		i := slices.Index(runs, h.run)
+		number(c, &i)
+		if i < 0 || i >= len(runs) {
+			c.fail(errors.New("a held action in it belongs to no run"))
+			return
+		}
+		if c.reading {
+			h.run = runs[i]
+		}
+		c.action(&h.tool)
+		c.action(&h.prev)
+		list(c, &h.uses, (*codec).use)
+		number(c, &h.score)
+		number(c, &h.scoreNew)
+	}))
+}
+
+func (c *codec) run(r *run) {
+	text(c, &r.jti)
+	text(c, &r.job)
+	text(c, &r.task)
+	number(c, &r.forms)
+	list(c, &r.scope, text[string])
+	list(c, &r.forbidden, text[string])
+	c.flag(&r.ended)
+	number(c, &r.last)
+	c.action(&r.prev)
+	number(c, &r.outputs)
+	table(c, &r.seen, number[uint64], func(c *codec, s *sighting) {
+		number(c, &s.output)
+		number(c, &s.source)
+	})
+	list(c, &r.sources, (*codec).source)
+	number(c, &r.flooded)
+	list(c, &r.asked, (*codec).source)
+	c.votes(&r.votes)
+	number(c, &r.maxRisk)
+	number(c, &r.maxScore)
+	number(c, &r.maxNew)
+	number(c, &r.surprise)
+	for i := range r.level {
+		number(c, &r.level[i])
+	}
+	c.flag(&r.accused)
+	number(c, &r.reviews)
+	list(c, &r.answered, func(c *codec, a *answerer) {
+		text(c, &a.agent)
+		text(c, &a.key)
+	})
+}
+
+func (c *codec) source(s *source) {
+	c.action(&s.tool)
+	c.action(&s.root)
+}
+
+func (c *codec) votes(v *votes) {
+	list(c, &v.words, number[uint32])
+	list(c, &v.outside, (*codec).action)
+	list(c, &v.times, number[uint8])
+	list(c, &v.tools, (*codec).action)
+	list(c, &v.pairs, (*codec).pair)
+	list(c, &v.uses, (*codec).use)
+}
+
+func (c *codec) use(u *useOf) {
+	c.place(&u.place)
+	c.id(&u.value)
+	c.id(&u.domain)
+	c.flag(&u.domainInTask)
+	c.flag(&u.sink)
+	c.flag(&u.fresh)
+	c.flag(&u.displaced)
+	c.knowledge(&u.seen)
+	c.knowledge(&u.seenDomain)
+	c.flag(&u.unknown)
+	c.flag(&u.unknownNew)
+	number(c, &u.strange)
+	number(c, &u.how)
+	c.action(&u.root)
+}
+
+func (c *codec) id(v *id) {
+	number(c, &v.hi)
+	number(c, &v.lo)
+}
+
+func (c *codec) place(p *place) {
+	c.action(&p.tool)
+	text(c, &p.kind)
+}
+
+func (c *codec) pair(p *pair) {
+	c.action(&p.prev)
+	c.action(&p.tool)
+}
+
+func (c *codec) flow(f *flow) {
+	c.place(&f.place)
+	c.action(&f.root)
+}
+
+func (c *codec) repeat(r *repeat) {
+	c.action(&r.tool)
+	number(c, &r.n)
+}
+
+func (c *codec) knowledge(k *knowledge) {
+	number(c, &k.templates)
+	number(c, &k.sinks)
+	number(c, &k.last)
+}
+
+func (c *codec) count(n *count) {
+	number(c, &n.n)
+	number(c, &n.last)
+}
+
+func (c *codec) innovations(x *innovations) {
+	number(c, &x.n)
+	number(c, &x.tainted)
+}
+
+func (c *codec) baseline(b *baseline) {
+	number(c, &b.runs)
+	number(c, &b.votes)
+	table(c, &b.tools, (*codec).action, (*codec).count)
+	table(c, &b.pairs, (*codec).pair, (*codec).count)
+	table(c, &b.follows, (*codec).action, func(c *codec, f *following) {
+		number(c, &f.n)
+		number(c, &f.distinct)
+	})
+	table(c, &b.templates, text[string], owned((*codec).template))
+	number(c, &b.taken)
+	table(c, &b.known, (*codec).id, (*codec).knowledge)
+	table(c, &b.slots, (*codec).place, func(c *codec, s *slot) {
+		c.innovations(&s.known)
+		c.innovations(&s.new)
+	})
+	table(c, &b.flows, (*codec).flow, number[uint32])
+	table(c, &b.filled, (*codec).place, number[uint32])
+	table(c, &b.times, (*codec).repeat, number[uint32])
+	table(c, &b.together, (*codec).pair, number[uint32])
+	table(c, &b.newTools, (*codec).action, number[uint32])
+	table(c, &b.newcomers, text[string], number[uint32])
+	number(c, &b.mature)
+	table(c, &b.outside, (*codec).action, number[uint32])
+	table(c, &b.words, number[uint32], number[uint16])
+	number(c, &b.learned)
+}
+
+func (c *codec) template(t *template) {
+	number(c, &t.bit)
+	number(c, &t.runs)
+	table(c, &t.tools, (*codec).action, number[uint32])
+	table(c, &t.pairs, (*codec).pair, number[uint32])
+	table(c, &t.follows, (*codec).action, number[uint32])
+	table(c, &t.flows, (*codec).flow, number[uint32])
+	table(c, &t.filled, (*codec).place, number[uint32])
+	table(c, &t.times, (*codec).repeat, number[uint32])
+	list(c, &t.words, number[uint32])
+	number(c, &t.last)
+}
+
+func (c *codec) calibration(s *calibration) {
+	list(c, &s.maxima, func(c *codec, m *maximum) {
+		number(c, &m.score)
+		c.flag(&m.censored)
+	})
+	list(c, &s.sorted, number[fixed])
+	number(c, &s.censored)
+	number(c, &s.ever)
+	number(c, &s.tail)
+	number(c, &s.above)
+	number(c, &s.scale)
+}
