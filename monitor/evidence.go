@@ -21,6 +21,7 @@ const (
 	evPair                      // how unusual it is after the tool before it
 	evTogether                  // how unusual it is beside the tools that the run used
 	evRepeat                    // how unusual it is to use it once more in a run
+	evShape                     // how unusual the names of its arguments are
 	evSlot                      // an unknown value that an output brought: how rare that is in this place
 	evUnknown                   // a value that is neither in the task nor known
 	evTainted                   // an unknown value that an output brought
@@ -31,6 +32,7 @@ const (
 	evFresh                     // a value that the newest output brought
 	evOrigin                    // how unusual it is for this place to be filled from that tool
 	evIntent                    // how little the task speaks of a tool that is new to the job
+	evUncalled                  // the same, by how unusual the tool is there
 	evOutside                   // the capability does not grant it
 	evRare                      // the same, by how rarely harmless runs did that
 	evBeyond                    // the same, by how little the task's words speak of the tool
@@ -40,9 +42,9 @@ const (
 
 // evidenceIDs name the evidences in verdicts.
 var evidenceIDs = [evidences]string{
-	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat",
+	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat", evShape: "shape",
 	evSlot: "slot", evUnknown: "unknown", evTainted: idTainted, evRecipient: "recipient", evUnused: "unused",
-	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent",
+	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent", evUncalled: "uncalled",
 	evOutside: idOutside, evRare: "rare", evBeyond: idBeyond, evCredit: "credit",
 }
 
@@ -85,6 +87,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 	f.x[evTool] = w.toolSurprise(tool)
 	f.x[evNewTool] = w.newToolSurprise(c.tool)
 	f.x[evPair] = w.pairSurprise(pair{prev, tool})
+	f.x[evShape] = w.shapeSurprise(c.shape)
 	name := one
 	if c.run != nil {
 		f.x[evSimilar] = w.similarSurprise(c.run, tool)
@@ -94,6 +97,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 		name, desc = m.mismatch(c.run, c.tool)
 		if n, _ := w.t.counts(c.tool); n == 0 {
 			f.x[evIntent] = (2*name + desc) / 3
+			f.x[evUncalled] = mul(max(f.x[evNewTool], f.x[evTool]), f.x[evIntent])
 		}
 	}
 	if c.standing == outOfScope || c.standing == forbidden {
@@ -191,6 +195,10 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		x.Support, x.Observed, x.Expected = int(b.runs), c.tool.String(), "beside tools that it was used with before"
 	case evRepeat:
 		x.Observed, x.Expected = m.say("once more, after ", uint64(c.run.votes.used(c.tool)), " times in this run"), "as often as earlier runs did"
+	case evShape:
+		n := uint64(b.tools[c.tool].n)
+		x.Support, x.Observed = int(n), m.say(c.tool.String(), " with other arguments than usual")
+		x.Expected = m.say("with just these in ", uint64(b.shapes[c.shape]), " of ", n, " runs")
 	case evSlot:
 		p := uses[f.value[ev]].place
 		p.tool = w.seen(p.tool)
@@ -211,7 +219,7 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		u := &uses[f.value[ev]]
 		x.Support, x.Expected = int(b.filled[u.place]), "a source that earlier runs filled it from"
 		x.Observed = m.say(m.named(int(f.value[ev])), " from ", u.root.String())
-	case evIntent:
+	case evIntent, evUncalled:
 		x.Observed, x.Expected = c.tool.String(), "a tool that the task's words speak of"
 	case evOutside:
 		x.Observed, x.Expected = c.standing.String(), "what the capability grants"

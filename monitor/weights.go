@@ -22,9 +22,9 @@ type Weights struct {
 var Reference = Weights{
 	Base: w(-3.9),
 	Of: [evidences]fixed{
-		evNewTool: w(.37), evTool: w(.05), evSimilar: w(.05), evPair: w(.06), evTogether: w(.05), evRepeat: w(.18),
+		evNewTool: w(.37), evTool: w(.05), evSimilar: w(.05), evPair: w(.06), evTogether: w(.05), evRepeat: w(.18), evShape: w(.2),
 		evSlot: w(.36), evUnknown: w(.2), evTainted: w(.67), evRecipient: w(1.13), evUnused: w(.91), evDisplaced: w(.54),
-		evDomain: w(1), evFresh: w(.11), evOrigin: w(.08), evIntent: w(.12), evOutside: w(.47), evRare: w(.18), evBeyond: w(.85),
+		evDomain: w(1), evFresh: w(.11), evOrigin: w(.08), evIntent: w(.12), evUncalled: w(.3), evOutside: w(.47), evRare: w(.18), evBeyond: w(.85),
 		evCredit: w(-1),
 	},
 }
@@ -40,5 +40,5 @@ func (w Weights) version() string {
 		b = binary.BigEndian.AppendUint64(b, uint64(x))
 	}
 	sum := sha256.Sum256(b)
-	return "linear-2." + hex.EncodeToString(sum[:4])
+	return "linear-3." + hex.EncodeToString(sum[:4])
 }

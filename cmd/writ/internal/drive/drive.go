@@ -188,7 +188,7 @@ func (d *driver) run(ctx context.Context, run *traces.Run) error {
 	defer nc.Close()
 	for i, c := range run.Calls {
 		d.mu.Lock()
-		d.out[grant.OperationID] = output(run, i)
+		d.out[grant.OperationID] = run.Output(i)
 		d.mu.Unlock()
 		if err := d.call(ctx, nc, grant.OperationID, c); err != nil {
 			return fmt.Errorf("call %d: %w", i, err)
@@ -206,7 +206,7 @@ func (d *driver) issue(ctx context.Context, run *traces.Run) (schemas.IssueReply
 	for try := 1; ; try++ {
 		grant, err := bus.Call[schemas.IssueReply](ctx, d.Operator, schemas.CtlIssue, schemas.IssueRequest{
 			AgentID: run.Suite, OperationID: "run-" + run.ID, Tools: toolsOf(run, d.Capability), TTLSeconds: 3600,
-			Task: run.Prompt, Job: jobOf(run), Actor: d.Actor})
+			Task: run.Task(), Job: jobOf(run), Actor: d.Actor})
 		var r *schemas.Refusal
 		locked := errors.As(err, &r) && (r.Code == schemas.CodeCancelled || r.Code == schemas.CodeHeld)
 		if !locked || try == settleTries {
@@ -253,7 +253,7 @@ func (d *driver) call(ctx context.Context, nc *nats.Conn, operation string, c tr
 		}
 	}()
 	began := time.Now()
-	m, err := nc.RequestWithContext(ctx, "out."+operation+".call."+c.Tool, payload(c))
+	m, err := nc.RequestWithContext(ctx, "out."+operation+".call."+c.Tool, c.Payload())
 	if err != nil {
 		if nc.IsClosed() || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrConnectionClosed) {
 			d.report.Denied++
