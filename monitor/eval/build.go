@@ -103,9 +103,9 @@ func (p *plane) begin(run *traces.Run) error {
 	return p.apply(&schemas.Event{Kind: schemas.TokenIssued, Agent: run.Suite, Operation: run.ID, JTI: run.ID, Data: schemas.Marshal(g)})
 }
 
-// vouchFrom is the risk from which a harmless run of the baseline is held and
+// VouchFrom is the risk from which a harmless run of the baseline is held and
 // approved, as its label says.
-const vouchFrom = 40
+const VouchFrom = 40
 
 // call judges one call, and logs it as accepted whatever the verdict, with the
 // answer of its tool: the recorded agent went on.
@@ -116,7 +116,7 @@ func (p *plane) call(run *traces.Run, i int, vouch bool) (schemas.Verdict, error
 	v := p.model.Assess(e)
 	v.Factors = slices.Clone(v.Factors) // they hold until the next
 	e.Verdict, e.Risk = schemas.Marshal(v), v.Risk
-	if vouch && v.ActionRisk >= vouchFrom {
+	if vouch && v.ActionRisk >= VouchFrom {
 		held := *e
 		held.Kind = schemas.MessageHeld
 		if err := p.apply(&held); err != nil {
