@@ -2,7 +2,9 @@ package drive
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/nats-io/nats.go"
 
@@ -16,6 +18,7 @@ import (
 // eval says of the same runs.
 type Attacked struct {
 	Learned   int     `json:"learned"`       // harmless runs of other models, first
+	CutOff    int     `json:"cut_off"`       // more of these, during which the agent was suspended: nothing learns from them
 	Hijacked  int     `json:"attacked"`      // runs of the tested model whose injection is seen in a call
 	Held      int     `json:"attacked_held"` // of these, stopped for their risk
 	ByFirst   int     `json:"by_first_sink"` // of these, before or at their first injected side effect
@@ -42,13 +45,13 @@ func loadAttacked(o Options) ([]*traces.Run, error) {
 	var runs []*traces.Run
 	for _, r := range set.Baseline {
 		if r.Model != o.Model {
-			runs = append(runs, r)
+			runs = append(runs, nameable(r))
 		}
 	}
 	learned, tested := len(runs), 0
 	for _, r := range set.Test {
 		if r.Model == o.Model && (o.Runs == 0 || tested < o.Runs) {
-			runs = append(runs, r)
+			runs = append(runs, nameable(r))
 			tested++
 		}
 	}
@@ -56,6 +59,13 @@ func loadAttacked(o Options) ([]*traces.Run, error) {
 		return nil, fmt.Errorf("%d harmless runs of other models to learn and %d of model %q to drive: both are needed", learned, tested, o.Model)
 	}
 	return runs, nil
+}
+
+// nameable is a run without the calls that no subject can name.
+func nameable(r *traces.Run) *traces.Run {
+	c := *r
+	c.Calls = slices.DeleteFunc(slices.Clone(r.Calls), func(c traces.Call) bool { return schemas.CheckID("tool", c.Tool) != nil })
+	return &c
 }
 
 // recorded drives one run: to learn from it, or as the attack that it may be.
@@ -68,8 +78,7 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 		}
 	}
 	d.report.Calls += len(run.Calls)
-	if len(toolsOf(run, false)) == 0 { // nothing that could be granted
-		d.report.Denied += len(run.Calls)
+	if len(run.Calls) == 0 {
 		return nil
 	}
 	grant, err := d.issue(ctx, run)
@@ -81,6 +90,7 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 		return err
 	}
 	defer nc.Close()
+	cut := false
 	for i := range run.Calls {
 		d.mu.Lock()
 		d.out[grant.OperationID] = run.Output(i)
@@ -95,9 +105,11 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 		}
 		if refusal == nil {
 			d.accepted[grant.OperationID]++
-		} else if schemas.CheckID("tool", c.Tool) == nil && tested {
+		} else if tested {
 			d.stopped[run.ID] = i
 			break
+		} else {
+			cut = true
 		}
 	}
 	if tested { // nothing of it may stay, whatever it was
@@ -109,6 +121,9 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 	if err := d.settle(ctx, run.Suite); err != nil {
 		return err
 	}
+	if !cut {
+		d.learned = append(d.learned, run)
+	}
 	return d.giveUp(ctx, nc, grant.OperationID)
 }
 
@@ -118,6 +133,10 @@ func (d *driver) approve(ctx context.Context, nc *nats.Conn, operation string, c
 	for try := 0; r != nil && r.Code == schemas.CodeHeld && try < settleTries; try++ {
 		_, err := bus.Call[schemas.ReviewReply](ctx, d.Operator, schemas.CtlReview, schemas.ReviewRequest{
 			Seq: r.Seq, Approve: true, Reason: "recorded run: harmless", Actor: d.Actor})
+		var gone *schemas.Refusal
+		if errors.As(err, &gone) && gone.Code == schemas.CodeNotFound {
+			return gone, nil // the agent was suspended, and the held call cancelled with it
+		}
 		if err != nil {
 			return nil, fmt.Errorf("approve %d: %w", r.Seq, err)
 		}
@@ -155,12 +174,10 @@ func (d *driver) thresholds(ctx context.Context, th *schemas.Thresholds) error {
 // attacked counts what came of the tested runs, and holds their verdicts against
 // eval's, as far as each run came.
 func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) (*Attacked, error) {
-	set := &eval.Set{}
+	set := &eval.Set{Baseline: d.learned}
 	for _, r := range runs {
 		if r.Model == d.Model {
 			set.Test = append(set.Test, r)
-		} else {
-			set.Baseline = append(set.Baseline, r)
 		}
 	}
 	o := eval.Options{Set: set, Manifest: d.manifest, Protocol: eval.Warm}
@@ -168,7 +185,8 @@ func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) 
 	if err != nil {
 		return nil, err
 	}
-	a := &Attacked{Learned: len(set.Baseline), Predicted: eval.Summarise(o, judged, false).At70.ByFirstSink}
+	a := &Attacked{Learned: len(d.learned), CutOff: len(runs) - len(set.Test) - len(d.learned),
+		Predicted: eval.Summarise(o, judged, false).At70.ByFirstSink}
 	for _, r := range set.Test {
 		i, stopped := d.stopped[r.ID]
 		switch {
@@ -200,18 +218,11 @@ func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) 
 		return nil, err
 	}
 	for _, j := range judged {
-		i := 0
-		for k, v := range j.Verdicts {
-			if schemas.CheckID("tool", j.Run.Calls[k].Tool) != nil {
-				continue // no subject can name it
+		for i, have := range logged["run-"+j.Run.ID] {
+			a.Verdicts++
+			if i >= len(j.Verdicts) || have.Score != j.Verdicts[i].Score || have.ActionRisk != j.Verdicts[i].ActionRisk {
+				a.Differ++
 			}
-			if have := logged["run-"+j.Run.ID]; i < len(have) {
-				a.Verdicts++
-				if have[i].Score != v.Score || have[i].ActionRisk != v.ActionRisk {
-					a.Differ++
-				}
-			}
-			i++
 		}
 	}
 	return a, nil

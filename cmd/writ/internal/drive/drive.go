@@ -135,6 +135,7 @@ type driver struct {
 	delivered map[uint64]bool   // what the stub service was given
 	received  map[string]int    // how many calls it was given, by operation
 
+	learned  []*traces.Run  // harmless runs, whole
 	accepted map[string]int // calls that were answered, by operation
 	stopped  map[string]int // index of the first call that was not, for its risk; by run
 }
