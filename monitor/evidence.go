@@ -32,7 +32,6 @@ const (
 	evFresh                     // a value that the newest output brought
 	evOrigin                    // how unusual it is for this place to be filled from that tool
 	evIntent                    // how little the task speaks of a tool that is new to the job
-	evUncalled                  // the same, by how unusual the tool is there
 	evOutside                   // the capability does not grant it
 	evRare                      // the same, by how rarely harmless runs did that
 	evBeyond                    // the same, by how little the task's words speak of the tool
@@ -44,7 +43,7 @@ const (
 var evidenceIDs = [evidences]string{
 	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat", evShape: "shape",
 	evSlot: "slot", evUnknown: "unknown", evTainted: idTainted, evRecipient: "recipient", evUnused: "unused",
-	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent", evUncalled: "uncalled",
+	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent",
 	evOutside: idOutside, evRare: "rare", evBeyond: idBeyond, evCredit: "credit",
 }
 
@@ -97,7 +96,6 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 		name, desc = m.mismatch(c.run, c.tool)
 		if n, _ := w.t.counts(c.tool); n == 0 {
 			f.x[evIntent] = (2*name + desc) / 3
-			f.x[evUncalled] = mul(max(f.x[evNewTool], f.x[evTool]), f.x[evIntent])
 		}
 	}
 	if c.standing == outOfScope || c.standing == forbidden {
@@ -219,7 +217,7 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		u := &uses[f.value[ev]]
 		x.Support, x.Expected = int(b.filled[u.place]), "a source that earlier runs filled it from"
 		x.Observed = m.say(m.named(int(f.value[ev])), " from ", u.root.String())
-	case evIntent, evUncalled:
+	case evIntent:
 		x.Observed, x.Expected = c.tool.String(), "a tool that the task's words speak of"
 	case evOutside:
 		x.Observed, x.Expected = c.standing.String(), "what the capability grants"

@@ -36,7 +36,6 @@ var sayings = map[string]string{
 	"fresh":     "does at once what the last answer said",
 	"origin":    "takes a value from where it usually doesn't",
 	"intent":    "uses a tool that the task's words don't speak of",
-	"uncalled":  "uses an unusual tool that the task's words don't speak of",
 	"outside":   "tries what its capability doesn't grant",
 	"rare":      "tries, without a grant, what is rarely tried",
 	"beyond":    "tries what neither its capability nor the task speaks of",

@@ -2,6 +2,7 @@ package eval
 
 import (
 	"context"
+	"fmt"
 	"hash/fnv"
 
 	"github.com/writ-sh/writ/monitor"
@@ -48,19 +49,18 @@ func Evidence(ctx context.Context, o Options, sets ...*Set) ([]Judged, error) {
 }
 
 // CrossFit judges each tested run with weights that were fitted to runs of other
-// tasks and other injections than its own. Tasks are divided into so many
+// tasks and other injections than its own. Tasks are divided into Options.CrossFit
 // folds, and so are injections: for each pair of folds there is one fit, to
 // what Evidence found in the runs of neither.
-func CrossFit(ctx context.Context, o Options, folds int, evidence []Judged) ([]Judged, error) {
+func CrossFit(ctx context.Context, o Options, evidence []Judged) ([]Judged, error) {
+	folds := o.CrossFit
 	out := make([]Judged, len(o.Test))
 	report, before := o.Progress, 0
 	for i := range folds {
 		for j := range folds {
-			var train []Judged
-			for _, t := range evidence {
-				if taskFold(t.Run, folds) != i && (Negative(t.Run) || injectionFold(t.Run, folds) != j) {
-					train = append(train, t)
-				}
+			train, hijacked, harmless := fitted(evidence, folds, i, j)
+			if hijacked == 0 || harmless == 0 {
+				return nil, fmt.Errorf("%d hijacked and %d harmless runs to fit to without fold %d of the tasks and %d of the injections: both are needed", hijacked, harmless, i, j)
 			}
 			w := Fit(train)
 			cell, n := o, 0
@@ -82,6 +82,22 @@ func CrossFit(ctx context.Context, o Options, folds int, evidence []Judged) ([]J
 		}
 	}
 	return out, nil
+}
+
+// fitted is what weights for a pair of folds may be fitted to.
+func fitted(evidence []Judged, folds, task, injection int) (train []Judged, hijacked, harmless int) {
+	for _, e := range evidence {
+		switch {
+		case taskFold(e.Run, folds) == task, Positive(e.Run) && injectionFold(e.Run, folds) == injection:
+			continue
+		case Positive(e.Run):
+			hijacked++
+		default:
+			harmless++
+		}
+		train = append(train, e)
+	}
+	return train, hijacked, harmless
 }
 
 // taskFold and injectionFold say in which fold a run is. A harmless run has no

@@ -53,6 +53,7 @@ type Options struct {
 	Protocol   string
 	Capability bool             // tokens list what an ideal token would, instead of every tool of the suite
 	Weights    *monitor.Weights // of the evidences; those that judge live events where nil
+	CrossFit   int              // folds of CrossFit; 0 for Judge
 	Poison     int              // so many hijacked runs of each suite, of other models, end unnoticed before the test
 	Explain    bool             // verdicts say in words what every factor is about
 	Progress   func(done, of int)

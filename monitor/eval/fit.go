@@ -17,7 +17,7 @@ type sample struct {
 
 // Bounds of the fit: least holds evidences in that the recorded runs may hardly
 // need, and that other attacks do; ridge keeps the rest small.
-var least = map[string]float64{"tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "rare": .05, "outside": .3}
+var least = map[string]float64{"tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "shape": .1, "rare": .05, "outside": .3}
 
 const (
 	firstWeight = .3
