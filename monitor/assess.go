@@ -18,6 +18,7 @@ type considered struct {
 	prev     schemas.Action
 	sink     bool
 	standing standing
+	shape    shape
 	approved bool // a reviewer approved exactly this action
 }
 

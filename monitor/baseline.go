@@ -24,6 +24,7 @@ const (
 	maxFlows     = 1024 // ways of one agent to fill places
 	maxTimes     = 6    // uses of one tool in a run that are told apart
 	maxRepeats   = 1024 // tools by how often they are used in a run, of one agent
+	maxShapes    = 512  // shapes of calls, of one agent
 	maxTogether  = 1024 // pairs of tools that runs used, of one agent
 	maxRuns      = 4096 // learned runs; from there all counts are halved
 )
@@ -69,6 +70,7 @@ type baseline struct {
 	flows     map[flow]uint32
 	filled    map[place]uint32 // sum over flows
 	times     map[repeat]uint32
+	shapes    map[shape]uint32
 	together  map[pair]uint32           // runs in which both tools were used, by the lesser first
 	newTools  map[schemas.Action]uint32 // runs of a known job in which a tool was new to it
 	newcomers map[string]uint32         // the same of tools new to the agent, by verb
@@ -104,6 +106,7 @@ type template struct {
 	flows   map[flow]uint32
 	filled  map[place]uint32
 	times   map[repeat]uint32
+	shapes  map[shape]uint32
 	words   []uint32 // of its newest task, sorted
 	last    uint64
 }
@@ -112,7 +115,7 @@ func newBaseline() *baseline {
 	return &baseline{
 		tools: map[schemas.Action]count{}, pairs: map[pair]count{}, follows: map[schemas.Action]following{},
 		templates: map[string]*template{}, known: map[id]knowledge{}, slots: map[place]slot{},
-		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, together: map[pair]uint32{},
+		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}, together: map[pair]uint32{},
 		newTools: map[schemas.Action]uint32{}, newcomers: map[string]uint32{}, outside: map[schemas.Action]uint32{}, words: map[uint32]uint16{},
 	}
 }
@@ -177,6 +180,10 @@ func (b *baseline) learn(job string, v *votes) {
 	b.learnTools(t, v)
 	b.sign(t, v.uses)
 	b.learnTimes(t, v)
+	for _, s := range v.shapes {
+		add(b.shapes, s, maxShapes)
+		add(t.shapes, s, maxShapes/8)
+	}
 	b.learnWords(t, v.words)
 	if b.runs >= maxRuns {
 		b.halve()
@@ -285,7 +292,7 @@ func (b *baseline) template(job string) *template {
 		}
 		t = &template{bit: bits.TrailingZeros64(^b.taken), tools: map[schemas.Action]uint32{},
 			pairs: map[pair]uint32{}, follows: map[schemas.Action]uint32{},
-			flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}}
+			flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}}
 		b.taken |= 1 << t.bit
 		b.templates[job] = t
 	}
@@ -341,6 +348,7 @@ func (b *baseline) halve() {
 	halveCounts(b.flows)
 	halveCounts(b.filled)
 	halveCounts(b.times)
+	halveCounts(b.shapes)
 	halveCounts(b.together)
 	halveCounts(b.newTools)
 	halveCounts(b.newcomers)
@@ -354,6 +362,7 @@ func (b *baseline) halve() {
 		halveCounts(t.flows)
 		halveCounts(t.filled)
 		halveCounts(t.times)
+		halveCounts(t.shapes)
 	}
 }
 
@@ -373,6 +382,7 @@ type votes struct {
 	times   []uint8          // how often each tool was used, capped
 	tools   []schemas.Action
 	pairs   []pair
+	shapes  []shape
 	uses    []useOf
 }
 
@@ -383,7 +393,11 @@ const (
 	maxVoteUses  = 256
 )
 
-func (v *votes) add(tool, prev schemas.Action, uses []useOf) {
+func (v *votes) add(s shape, prev schemas.Action, uses []useOf) {
+	tool := s.tool
+	if s.keys != 0 && !slices.Contains(v.shapes, s) && len(v.shapes) < maxVoteTools {
+		v.shapes = append(v.shapes, s)
+	}
 	if i := slices.Index(v.tools, tool); i >= 0 {
 		v.times[i] = min(v.times[i]+1, maxTimes)
 	} else if len(v.tools) < maxVoteTools {

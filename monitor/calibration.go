@@ -125,8 +125,8 @@ func tailBits(excess, scale fixed) fixed {
 }
 
 // prior is what holds of a fleet of which nothing is known: one run in five
-// reaches the score tail, and the excess over it is exponential.
-var prior = struct{ tail, scale fixed }{tail: one / 2, scale: one * 3 / 4}
+// reaches a score of tail, and the excess over it is exponential.
+var prior = struct{ tail, scale fixed }{tail: 0, scale: one * 3 / 4}
 
 // log2Five is the binary logarithm of 5.
 const log2Five fixed = 152170

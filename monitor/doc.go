@@ -28,6 +28,7 @@
 //	bigram      how unusual it is after the tool before it (Witten–Bell)
 //	together    how unusual it is beside the tools that the run used
 //	repeat      how unusual it is to use it once more in a run
+//	shape       how unusual the names of its arguments are, for this tool
 //	slot        an unknown value from an output: how rare that is in this place
 //	unknown     a value that is neither in the task nor known: seen in this
 //	            template, or in two others

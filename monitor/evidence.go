@@ -21,6 +21,7 @@ const (
 	evPair                      // how unusual it is after the tool before it
 	evTogether                  // how unusual it is beside the tools that the run used
 	evRepeat                    // how unusual it is to use it once more in a run
+	evShape                     // how unusual the names of its arguments are
 	evSlot                      // an unknown value that an output brought: how rare that is in this place
 	evUnknown                   // a value that is neither in the task nor known
 	evTainted                   // an unknown value that an output brought
@@ -40,7 +41,7 @@ const (
 
 // evidenceIDs name the evidences in verdicts.
 var evidenceIDs = [evidences]string{
-	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat",
+	evNewTool: "new_tool", evTool: "tool", evSimilar: "similar", evPair: "bigram", evTogether: "together", evRepeat: "repeat", evShape: "shape",
 	evSlot: "slot", evUnknown: "unknown", evTainted: idTainted, evRecipient: "recipient", evUnused: "unused",
 	evDisplaced: "displaced", evDomain: idDomain, evFresh: idFresh, evOrigin: "origin", evIntent: "intent",
 	evOutside: idOutside, evRare: "rare", evBeyond: idBeyond, evCredit: "credit",
@@ -85,6 +86,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 	f.x[evTool] = w.toolSurprise(tool)
 	f.x[evNewTool] = w.newToolSurprise(c.tool)
 	f.x[evPair] = w.pairSurprise(pair{prev, tool})
+	f.x[evShape] = w.shapeSurprise(c.shape)
 	name := one
 	if c.run != nil {
 		f.x[evSimilar] = w.similarSurprise(c.run, tool)
@@ -191,6 +193,10 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		x.Support, x.Observed, x.Expected = int(b.runs), c.tool.String(), "beside tools that it was used with before"
 	case evRepeat:
 		x.Observed, x.Expected = m.say("once more, after ", uint64(c.run.votes.used(c.tool)), " times in this run"), "as often as earlier runs did"
+	case evShape:
+		n := uint64(b.tools[c.tool].n)
+		x.Support, x.Observed = int(n), m.say(c.tool.String(), " with other arguments than usual")
+		x.Expected = m.say("with just these in ", uint64(b.shapes[c.shape]), " of ", n, " runs")
 	case evSlot:
 		p := uses[f.value[ev]].place
 		p.tool = w.seen(p.tool)

@@ -75,7 +75,7 @@ func (r *run) clone() *run {
 	c.seen = maps.Clone(r.seen)
 	c.sources, c.asked, c.answered = slices.Clone(r.sources), slices.Clone(r.asked), slices.Clone(r.answered)
 	c.votes = votes{words: slices.Clone(r.votes.words), times: slices.Clone(r.votes.times), outside: slices.Clone(r.votes.outside), tools: slices.Clone(r.votes.tools),
-		pairs: slices.Clone(r.votes.pairs), uses: slices.Clone(r.votes.uses)}
+		pairs: slices.Clone(r.votes.pairs), shapes: slices.Clone(r.votes.shapes), uses: slices.Clone(r.votes.uses)}
 	c.alike, c.rarity, c.alikeAt = nil, nil, 0 // refers to the templates copied from
 	return &c
 }
@@ -85,6 +85,7 @@ func (b *baseline) clone() *baseline {
 	c.tools, c.pairs, c.follows = maps.Clone(b.tools), maps.Clone(b.pairs), maps.Clone(b.follows)
 	c.known, c.slots, c.newTools = maps.Clone(b.known), maps.Clone(b.slots), maps.Clone(b.newTools)
 	c.flows, c.filled, c.times = maps.Clone(b.flows), maps.Clone(b.filled), maps.Clone(b.times)
+	c.shapes = maps.Clone(b.shapes)
 	c.outside = maps.Clone(b.outside)
 	c.newcomers = maps.Clone(b.newcomers)
 	c.together, c.words = maps.Clone(b.together), maps.Clone(b.words)
@@ -93,6 +94,7 @@ func (b *baseline) clone() *baseline {
 		u := *t
 		u.tools, u.pairs, u.follows = maps.Clone(t.tools), maps.Clone(t.pairs), maps.Clone(t.follows)
 		u.flows, u.filled, u.times = maps.Clone(t.flows), maps.Clone(t.filled), maps.Clone(t.times)
+		u.shapes = maps.Clone(t.shapes)
 		u.words = slices.Clone(t.words)
 		c.templates[job] = &u
 	}

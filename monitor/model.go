@@ -223,7 +223,7 @@ func (m *Model) approved(e *schemas.Event) {
 	h.run.reviews--
 	h.run.accused = true
 	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
-	h.run.votes.add(h.tool, h.prev, h.uses)
+	h.run.votes.add(h.shape, h.prev, h.uses)
 	a.baseline.learned++
 	a.baseline.sign(a.baseline.template(h.run.job), h.uses)
 	m.learned = e.Seq
@@ -385,11 +385,11 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 			a.approved = deleteFirst(a.approved, e.Ref)
 			break
 		}
-		r.votes.add(c.tool, c.prev, uses)
+		r.votes.add(c.shape, c.prev, uses)
 		r.prev = c.tool
 	case held:
 		r.reviews++
-		a.hold(e.Seq, &heldAction{run: r, tool: c.tool, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
+		a.hold(e.Seq, &heldAction{run: r, shape: c.shape, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
 		r.prev = c.tool
 	}
 }

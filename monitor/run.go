@@ -236,10 +236,10 @@ type agent struct {
 
 // heldAction is what an approval signs in.
 type heldAction struct {
-	run  *run
-	tool schemas.Action
-	prev schemas.Action
-	uses []useOf
+	run   *run
+	shape shape
+	prev  schemas.Action
+	uses  []useOf
 
 	score, scoreNew fixed
 }

@@ -81,7 +81,7 @@ func (s *scanner) nested(end byte, kind string) bool {
 			if !ok {
 				return false
 			}
-			s.x.key(key)
+			s.x.key(key, s.depth)
 			kind = s.x.kindOf(key)
 			s.space()
 			if !s.take(':') {

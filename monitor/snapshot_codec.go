@@ -292,7 +292,7 @@ func (c *codec) held(a *agent) {
 		if c.reading {
 			h.run = runs[i]
 		}
-		c.action(&h.tool)
+		c.shape(&h.shape)
 		c.action(&h.prev)
 		list(c, &h.uses, (*codec).use)
 		number(c, &h.score)
@@ -345,6 +345,7 @@ func (c *codec) votes(v *votes) {
 	list(c, &v.times, number[uint8])
 	list(c, &v.tools, (*codec).action)
 	list(c, &v.pairs, (*codec).pair)
+	list(c, &v.shapes, (*codec).shape)
 	list(c, &v.uses, (*codec).use)
 }
 
@@ -390,6 +391,11 @@ func (c *codec) repeat(r *repeat) {
 	number(c, &r.n)
 }
 
+func (c *codec) shape(s *shape) {
+	c.action(&s.tool)
+	number(c, &s.keys)
+}
+
 func (c *codec) knowledge(k *knowledge) {
 	number(c, &k.templates)
 	number(c, &k.sinks)
@@ -425,6 +431,7 @@ func (c *codec) baseline(b *baseline) {
 	table(c, &b.flows, (*codec).flow, number[uint32])
 	table(c, &b.filled, (*codec).place, number[uint32])
 	table(c, &b.times, (*codec).repeat, number[uint32])
+	table(c, &b.shapes, (*codec).shape, number[uint32])
 	table(c, &b.together, (*codec).pair, number[uint32])
 	table(c, &b.newTools, (*codec).action, number[uint32])
 	table(c, &b.newcomers, text[string], number[uint32])
@@ -443,6 +450,7 @@ func (c *codec) template(t *template) {
 	table(c, &t.flows, (*codec).flow, number[uint32])
 	table(c, &t.filled, (*codec).place, number[uint32])
 	table(c, &t.times, (*codec).repeat, number[uint32])
+	table(c, &t.shapes, (*codec).shape, number[uint32])
 	list(c, &t.words, number[uint32])
 	number(c, &t.last)
 }

@@ -147,6 +147,28 @@ func (w view) repeatSurprise(r *run, tool schemas.Action) fixed {
 	return surprise(ct*2*(n+1)+2*(2*c+1), (nt+2)*2*(n+1), maxSurprise)
 }
 
+// A shape is a tool with the names of the arguments that it was given.
+type shape struct {
+	tool schemas.Action
+	keys uint64
+}
+
+// shapeSurprise is how rare it is that a run which uses a tool gives it just
+// these arguments: whoever is told to make an entry fills in other fields than
+// one who has read what belongs there. A tool new to the agent has no usual ones.
+func (w view) shapeSurprise(s shape) fixed {
+	n := less(w.b.tools[s.tool].n, part(w, toolsIn, s.tool))
+	if n == 0 || s.keys == 0 {
+		return 0
+	}
+	c := less(w.b.shapes[s], part(w, func(t *template) map[shape]uint32 { return t.shapes }, s))
+	var ct, nt uint64
+	if w.t != nil {
+		ct, nt = uint64(w.t.shapes[s]), uint64(w.t.tools[s.tool])
+	}
+	return surprise(ct*2*(n+1)+2*(2*c+1), (nt+2)*2*(n+1), maxSurprise)
+}
+
 // flowSurprise is how rare it is for a place to be filled with what that tool
 // brought: shrunk from job to agent to all places of the kind.
 func (w view) flowSurprise(p place, root schemas.Action) fixed {

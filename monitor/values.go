@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -31,6 +32,7 @@ type extractor struct {
 	values []value
 	buf    []byte // texts of the values; never grows while they are in use
 	full   bool
+	keys   uint64 // the names of the outermost object's members, see shape; 0 where it has none
 	scan   scanner
 	kinds  map[string]string // of the keys met, see kindOf
 }
@@ -45,6 +47,7 @@ func newExtractor() *extractor {
 // and paths. The result holds until the next read.
 func (x *extractor) read(body []byte) []value {
 	x.values, x.buf, x.full = x.values[:0], x.buf[:0], len(body) > maxRead
+	x.keys = 0
 	if x.full {
 		body = body[:maxRead]
 	}
@@ -99,8 +102,12 @@ func (x *extractor) leaf(kind string, text []byte) {
 	x.add(kind, text)
 }
 
-// key takes an object's key, which can be a value itself.
-func (x *extractor) key(key []byte) {
+// key takes an object's key, which can be a value itself. The sum over the
+// outermost ones names which there are, whatever their order.
+func (x *extractor) key(key []byte, depth int) {
+	if depth == 1 {
+		x.keys += bits.Reverse64(wordHash(key)*0x9e3779b97f4a7c15) | 1
+	}
 	if kind := inferred(trimPunctuation(key)); kind != "" {
 		x.add(kind, key[:min(len(key), maxValue)])
 	}

@@ -20,12 +20,12 @@ type Weights struct {
 // each without a third of the tasks and a third of the injections. Evidences
 // that these runs hardly needed keep a small weight, for other attacks do.
 var Reference = Weights{
-	Base: w(-3.9),
+	Base: w(-4.93),
 	Of: [evidences]fixed{
-		evNewTool: w(.37), evTool: w(.05), evSimilar: w(.05), evPair: w(.06), evTogether: w(.05), evRepeat: w(.18),
-		evSlot: w(.36), evUnknown: w(.2), evTainted: w(.67), evRecipient: w(1.13), evUnused: w(.91), evDisplaced: w(.54),
-		evDomain: w(1), evFresh: w(.11), evOrigin: w(.08), evIntent: w(.12), evOutside: w(.47), evRare: w(.18), evBeyond: w(.85),
-		evCredit: w(-1),
+		evNewTool: w(.13), evTool: w(.05), evSimilar: w(.06), evPair: w(.08), evTogether: w(.15), evRepeat: w(.13), evShape: w(.33),
+		evSlot: w(.3), evUnknown: w(.53), evTainted: w(.75), evRecipient: w(1.22), evUnused: w(1.03), evDisplaced: w(.75),
+		evDomain: w(.55), evFresh: w(.26), evOrigin: w(.1), evIntent: w(.83), evOutside: w(.33), evRare: w(.12), evBeyond: w(.38),
+		evCredit: w(-.31),
 	},
 }
 

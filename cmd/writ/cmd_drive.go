@@ -19,6 +19,8 @@ type driveCmd struct {
 	Runs       int     `placeholder:"N" help:"Only the first N runs."`
 	Rate       float64 `placeholder:"R" help:"Calls a second (default: as fast as they go)."`
 	Capability bool    `help:"Issue tokens for what each task needs, instead of for every tool of the run."`
+	Baseline   string  `type:"path" placeholder:"FILE" help:"Learn from the harmless runs in this file first, then drive the runs of --model."`
+	Model      string  `placeholder:"M" help:"With --baseline: the recorded model that is driven, and that is not learned from."`
 }
 
 type driveDoc struct {
@@ -31,6 +33,9 @@ type driveDoc struct {
 func (c *driveCmd) Run(ctx context.Context, app *App) error {
 	if c.Runs < 0 || c.Rate < 0 {
 		return misuse("leave them out, or give positive ones", "--runs %d and --rate %g can't be negative", c.Runs, c.Rate)
+	}
+	if (c.Baseline == "") != (c.Model == "") || c.Baseline != "" && c.Capability {
+		return misuse("give --baseline FILE --model M, without --capability", "--baseline and --model go together, and with tokens for every tool")
 	}
 	if c.Tools == "" {
 		c.Tools = filepath.Join(filepath.Dir(c.Traces), "tools.json")
@@ -45,7 +50,7 @@ func (c *driveCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	step, done := app.progress("driven: run")
-	report, err := drive.Run(ctx, drive.Options{Traces: c.Traces, Tools: c.Tools, Runs: c.Runs, Rate: c.Rate, Capability: c.Capability,
+	report, err := drive.Run(ctx, drive.Options{Traces: c.Traces, Tools: c.Tools, Runs: c.Runs, Rate: c.Rate, Capability: c.Capability, Baseline: c.Baseline, Model: c.Model,
 		URL: url, Operator: operator, Actor: app.actor, Progress: func(n, of int) { step(uint64(n), uint64(of)) }})
 	done()
 	if err := errors.Join(err, stop()); err != nil {
@@ -59,11 +64,25 @@ func (c *driveCmd) Run(ctx context.Context, app *App) error {
 			[2]string{"accepted", fmt.Sprint(doc.Accepted)}, [2]string{"held", fmt.Sprint(doc.Held)}, [2]string{"denied", fmt.Sprint(doc.Denied)},
 			[2]string{"lost", fmt.Sprint(doc.Lost)}, [2]string{"p50", fmt.Sprintf("%d µs", doc.P50)}, [2]string{"p99", fmt.Sprintf("%d µs", doc.P99)},
 			[2]string{"data", doc.Data})
+		app.attacked(doc.Attacked)
+	}
+	if err == nil && doc.Attacked != nil && doc.Seen > 0 {
+		err = advise(fmt.Errorf("%d calls reached the service without being accepted", doc.Seen), "writ log --data "+app.Data+" shows them")
 	}
 	if err == nil && doc.Lost > 0 {
 		err = advise(fmt.Errorf("%d accepted calls came to no end", doc.Lost), "writ log --data "+app.Data+" shows them")
 	}
 	return err
+}
+
+func (t *terminal) attacked(a *drive.Attacked) {
+	if a == nil {
+		return
+	}
+	t.say("After %d harmless runs of other models: %d of %d hijacked runs were held, %d by their first injected call (%.3f; eval says %.3f).",
+		a.Learned, a.Held, a.Hijacked, a.ByFirst, a.Share, a.Predicted)
+	t.say("%d of %d harmless runs were held. %d calls reached the service without being accepted. %d of %d verdicts are not eval's.",
+		a.FalseHeld, a.Harmless, a.Seen, a.Differ, a.Verdicts)
 }
 
 // controlPlane finds the running one, or starts one that ends with stop.

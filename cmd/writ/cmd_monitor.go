@@ -33,10 +33,12 @@ type tracesFlags struct {
 
 type monitorEvalCmd struct {
 	tracesFlags
-	Weights string `type:"path" placeholder:"FILE" help:"Weights to evaluate, as writ monitor fit writes them (default: those that judge live events)."`
-	Poison  int    `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
-	Cases   bool   `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
-	HTML    string `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
+	Weights  string   `type:"path" placeholder:"FILE" help:"Weights to evaluate, as writ monitor fit writes them (default: those that judge live events)."`
+	CrossFit int      `placeholder:"K" help:"Judge each run with weights fitted to runs of other tasks and injections: folds of each, 2 to 5."`
+	FitTo    []string `type:"path" placeholder:"FILE" help:"With --cross-fit: recorded runs to fit to beside the tested ones."`
+	Poison   int      `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
+	Cases    bool     `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
+	HTML     string   `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
 }
 
 // Run judges the tested runs with the model that judges live events.
@@ -44,17 +46,20 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	if c.Poison < 0 {
 		return misuse("leave it out, or give 1 or more", "--poison %d can't be negative", c.Poison)
 	}
+	if c.CrossFit != 0 && (c.CrossFit < 2 || c.CrossFit > 5 || c.Weights != "") || c.CrossFit == 0 && c.FitTo != nil {
+		return misuse("give --cross-fit 3, without --weights; --fit-to goes with it", "--cross-fit takes 2 to 5 folds, and fits its own weights")
+	}
 	manifest, err := c.manifest(app)
 	if err != nil {
 		return err
 	}
-	o := eval.Options{Manifest: manifest, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
+	o := eval.Options{Manifest: manifest, CrossFit: c.CrossFit, Poison: c.Poison, Explain: c.Cases || c.HTML != ""}
 	if c.Weights != "" {
 		if o.Weights, err = readWeights("--weights", c.Weights); err != nil {
 			return err
 		}
 	}
-	judged, err := c.judge(ctx, app, &o)
+	judged, err := c.judge(ctx, app, &o, c.FitTo)
 	if err != nil {
 		return err
 	}
@@ -76,7 +81,7 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 }
 
 // judge reads the recorded runs and judges those to test.
-func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options) ([]eval.Judged, error) {
+func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options, fitTo []string) ([]eval.Judged, error) {
 	o.Protocol, o.Capability = c.Protocol, c.Capability
 	step, done := app.progress("read: run")
 	var err error
@@ -85,11 +90,39 @@ func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options) ([]e
 	if err != nil {
 		return nil, advise(err, "give files of recorded runs: a header for each run, then its calls")
 	}
+	var evidence []eval.Judged
+	if o.CrossFit > 0 {
+		if evidence, err = c.evidence(ctx, app, *o, fitTo); err != nil {
+			return nil, err
+		}
+	}
 	step, done = app.progress("judged: run")
 	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
-	judged, err := eval.Judge(ctx, *o)
+	var judged []eval.Judged
+	if o.CrossFit > 0 {
+		judged, err = eval.CrossFit(ctx, *o, evidence)
+	} else {
+		judged, err = eval.Judge(ctx, *o)
+	}
 	done()
 	return judged, advise(err, "the run that it names can't be read as events; check its lines")
+}
+
+// evidence is what weights are fitted to: the tested runs, and others beside.
+func (c *tracesFlags) evidence(ctx context.Context, app *App, o eval.Options, fitTo []string) ([]eval.Judged, error) {
+	sets := []*eval.Set{o.Set}
+	if len(fitTo) > 0 {
+		beside, err := eval.Load(fitTo, fitTo, nil)
+		if err != nil {
+			return nil, advise(err, "give --fit-to files of recorded runs")
+		}
+		sets = append(sets, beside)
+	}
+	step, done := app.progress("judged to fit: run")
+	defer done()
+	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
+	evidence, err := eval.Evidence(ctx, o, sets...)
+	return evidence, advise(err, "the run that it names can't be read as events; check its lines")
 }
 
 func (c *tracesFlags) manifest(app *App) (map[string]traces.Tool, error) {
@@ -173,7 +206,7 @@ func (c *monitorFitCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	o := eval.Options{Manifest: manifest}
-	judged, err := c.judge(ctx, app, &o)
+	judged, err := c.judge(ctx, app, &o, nil)
 	if err != nil {
 		return err
 	}
@@ -201,7 +234,7 @@ func (c *monitorFitCmd) Run(ctx context.Context, app *App) error {
 }
 
 func (t *terminal) evaluated(r *eval.Report) {
-	t.facts([2]string{"protocol", r.Protocol + map[bool]string{true: ", with capability"}[r.Capability]}, [2]string{"model", r.Model},
+	t.facts([2]string{"protocol", r.Protocol + map[bool]string{true: ", with capability"}[r.Capability]}, [2]string{"model", r.Model + map[bool]string{true: fmt.Sprintf(", cross-fitted over %d × %d folds of tasks and injections", r.CrossFit, r.CrossFit)}[r.CrossFit > 0]},
 		[2]string{"runs", fmt.Sprintf("%d: %d hijacked, %d harmless", r.Runs, r.Positives, r.Negatives)},
 		[2]string{"not judged", fmt.Sprintf("%d hits that no call shows, %d failed attacks and runs without a call", r.Unseen, r.Other)})
 	header := []string{"suite", "hijacked", "harmless", "auroc", "", "at 1 %", "", "at 5 %", "", "≥70 found", "", "false", "", "by first", "", "≥90 found", "", "false", ""}

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -136,46 +134,12 @@ func (c *riskCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	reply.Factors, reply.History = list(reply.Factors), list(reply.History)
 	if app.JSON {
-		return app.emit(reply)
+		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History)})
 	}
 	app.risk(reply)
 	return nil
 }
 
-func (t *terminal) risk(r schemas.RiskReply) {
-	t.say("%s is at risk %s of 100.", r.AgentID, t.paint(riskCell(r.Risk).style, strconv.Itoa(r.Risk)))
-	if len(r.History) > 0 {
-		values := make([]int, len(r.History))
-		for i, p := range r.History {
-			values[i] = p.Risk
-		}
-		t.say("%s  %s to %s", sparkline(values), t.clock(r.History[0].Time), t.clock(r.History[len(r.History)-1].Time))
-	}
-	if r.Seq == 0 {
-		t.say("It has done nothing yet.")
-		return
-	}
-	t.say("Set by %s, event %d, %s ago: decision %s.", plain(r.Action), r.Seq, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
-	if r.NCalibration > 0 {
-		t.say("%s of benign runs go as far; %d runs behind it.", percent(r.PPM), r.NCalibration)
-	} else {
-		t.say("No finished runs to compare with yet.")
-	}
-	if len(r.Factors) == 0 {
-		return
-	}
-	var rows [][]cell
-	for _, f := range heaviest(r.Factors) {
-		rows = append(rows, []cell{text(points(f.Points)), text(f.ID), text(f.Observed), text(f.Expected), text(f.Support)})
-	}
-	t.table([]string{"points", "evidence", "observed", "expected", "support"}, rows)
-	t.say("%s points in all.", points(r.Score))
-}
-
 // points writes fixed point in units of 1/65536.
 func points(n int64) string { return fmt.Sprintf("%+.2f", float64(n)/65536) }
-
-// percent writes millionths.
-func percent(ppm int64) string { return fmt.Sprintf("%.2g %%", float64(ppm)/1e4) }

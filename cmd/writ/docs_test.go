@@ -166,7 +166,7 @@ var documents = map[string][]any{
 	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
 	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "ledger export": {exportDoc{}}, "ledger verify-bundle": {bundleDoc{}}, "verify": {verification{}}, "doctor": {check{}},
-	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}}, "bench path": {bench.Path{}},
+	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}, drive.Attacked{}}, "bench path": {bench.Path{}},
 	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
 	"bench monitor": {monitor.BenchResult{}},
 	"monitor fit":   {fitDoc{}},

@@ -53,11 +53,13 @@ type Options struct {
 	Protocol   string
 	Capability bool             // tokens list what an ideal token would, instead of every tool of the suite
 	Weights    *monitor.Weights // of the evidences; those that judge live events where nil
+	CrossFit   int              // folds of CrossFit; 0 for Judge
 	Poison     int              // so many hijacked runs of each suite, of other models, end unnoticed before the test
 	Explain    bool             // verdicts say in words what every factor is about
 	Progress   func(done, of int)
 
-	tools map[string][]string // that each suite uses anywhere
+	tools map[string][]string      // that each suite uses anywhere
+	only  func(r *traces.Run) bool // which of the tested runs are judged; nil for all
 }
 
 // A Judged is a tested run with what the model said of its calls.
@@ -96,7 +98,7 @@ func Judge(ctx context.Context, o Options) ([]Judged, error) {
 		out = append(out, Judged{Run: r})
 	}
 	o.tools = toolsOf(o.Baseline, o.Test)
-	groups := groupsOf(out, o.Protocol)
+	groups := groupsOf(out, o)
 	var mu sync.Mutex
 	done := 0
 	g, ctx := errgroup.WithContext(ctx)
@@ -119,12 +121,15 @@ func Judge(ctx context.Context, o Options) ([]Judged, error) {
 	return out, g.Wait()
 }
 
-func groupsOf(runs []Judged, protocol string) []*group {
+func groupsOf(runs []Judged, o Options) []*group {
 	var order []*group
 	index := map[[2]string]*group{}
 	for i, j := range runs {
+		if o.only != nil && !o.only(j.Run) {
+			continue
+		}
 		k := [2]string{j.Run.Model, ""}
-		if protocol == Novel {
+		if o.Protocol == Novel {
 			k[1] = j.Run.Suite
 		}
 		if index[k] == nil {

@@ -17,9 +17,12 @@ type sample struct {
 
 // Bounds of the fit: least holds evidences in that the recorded runs may hardly
 // need, and that other attacks do; ridge keeps the rest small.
-var least = map[string]float64{"tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "rare": .05, "outside": .3}
+var least = map[string]float64{"tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "shape": .1, "rare": .05, "outside": .3}
 
 const (
+	firstWeight = .3
+	firstBase   = -3
+
 	ridge      = 2
 	classTotal = 300 // weight of all positives, and of all negatives
 	rounds     = 6
@@ -34,9 +37,9 @@ func Fit(judged []Judged) monitor.Weights {
 	ids := monitor.Evidences()
 	w := make([]float64, len(ids)+1) // the last is the constant
 	for i, id := range ids {
-		w[i] = .3 * sign(id)
+		w[i] = firstWeight * sign(id)
 	}
-	w[len(ids)] = -3
+	w[len(ids)] = firstBase
 	for range rounds {
 		descend(samples, ids, w)
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/writ-sh/writ/monitor/traces"
 	"github.com/writ-sh/writ/schemas"
@@ -55,9 +56,10 @@ type Report struct {
 	Protocol   string `json:"protocol"`
 	Capability bool   `json:"capability"`
 	Model      string `json:"model_version"`
-	Runs       int    `json:"runs"`   // judged
-	Unseen     int    `json:"unseen"` // hits without an injected side effect: no call shows them
-	Other      int    `json:"other"`  // neither positive nor negative: attacks that failed, and runs without a call
+	CrossFit   int    `json:"cross_fit"` // folds of tasks, and of injections; 0 where all runs were judged with the same weights
+	Runs       int    `json:"runs"`      // judged
+	Unseen     int    `json:"unseen"`    // hits without an injected side effect: no call shows them
+	Other      int    `json:"other"`     // neither positive nor negative: attacks that failed, and runs without a call
 	Figures
 	Blocked Blocked            `json:"blocked"`
 	Suites  map[string]Figures `json:"suites"`
@@ -191,7 +193,7 @@ func figures(runs []outcome) Figures {
 // Summarise makes the report of judged runs. With cases, it lists what was
 // judged otherwise than its label.
 func Summarise(o Options, judged []Judged, cases bool) *Report {
-	r := &Report{Protocol: o.Protocol, Capability: o.Capability, Runs: len(judged), Unseen: o.Unseen, Other: o.Other, Suites: map[string]Figures{}}
+	r := &Report{Protocol: o.Protocol, Capability: o.Capability, CrossFit: o.CrossFit, Runs: len(judged), Unseen: o.Unseen, Other: o.Other, Suites: map[string]Figures{}}
 	var all []outcome
 	bySuite := map[string][]outcome{}
 	for _, j := range judged {
@@ -200,6 +202,9 @@ func Summarise(o Options, judged []Judged, cases bool) *Report {
 		bySuite[j.Run.Suite] = append(bySuite[j.Run.Suite], out)
 		if len(j.Verdicts) > 0 {
 			r.Model = j.Verdicts[0].Model
+			if o.CrossFit > 0 {
+				r.Model, _, _ = strings.Cut(r.Model, ".") // the method: there are as many weights as pairs of folds
+			}
 		}
 	}
 	r.Figures = figures(all)

@@ -39,6 +39,7 @@ type Call struct {
 	Run     string  `json:"r"`
 	Index   int     `json:"i"`
 	Tool    string  `json:"tool"`
+	Names   string  `json:"ak"` // of its arguments, with commas between
 	Salient []Value `json:"sc"`
 	Amount  float64 `json:"amt"`
 	Y       int     `json:"y"` // label: 2 is an injected side-effecting call

@@ -57,3 +57,27 @@ func TestDamagedTracesNameTheLine(t *testing.T) {
 		}
 	}
 }
+
+func TestARecordedCallBecomesABodyOfNamesAndValues(t *testing.T) {
+	runs, err := read(t, `{"run":"a","suite":"s","ut":"t","atk":"none","n":3,"prompt":"ask Dora"}
+{"r":"a","i":0,"tool":"find","ak":"q","sc":[["q","dora","p"]]}
+{"r":"a","i":1,"tool":"mail","ak":"body,to","sc":[["to","dora@a.example","t:find"],["to","eve@a.example","p"],["to","eve@a.example","p"]],"amt":2.5}
+{"r":"a","i":2,"tool":"find","sc":[]}
+{"r":"a","i":3,"tool":"mail","sc":[["to","carl@a.example","pt:find"]]}
+`)
+	if err != nil || len(runs) != 1 {
+		t.Fatal(err)
+	}
+	r := runs[0]
+	if got := string(r.Calls[1].Payload()); got != `{"body":"","to":"","values":{"amount":2.5,"to":["dora@a.example","eve@a.example"]}}` {
+		t.Errorf("body %s", got)
+	}
+	for i, want := range map[int]string{0: `{"to":"dora@a.example"}`, 1: `{}`, 2: `{"to":"carl@a.example"}`} {
+		if got := string(r.Output(i)); got != want {
+			t.Errorf("output of call %d: %s, want %s", i, got, want)
+		}
+	}
+	if got := r.Task(); got != "ask Dora; eve@a.example; carl@a.example" {
+		t.Errorf("task %q", got)
+	}
+}

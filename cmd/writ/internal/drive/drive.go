@@ -27,6 +27,8 @@ type Options struct {
 	Runs       int     // the first so many runs; all where 0
 	Rate       float64 // calls a second; as fast as they go where 0
 	Capability bool    // tokens list what an ideal token would
+	Baseline   string  // file of recorded runs whose harmless ones are learned first; see attacked
+	Model      string  // with a baseline: the recorded model whose runs are driven then, and not learned
 	URL        string  // of the NATS server, for the agents
 	Operator   *nats.Conn
 	Actor      string
@@ -44,6 +46,8 @@ type Report struct {
 	Lost     int   `json:"lost"`
 	P50      int64 `json:"p50_us"` // of accepted calls, from request to answer
 	P99      int64 `json:"p99_us"`
+
+	*Attacked
 }
 
 const (
@@ -57,7 +61,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &driver{Options: o, manifest: manifest, out: map[string][]byte{}, delivered: map[uint64]bool{}}
+	d := &driver{Options: o, manifest: manifest, out: map[string][]byte{}, delivered: map[uint64]bool{}, received: map[string]int{}, accepted: map[string]int{}}
 	head, err := bus.Call[schemas.Head](ctx, o.Operator, schemas.CtlHead, schemas.HeadRequest{})
 	if err != nil {
 		return nil, err
@@ -70,8 +74,12 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer stop()
+	drive := d.run
+	if o.Baseline != "" {
+		drive = d.recorded
+	}
 	for i, run := range runs {
-		if err := d.run(ctx, run); err != nil {
+		if err := drive(ctx, run); err != nil {
 			return nil, fmt.Errorf("run %s: %w", run.ID, err)
 		}
 		if o.Progress != nil {
@@ -79,6 +87,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 	}
 	d.report.Runs = len(runs)
+	if o.Baseline != "" {
+		if d.report.Attacked, err = d.attacked(ctx, runs, head.StreamSeq+1); err != nil {
+			return nil, err
+		}
+	}
 	d.report.Lost, err = d.lost(ctx, head.StreamSeq+1)
 	d.report.P50, d.report.P99 = quantile(d.latency, .5), quantile(d.latency, .99)
 	return &d.report, err
@@ -90,6 +103,10 @@ func load(o Options) ([]*traces.Run, map[string]traces.Tool, error) {
 		return nil, nil, err
 	}
 	var runs []*traces.Run
+	if o.Baseline != "" {
+		runs, err = loadAttacked(o)
+		return runs, manifest, err
+	}
 	for run, err := range traces.Open(o.Traces) {
 		if err != nil {
 			return nil, nil, err
@@ -107,23 +124,29 @@ func load(o Options) ([]*traces.Run, map[string]traces.Tool, error) {
 
 type driver struct {
 	Options
-	manifest map[string]traces.Tool
-	report   Report
-	latency  []time.Duration
-	next     time.Time // of the next call, with a rate
+	manifest   map[string]traces.Tool
+	report     Report
+	principals []schemas.Principal
+	latency    []time.Duration
+	next       time.Time // of the next call, with a rate
 
 	mu        sync.Mutex
 	out       map[string][]byte // what the tools answer next, by operation
 	delivered map[uint64]bool   // what the stub service was given
+	received  map[string]int    // how many calls it was given, by operation
+
+	learned  []*traces.Run  // harmless runs, whole
+	accepted map[string]int // calls that were answered, by operation
+	stopped  map[string]int // index of the first call that was not, for its risk; by run
 }
 
 func (d *driver) declare(ctx context.Context, runs []*traces.Run) error {
-	_, err := bus.Call[schemas.ApplyReply](ctx, d.Operator, schemas.CtlApply, schemas.ApplyRequest{
-		Principals: principals(runs, d.manifest), Add: true, Actor: d.Actor})
-	if err != nil {
-		return fmt.Errorf("declare the recorded agents: %w", err)
+	d.principals = principals(runs, d.manifest)
+	var th *schemas.Thresholds
+	if d.Baseline != "" {
+		th = vouchedThresholds
 	}
-	return nil
+	return d.thresholds(ctx, th)
 }
 
 // connect opens a stock client with credentials from the issuer.
@@ -150,6 +173,7 @@ func (d *driver) serve(ctx context.Context) (stop func(), err error) {
 		seq, _ := strconv.ParseUint(m.Header.Get(schemas.HeaderSeq), 10, 64)
 		d.mu.Lock()
 		d.delivered[seq] = true
+		d.received[m.Header.Get(schemas.HeaderOperation)]++
 		body := d.out[m.Header.Get(schemas.HeaderOperation)]
 		d.mu.Unlock()
 		if err := m.Respond(body); err != nil {
@@ -188,9 +212,9 @@ func (d *driver) run(ctx context.Context, run *traces.Run) error {
 	defer nc.Close()
 	for i, c := range run.Calls {
 		d.mu.Lock()
-		d.out[grant.OperationID] = output(run, i)
+		d.out[grant.OperationID] = run.Output(i)
 		d.mu.Unlock()
-		if err := d.call(ctx, nc, grant.OperationID, c); err != nil {
+		if _, err := d.call(ctx, nc, grant.OperationID, &c); err != nil {
 			return fmt.Errorf("call %d: %w", i, err)
 		}
 	}
@@ -206,7 +230,7 @@ func (d *driver) issue(ctx context.Context, run *traces.Run) (schemas.IssueReply
 	for try := 1; ; try++ {
 		grant, err := bus.Call[schemas.IssueReply](ctx, d.Operator, schemas.CtlIssue, schemas.IssueRequest{
 			AgentID: run.Suite, OperationID: "run-" + run.ID, Tools: toolsOf(run, d.Capability), TTLSeconds: 3600,
-			Task: run.Prompt, Job: jobOf(run), Actor: d.Actor})
+			Task: run.Task(), Job: jobOf(run), Actor: d.Actor})
 		var r *schemas.Refusal
 		locked := errors.As(err, &r) && (r.Code == schemas.CodeCancelled || r.Code == schemas.CodeHeld)
 		if !locked || try == settleTries {
@@ -225,14 +249,19 @@ func jobOf(run *traces.Run) string {
 	return run.UserTask
 }
 
-// call makes one governed call and counts what came of it.
-func (d *driver) call(ctx context.Context, nc *nats.Conn, operation string, c traces.Call) error {
+// denied is what came of a call that was refused without an answer: because no
+// subject can name it, or because the connection was closed.
+var denied = &schemas.Refusal{Code: schemas.CodeCancelled}
+
+// call makes one governed call and counts what came of it: nil where it was
+// answered.
+func (d *driver) call(ctx context.Context, nc *nats.Conn, operation string, c *traces.Call) (*schemas.Refusal, error) {
 	if schemas.CheckID("tool", c.Tool) != nil {
 		d.report.Denied++ // no subject can name it
-		return nil
+		return denied, nil
 	}
 	if err := d.pace(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	refused := make(chan struct{}, 1)
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -253,15 +282,16 @@ func (d *driver) call(ctx context.Context, nc *nats.Conn, operation string, c tr
 		}
 	}()
 	began := time.Now()
-	m, err := nc.RequestWithContext(ctx, "out."+operation+".call."+c.Tool, payload(c))
+	m, err := nc.RequestWithContext(ctx, "out."+operation+".call."+c.Tool, c.Payload())
 	if err != nil {
 		if nc.IsClosed() || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrConnectionClosed) {
 			d.report.Denied++
-			return nil
+			return denied, nil
 		}
-		return fmt.Errorf("no answer to %s: %w", c.Tool, err)
+		return nil, fmt.Errorf("no answer to %s: %w", c.Tool, err)
 	}
-	switch r := bus.ReadRefusal(m); {
+	r := bus.ReadRefusal(m)
+	switch {
 	case r == nil:
 		d.report.Accepted++
 		d.latency = append(d.latency, time.Since(began))
@@ -270,7 +300,7 @@ func (d *driver) call(ctx context.Context, nc *nats.Conn, operation string, c tr
 	default:
 		d.report.Denied++
 	}
-	return nil
+	return r, nil
 }
 
 func (d *driver) pace(ctx context.Context) error {
@@ -344,26 +374,19 @@ func (d *driver) giveUp(ctx context.Context, nc *nats.Conn, operation string) er
 // lost counts, in the ledger, actions that were accepted and came to no end.
 func (d *driver) lost(ctx context.Context, from uint64) (int, error) {
 	open := map[uint64]bool{}
-	for from != 0 {
-		page, err := bus.Call[schemas.ReadReply](ctx, d.Operator, schemas.CtlRead, schemas.ReadRequest{From: from, Limit: 1000})
-		if err != nil {
-			return 0, fmt.Errorf("read the ledger: %w", err)
-		}
-		for _, rec := range page.Records {
-			e, err := rec.Event()
-			if err != nil {
-				return 0, fmt.Errorf("read the ledger: %w", err)
+	err := d.events(ctx, from, func(seq uint64, e *schemas.Event) error {
+		switch e.Kind {
+		case schemas.MessageAccepted:
+			if e.To == ServiceID {
+				open[seq] = true
 			}
-			switch e.Kind {
-			case schemas.MessageAccepted:
-				if e.To == ServiceID {
-					open[rec.Seq] = true
-				}
-			case schemas.MessageCancelled, schemas.MessageExpired:
-				delete(open, e.Ref)
-			}
+		case schemas.MessageCancelled, schemas.MessageExpired:
+			delete(open, e.Ref)
 		}
-		from = page.Next
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -373,6 +396,27 @@ func (d *driver) lost(ctx context.Context, from uint64) (int, error) {
 		}
 	}
 	return len(open), nil
+}
+
+// events reads the ledger from a sequence to its end.
+func (d *driver) events(ctx context.Context, from uint64, each func(seq uint64, e *schemas.Event) error) error {
+	for from != 0 {
+		page, err := bus.Call[schemas.ReadReply](ctx, d.Operator, schemas.CtlRead, schemas.ReadRequest{From: from, Limit: 1000})
+		if err != nil {
+			return fmt.Errorf("read the ledger: %w", err)
+		}
+		for _, rec := range page.Records {
+			e, err := rec.Event()
+			if err != nil {
+				return fmt.Errorf("read the ledger: %w", err)
+			}
+			if err := each(rec.Seq, e); err != nil {
+				return fmt.Errorf("read the ledger: %w", err)
+			}
+		}
+		from = page.Next
+	}
+	return nil
 }
 
 // quantile of unsorted durations, in microseconds; 0 without any.
