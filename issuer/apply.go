@@ -86,7 +86,7 @@ func exceeding(a *schemas.Agent, next schemas.Principal) []revocation {
 		if g.Ended != "" {
 			continue
 		}
-		if what := exceeds(g.Grant, next.Ceiling); what != "" {
+		if what := Exceeds(g.Grant, next.Ceiling); what != "" {
 			out = append(out, revocation{g.Grant, "the ceiling no longer admits " + what})
 		}
 	}

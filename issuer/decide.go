@@ -287,9 +287,9 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 	return g
 }
 
-// exceeds says what of a live grant a ceiling no longer admits, "" where all
+// Exceeds says what of a live grant a ceiling no longer admits, "" where all
 // of it is within.
-func exceeds(g schemas.Grant, c *schemas.Ceiling) string {
+func Exceeds(g schemas.Grant, c *schemas.Ceiling) string {
 	if c == nil {
 		c = &schemas.Ceiling{}
 	}

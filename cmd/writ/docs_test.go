@@ -16,6 +16,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/bench"
 	"github.com/writ-sh/writ/cmd/writ/internal/demo"
 	"github.com/writ-sh/writ/cmd/writ/internal/drive"
+	"github.com/writ-sh/writ/cmd/writ/internal/simulate"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/eval"
@@ -163,6 +164,7 @@ var documents = map[string][]any{
 	"review list": {schemas.ReviewsReply{}, schemas.Review{}}, "review deny": {schemas.ReviewReply{}},
 	"risk": {schemas.RiskReply{}, schemas.Verdict{}, schemas.Factor{}, schemas.RiskPoint{}},
 	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {monitor.ReplayReport{}},
+	"simulate":      {simulateDoc{}, simulate.Report{}, simulate.Flip{}},
 	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
 	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "ledger export": {exportDoc{}}, "ledger verify-bundle": {bundleDoc{}}, "verify": {verification{}}, "doctor": {check{}},
