@@ -45,12 +45,13 @@ type logLine struct {
 	Lock      schemas.Lock    `json:"lock,omitempty"`
 	Actor     string          `json:"actor,omitempty"`
 	LatencyUS int64           `json:"latency_us,omitempty"`
+	Tokens    int64           `json:"tokens,omitempty"` // of a language model
 }
 
 func lineOf(e *schemas.Event) logLine {
 	l := logLine{Seq: e.Seq, Time: e.Time, Agent: e.Agent, Kind: e.Kind, Subject: schemas.EventSubject(e.Agent, e.Kind),
 		Trace: e.Trace.ID, Verdict: json.RawMessage("null"), Operation: e.Operation, To: e.To, Ref: e.Ref,
-		Code: e.Code, Reason: e.Reason, Lock: e.Lock, Actor: e.Actor, LatencyUS: e.Latency.Microseconds()}
+		Code: e.Code, Reason: e.Reason, Lock: e.Lock, Actor: e.Actor, LatencyUS: e.Latency.Microseconds(), Tokens: e.Tokens}
 	if json.Valid(e.Verdict) {
 		l.Verdict = e.Verdict
 	}
@@ -200,6 +201,9 @@ func story(e *schemas.Event) string {
 	}
 	if e.Latency > 0 {
 		add("after %s", span(e.Latency))
+	}
+	if e.Tokens > 0 {
+		add("%d tokens", e.Tokens)
 	}
 	if e.Actor != "" {
 		add("by %s", e.Actor)
