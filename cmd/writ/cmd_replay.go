@@ -23,15 +23,15 @@ type replayCmd struct {
 type replayDoc struct {
 	Events        uint64 `json:"events"`
 	Verdicts      uint64 `json:"verdicts"`
-	Decisions     uint64 `json:"decisions"`
-	Ends          uint64 `json:"ends"`
-	Locks         uint64 `json:"locks"`
 	Mismatches    uint64 `json:"mismatches"`
 	FirstMismatch uint64 `json:"first_mismatch"` // sequence; 0 where there is none
 	FirstReason   string `json:"first_reason"`
 	OtherModel    uint64 `json:"other_model"` // verdicts of another version of the model: folded, not compared
-	Unchecked     uint64 `json:"unchecked"`   // decisions that rest on what the log does not hold
-	Open          uint64 `json:"open"`        // ends that were decided and are not in the log yet
+	Decisions     uint64 `json:"decisions"`
+	Ends          uint64 `json:"ends"`
+	Locks         uint64 `json:"locks"`
+	Unchecked     uint64 `json:"unchecked"` // decisions that rest on what the log does not hold
+	Open          uint64 `json:"open"`      // ends that were decided and are not in the log yet
 }
 
 // Run recomputes every verdict and decision from the record. It begins at the
