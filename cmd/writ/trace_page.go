@@ -107,7 +107,7 @@ func (d *tracePageData) rows(n *node, depth int, whole int64) {
 
 func rowOfNode(n *node, depth int, whole int64) traceRow {
 	row := traceRow{Seq: n.Seq, Depth: min(depth, maxIndent), Who: plain(n.Agent), What: plain(n.Action), Kind: plain(string(n.Kind)),
-		Class: outcomeClass(n), Start: perCent(n.OffsetUS, whole), Width: perCent(n.TookUS, whole),
+		Class: kindClass(n.Kind), Start: perCent(n.OffsetUS, whole), Width: perCent(n.TookUS, whole),
 		Offset: micros(n.OffsetUS), Took: micros(n.TookUS), Tokens: n.Tokens}
 	if row.What == "" {
 		row.What = plain(n.Operation)
@@ -144,9 +144,9 @@ func rowOfNode(n *node, depth int, whole int64) traceRow {
 	return row
 }
 
-// outcomeClass is what became of an action, for its colour.
-func outcomeClass(n *node) string {
-	switch kindStyle(n.Kind) {
+// kindClass is what became of an action, for its colour on a page.
+func kindClass(k schemas.Kind) string {
+	switch kindStyle(k) {
 	case red:
 		return "bad"
 	case yellow:
