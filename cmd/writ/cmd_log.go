@@ -19,6 +19,7 @@ type logCmd struct {
 	From   string `placeholder:"SEQ|TIME" help:"Only from there on: a sequence, an RFC 3339 time, or a duration."`
 	To     string `placeholder:"SEQ|TIME" help:"Only up to there."`
 	Format string `enum:",ocsf,cef" default:"" placeholder:"ocsf|cef" help:"Write records for a security team's system, one a line: OCSF or CEF (docs/siem.md)."`
+	OTLP   string `name:"otlp" placeholder:"URL" help:"Send it as spans to an OpenTelemetry collector, over OTLP/HTTP, instead of showing it."`
 	Follow bool   `short:"f" help:"Go on with what comes, until interrupted."`
 	Limit  int    `placeholder:"N" help:"Stop after so many; all where missing."`
 	After  uint64 `placeholder:"SEQ" help:"Only what stands behind this sequence."`
@@ -87,7 +88,32 @@ func (c *logCmd) Run(ctx context.Context, app *App) (failed error) {
 		}
 		req.From = max(req.From, from)
 	}
-	return c.print(ctx, app, read, req, w)
+	write := func(_ context.Context, e *schemas.Event) (bool, error) { return app.logged(e, c.Format) }
+	if c.OTLP == "" {
+		return c.print(ctx, read, req, w, write, func(context.Context) error { return nil })
+	}
+	spans := newSpanStream(c.OTLP)
+	write = func(ctx context.Context, e *schemas.Event) (bool, error) { return true, spans.take(ctx, e) }
+	if err := c.print(ctx, read, req, w, write, spans.flush); err != nil {
+		return err
+	}
+	// What is not answered yet is sent too, also where following was ended.
+	if err := spans.end(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return app.spansSent(spans.sent)
+}
+
+type spansDoc struct {
+	Spans int `json:"spans"` // sent
+}
+
+func (t *terminal) spansSent(n int) error {
+	if t.json {
+		return t.emit(spansDoc{n})
+	}
+	t.say("%d spans were sent.", n)
+	return nil
 }
 
 // A window is what of the log is shown; zero values are no bound.
@@ -102,6 +128,9 @@ func (c *logCmd) check(app *App) (w window, err error) {
 	}
 	if c.Limit < 0 {
 		return w, misuse("give --limit from 1 on, or leave it out", "--limit %d is below 0", c.Limit)
+	}
+	if c.Format != "" && c.OTLP != "" {
+		return w, misuse("give one of them", "--format and --otlp do not go together")
 	}
 	if app.JSON && c.Format != "" {
 		return w, misuse("leave --json out: these formats are JSON, or have none", "--json and --format do not go together")
@@ -123,8 +152,10 @@ func (c *logCmd) check(app *App) (w window, err error) {
 	return w, err
 }
 
-// print shows what there is, and with --follow what comes.
-func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.ReadRequest, w window) error {
+// print writes what there is, and with --follow what comes. paused is called
+// wherever the log ends for now.
+func (c *logCmd) print(ctx context.Context, read reader, req schemas.ReadRequest, w window,
+	write func(context.Context, *schemas.Event) (bool, error), paused func(context.Context) error) error {
 	shown := 0
 	for {
 		seen := req.From
@@ -135,9 +166,9 @@ func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.R
 			if e.Time.Before(w.since) || !w.until.IsZero() && e.Time.After(w.until) {
 				continue // clocks of services differ a little
 			}
-			written, err := app.logged(e, c.Format)
+			written, err := write(ctx, e)
 			if err != nil {
-				return err
+				return c.ended(ctx, err)
 			}
 			if !written {
 				continue
@@ -150,6 +181,9 @@ func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.R
 			return nil
 		}
 		req.From = seen
+		if err := paused(ctx); err != nil {
+			return c.ended(ctx, err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -163,7 +163,7 @@ var documents = map[string][]any{
 	"status": {statusDoc{}, schemas.AgentStatus{}, schemas.Health{}}, "kill": {schemas.Receipt{}},
 	"review list": {schemas.ReviewsReply{}, schemas.Review{}}, "review deny": {schemas.ReviewReply{}},
 	"risk": {schemas.RiskReply{}, schemas.Verdict{}, schemas.Factor{}, schemas.RiskPoint{}},
-	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {replayDoc{}, repeatedDoc{}},
+	"log":  {logLine{}, spansDoc{}}, "trace": {traceDoc{}}, "replay": {replayDoc{}, repeatedDoc{}},
 	"simulate":      {simulateDoc{}, simulate.Report{}, simulate.Flip{}},
 	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
