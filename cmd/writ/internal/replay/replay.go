@@ -325,15 +325,15 @@ func (c *Check) denial(e *schemas.Event) *claim {
 }
 
 // grant demands that a capability is within the ceiling of an agent without a
-// lock.
+// lock, and the fleet not locked down.
 func grant(e *schemas.Event) *claim {
 	var g schemas.Grant
 	if err := schemas.Unmarshal(e.Data, &g); err != nil {
 		return nil // the fold refuses it
 	}
-	return &claim{e, "a capability was issued that the ceiling, or a lock, did not allow", func(s *schemas.State) bool {
+	return &claim{e, "a capability was issued that the ceiling, a lock or a lockdown did not allow", func(s *schemas.State) bool {
 		a := s.Agents[e.Agent]
-		return a != nil && a.Lock == schemas.Active && issuer.Exceeds(g, a.Ceiling) == ""
+		return a != nil && s.Lockdown == "" && a.Lock == schemas.Active && issuer.Exceeds(g, a.Ceiling) == ""
 	}}
 }
 

@@ -51,7 +51,7 @@ func classOf(e *schemas.Event) class {
 	switch e.Kind {
 	case schemas.AgentViolation, schemas.RiskChanged:
 		return set(detectionFinding, 1, "Create")
-	case schemas.ReviewRequested:
+	case schemas.ReviewRequested, schemas.ReviewEndorsed:
 		return set(detectionFinding, 2, "Update")
 	case schemas.ReviewApproved, schemas.ReviewDenied:
 		return set(detectionFinding, 3, "Close")
@@ -69,7 +69,9 @@ func classOf(e *schemas.Event) class {
 		return set(authorizeSession, 1, "Assign Privileges")
 	case schemas.TokenRevoked, schemas.OperationEnded:
 		return set(accountChange, 8, "Detach Policy")
-	case schemas.PolicyApplied:
+	case schemas.AgentInvited:
+		return set(accountChange, other, string(e.Kind))
+	case schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted:
 		return set(entityManagement, 3, "Update")
 	case schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied:
 		if e.Lock != "" {
@@ -126,7 +128,9 @@ var severityNames = [...]string{informational: "Informational", low: "Low", medi
 // severityOf is how urgent it is that somebody looks.
 func severityOf(e *schemas.Event) int {
 	switch e.Kind {
-	case schemas.AgentKilled, schemas.AgentSuspended:
+	case schemas.PolicyLockdown:
+		return critical
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.PolicyLifted:
 		return high
 	case schemas.AgentPaused, schemas.AgentViolation, schemas.TokenRevoked, schemas.ReviewDenied:
 		return medium

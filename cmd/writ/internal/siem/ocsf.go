@@ -248,7 +248,7 @@ func titleOf(e *schemas.Event) string {
 	switch {
 	case e.Kind == schemas.AgentViolation:
 		return "An agent tried what the server itself refuses"
-	case e.Kind == schemas.ReviewApproved, e.Kind == schemas.ReviewDenied:
+	case e.Kind == schemas.ReviewApproved, e.Kind == schemas.ReviewDenied, e.Kind == schemas.ReviewEndorsed:
 		return "A held action was reviewed"
 	case e.Lock == schemas.Suspended:
 		return "An agent was suspended for its risk"

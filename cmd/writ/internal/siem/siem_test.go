@@ -53,6 +53,10 @@ func samples() []*schemas.Event {
 		{Kind: schemas.OperationEnded, Agent: "analyst-7", Operation: "q1", JTI: "j1", Reason: "given up", Trace: trace},
 		{Kind: schemas.AgentRemoved, Agent: "analyst-7", Actor: "ada"},
 		{Kind: schemas.ReleaseMark, Agent: schemas.Fleet, Ref: 24},
+		{Kind: schemas.ReviewEndorsed, Agent: "analyst-7", Ref: 8, Actor: "ben"},
+		{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Actor: "ada", Reason: "fire"},
+		{Kind: schemas.PolicyLifted, Agent: schemas.Fleet, Actor: "ada", Reason: "a drill"},
+		{Kind: schemas.AgentInvited, Agent: "analyst-7", JTI: "i1", Actor: "ada"},
 	}
 	for i, e := range events {
 		e.Seq, e.ID, e.Time = uint64(i+1), fmt.Sprintf("id-%d", i+1), at.Add(time.Duration(i)*time.Second)

@@ -187,6 +187,9 @@ func (p *Policy) decideGrant(s *schemas.State, e *schemas.Event, strict bool) ou
 	if a == nil {
 		return outcome{Verdict: refuse, Why: e.Agent + " is no agent of this fleet"}
 	}
+	if s.Lockdown != "" {
+		return outcome{Verdict: refuse, Why: "the fleet is locked down"}
+	}
 	if strict && a.Lock != schemas.Active {
 		return outcome{Verdict: refuse, Why: fmt.Sprintf("%s is %s", e.Agent, a.Lock)}
 	}
