@@ -108,8 +108,8 @@ func offRails(s *schemas.State, rails *guard.Rails, p plan) []revocation {
 		}
 		for _, g := range a.Grants {
 			ends := g.Ended != "" || slices.ContainsFunc(p.revoke, func(r revocation) bool { return r.grant.JTI == g.JTI })
-			if forbidden, _ := rails.Decide(railQuestion(a, g.Grant)); !ends && len(forbidden) > 0 {
-				out = append(out, revocation{g.Grant, forbidden[0].String()})
+			if why := OffRails(rails, a, g.Grant); !ends && why != "" {
+				out = append(out, revocation{g.Grant, why})
 			}
 		}
 	}
@@ -128,7 +128,7 @@ func exceeding(a *schemas.Agent, next schemas.Principal, now time.Time) []revoca
 		if g.Ended != "" {
 			continue
 		}
-		if what := exceeds(g.Grant, next.Ceiling, now); what != "" {
+		if what := Exceeds(g.Grant, next.Ceiling, now); what != "" {
 			out = append(out, revocation{g.Grant, "the ceiling no longer admits " + what})
 		}
 	}

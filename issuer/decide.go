@@ -144,6 +144,15 @@ func railed(rails *guard.Rails, a *schemas.Agent, g *schemas.Grant) error {
 	return nil
 }
 
+// OffRails says which guard rail forbids a grant, "" where none does.
+func OffRails(rails *guard.Rails, a *schemas.Agent, g schemas.Grant) string {
+	forbidden, _ := rails.Decide(railQuestion(a, g))
+	if len(forbidden) == 0 {
+		return ""
+	}
+	return forbidden[0].String()
+}
+
 func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
 	q := guard.Question{Agent: a.ID, Owner: a.Owner, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
 		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Delegated: len(g.Act) > 0}
@@ -422,9 +431,9 @@ func renew(old *schemas.Live, ceiling *schemas.Ceiling, publicKey string, f fres
 	return g
 }
 
-// exceeds says what of a live grant a ceiling no longer admits, "" where all
+// Exceeds says what of a live grant a ceiling no longer admits, "" where all
 // of it is within.
-func exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
+func Exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 	if c == nil {
 		c = &schemas.Ceiling{}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -515,7 +516,7 @@ func TestAReaderRefusesADatabaseThatTheAnchorWasNotSignedOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Head(); !errors.Is(err, ErrTampered) {
+		if _, err := r.Head(); !errors.Is(err, ErrTampered) || errors.Is(err, ErrHalted) || strings.Contains(err.Error(), "halted") {
 			t.Errorf("%s: head: %v", name, err)
 		}
 		if _, err := r.Prove(7); !errors.Is(err, ErrTampered) {
@@ -524,5 +525,28 @@ func TestAReaderRefusesADatabaseThatTheAnchorWasNotSignedOver(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Nobody runs what is only read: it has not halted, and where it just does not
+// open nobody tampered with it.
+func TestAReaderSaysWhatIsTrueOfALedgerThatDoesNotOpen(t *testing.T) {
+	fs := newMem(t)
+	o, _ := build(t, fs, 20)
+	missing := o
+	missing.Dir = "data/elsewhere"
+	if err := fs.MkdirAll(missing.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := OpenReader(missing)
+	if err == nil || errors.Is(err, ErrTampered) || strings.Contains(err.Error(), "halted") {
+		t.Errorf("an empty folder: %v", err)
+	}
+	r, err := OpenReader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -29,7 +29,7 @@ func OpenReader(o Options) (*Reader, error) {
 	}
 	r := &Reader{l: &Ledger{o: o, guard: newGuard(o.Logger)}}
 	if err := r.l.guard.run(r.open); err != nil {
-		return nil, errors.Join(fmt.Errorf("read the ledger: %w", err), r.Close())
+		return nil, errors.Join(fmt.Errorf("read the ledger: %w", unhalted(err)), r.Close())
 	}
 	return r, nil
 }
@@ -45,7 +45,10 @@ func (r *Reader) open() (err error) {
 	po := pebbleOptions(l.o.FS, l.guard)
 	po.ReadOnly, po.Lock = true, r.lock
 	if l.db, err = pebble.Open(l.o.Dir, po); err != nil {
-		return tampered(0, "the database does not open: %v", err)
+		if pebble.IsCorruptionError(err) {
+			return tampered(0, "the database does not open: %v", err)
+		}
+		return fmt.Errorf("the database does not open: %w", err)
 	}
 	h, found, err := readHead(l.db)
 	if err != nil || !found {
@@ -61,7 +64,20 @@ func (r *Reader) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 		rep, err = r.l.Read(q)
 		return err
 	})
-	return rep, err
+	return rep, unhalted(err)
+}
+
+// unhalted is an error of a ledger that nobody runs: it can't be read, and
+// nothing has halted.
+func unhalted(err error) error {
+	var h *HaltError
+	if !errors.As(err, &h) {
+		return err
+	}
+	if h.Seq == 0 {
+		return h.Err
+	}
+	return fmt.Errorf("at sequence %d: %w", h.Seq, h.Err)
 }
 
 // Head is the end of what is stored. Its checkpoint is the anchor's, which may
@@ -82,7 +98,7 @@ func (r *Reader) Head() (h schemas.Head, err error) {
 		h = headOf(s, &signed{note: msg})
 		return nil
 	})
-	return h, err
+	return h, unhalted(err)
 }
 
 // Prove proves that the ledger holds an event, against the anchor's checkpoint.
@@ -105,7 +121,7 @@ func (r *Reader) Prove(seq uint64) (p schemas.Proof, err error) {
 		p, err = r.l.prove(record, &signed{Checkpoint: c, note: msg})
 		return err
 	})
-	return p, refusal(err)
+	return p, refusal(unhalted(err))
 }
 
 // Show is Ledger.Show against the anchor's checkpoint.
@@ -121,7 +137,7 @@ func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.Sho
 		rep, err = r.l.show(q, &signed{Checkpoint: c, note: msg})
 		return err
 	})
-	return rep, refusal(err)
+	return rep, refusal(unhalted(err))
 }
 
 // anchored is the anchor's checkpoint, held against the records.

@@ -53,7 +53,7 @@ func New(o Options) *Model {
 		w = *o.Weights
 	}
 	m := &Model{
-		weights: w, version: w.version(), explainFrom: explainFrom,
+		weights: w, version: w.Version(), explainFrom: explainFrom,
 		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{},
 		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
 	}

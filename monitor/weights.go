@@ -32,8 +32,8 @@ var Reference = Weights{
 // w is a weight as a constant: nothing is rounded at run time.
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
-// version names the method and the weights.
-func (w Weights) version() string {
+// Version names the method and the weights.
+func (w Weights) Version() string {
 	var b []byte
 	b = binary.BigEndian.AppendUint64(b, uint64(w.Base))
 	for _, x := range w.Of {

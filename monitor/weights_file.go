@@ -19,7 +19,7 @@ type weightsFile struct {
 
 // MarshalJSON writes weights in points per bit, with their version.
 func (w Weights) MarshalJSON() ([]byte, error) {
-	f := weightsFile{Version: w.version(), Base: points(w.Base), Evidences: map[string]float64{}}
+	f := weightsFile{Version: w.Version(), Base: points(w.Base), Evidences: map[string]float64{}}
 	for ev, id := range evidenceIDs {
 		f.Evidences[id] = points(w.Of[ev])
 	}
@@ -55,8 +55,8 @@ func (w *Weights) UnmarshalJSON(b []byte) error {
 	if math.Abs(f.Base) > maxWeight {
 		return fmt.Errorf("base %g is out of bounds", f.Base)
 	}
-	if f.Version != "" && f.Version != read.version() {
-		return fmt.Errorf("these weights have version %s, not %s: the file was changed", read.version(), f.Version)
+	if f.Version != "" && f.Version != read.Version() {
+		return fmt.Errorf("these weights have version %s, not %s: the file was changed", read.Version(), f.Version)
 	}
 	*w = read
 	return nil

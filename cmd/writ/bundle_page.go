@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -40,12 +41,23 @@ type bundleRow struct {
 	Verdict string
 	Proof   string
 	Body    string
+	Class   string // what became of it, for its colour
+}
+
+// A bundleSum says how much of one agent's doing is in the bundle.
+type bundleSum struct {
+	Who                        string
+	Behalf                     []string // whose requests these were
+	Accepted, Held, Denied     int
+	Cancelled, Answers, Others int
+	Risk                       int // the highest
 }
 
 type bundlePageData struct {
 	bundleDoc
 	CSS       template.CSS
 	StyleHash string // of the style, for the page's Content-Security-Policy
+	Sums      []*bundleSum
 	Rows      []bundleRow
 	Left      int // events without a row
 }
@@ -63,6 +75,7 @@ func bundlePage(doc bundleDoc, ev *proof.Evidence) ([]byte, error) {
 	}
 	data.Checkpoint = note.String()
 	if ev != nil && doc.Size > 0 {
+		data.Sums = bundleSums(ev.Entries)
 		data.Rows, data.Left = bundleRows(ev.Entries)
 	}
 	var b bytes.Buffer
@@ -89,6 +102,52 @@ func bundleRows(entries []proof.Entry) (rows []bundleRow, left int) {
 		rows = append(rows, rowOf(e, behalf))
 	}
 	return rows, left
+}
+
+// bundleSums tells what each agent did, in the order of their first events.
+func bundleSums(entries []proof.Entry) []*bundleSum {
+	var sums []*bundleSum
+	byWho := map[string]*bundleSum{}
+	for _, entry := range entries {
+		e := entry.Event
+		if e == nil || e.Agent == schemas.Fleet {
+			continue
+		}
+		s := byWho[e.Agent]
+		if s == nil {
+			s = &bundleSum{Who: plain(e.Agent)}
+			byWho[e.Agent] = s
+			sums = append(sums, s)
+		}
+		s.count(e)
+	}
+	return sums
+}
+
+const mostBehalf = 5 // requests named in a sum
+
+func (s *bundleSum) count(e *schemas.Event) {
+	s.Risk = max(s.Risk, e.Risk)
+	switch e.Kind {
+	case schemas.MessageAccepted:
+		s.Accepted++
+	case schemas.MessageHeld, schemas.ResponseHeld:
+		s.Held++
+	case schemas.MessageDenied, schemas.ResponseDenied:
+		s.Denied++
+	case schemas.MessageCancelled, schemas.MessageExpired:
+		s.Cancelled++
+	case schemas.ResponseAccepted:
+		s.Answers++
+	default:
+		s.Others++
+	}
+	var g schemas.Grant
+	if e.Kind == schemas.TokenIssued && schemas.Unmarshal(e.Data, &g) == nil {
+		if b := onBehalf(&g); len(s.Behalf) < mostBehalf && !slices.Contains(s.Behalf, b) {
+			s.Behalf = append(s.Behalf, b)
+		}
+	}
 }
 
 func onBehalf(g *schemas.Grant) string {
@@ -120,6 +179,7 @@ func rowOf(e *proof.Entry, behalf map[string]string) bundleRow {
 
 func (row *bundleRow) of(e *schemas.Event, behalf map[string]string) {
 	row.Who, row.Kind, row.What = plain(e.Agent), string(e.Kind), plain(story(e))
+	row.Class = kindClass(e.Kind)
 	row.Behalf = behalf[e.JTI]
 	if row.Behalf == "" && e.Actor != "" {
 		row.Behalf = plain(e.Actor)

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -80,5 +81,19 @@ func TestAPageIsBounded(t *testing.T) {
 		if got := excerpt([]byte(body)); got != want {
 			t.Errorf("%.20q: %q", body, got)
 		}
+	}
+}
+
+func TestThePageSumsUpWhoDidWhat(t *testing.T) {
+	ev := func(agent string, k schemas.Kind, risk int) proof.Entry {
+		return proof.Entry{Event: &schemas.Event{Kind: k, Agent: agent, Risk: risk}}
+	}
+	grant := ev("ann", schemas.TokenIssued, 0)
+	grant.Event.Data = schemas.Marshal(schemas.Grant{JTI: "j", IssuedBy: "ada", Task: "sum the sales"})
+	sums := bundleSums([]proof.Entry{grant, ev("ann", schemas.MessageAccepted, 12), ev("lab", schemas.ResponseAccepted, 0), ev("ann", schemas.MessageHeld, 80),
+		ev("ann", schemas.MessageCancelled, 0), ev("ann", schemas.MessageDenied, 95), ev(schemas.Fleet, schemas.ReleaseMark, 0), grant, {}})
+	want := bundleSum{Who: "ann", Behalf: []string{"issued by ada: sum the sales"}, Accepted: 1, Held: 1, Denied: 1, Cancelled: 1, Others: 2, Risk: 95}
+	if len(sums) != 2 || !reflect.DeepEqual(*sums[0], want) || sums[1].Who != "lab" || sums[1].Answers != 1 {
+		t.Errorf("%+v", sums[0])
 	}
 }

@@ -60,10 +60,11 @@ type grammar struct {
 	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
 	Risk     riskCmd     `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
 
-	Log    logCmd    `cmd:"" group:"Record" help:"Show what happened."`
-	Trace  traceCmd  `cmd:"" group:"Record" help:"Show one user request as a tree."`
-	Replay replayCmd `cmd:"" group:"Record" help:"Recompute every verdict from the log, and compare."`
-	Ledger ledgerCmd `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove events, export evidence."`
+	Log      logCmd      `cmd:"" group:"Record" help:"Show what happened."`
+	Trace    traceCmd    `cmd:"" group:"Record" help:"Show one user request as a tree."`
+	Replay   replayCmd   `cmd:"" group:"Record" help:"Recompute every verdict and decision from the log, and compare."`
+	Simulate simulateCmd `cmd:"" group:"Record" help:"Ask which decisions another policy would have taken otherwise."`
+	Ledger   ledgerCmd   `cmd:"" group:"Record" help:"Verify the ledger, show its end, prove events, export evidence."`
 
 	Demo    demoCmd    `cmd:"" group:"Measure" help:"Play the whole story on a temporary control plane, in about a minute."`
 	Drive   driveCmd   `cmd:"" group:"Measure" help:"Run recorded agents through a real control plane."`

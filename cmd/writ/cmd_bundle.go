@@ -24,6 +24,8 @@ type ledgerExportCmd struct {
 	Trace string `placeholder:"TRACE" help:"Only this user request."`
 	From  uint64 `placeholder:"SEQ" help:"Only from this sequence on."`
 	To    uint64 `placeholder:"SEQ" help:"Only up to this sequence."`
+	Since string `placeholder:"TIME" help:"Only from this time on: RFC 3339, or a duration such as 24h."`
+	Until string `placeholder:"TIME" help:"Only up to this time."`
 	Key   string `type:"path" placeholder:"FILE" help:"The ledger's public key; the data folder's keys/ledger.pub where missing."`
 }
 
@@ -51,11 +53,15 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
 	}
+	from, to, err := c.span(ctx, app)
+	if err != nil {
+		return err
+	}
 	show, end, err := app.shower()
 	if err != nil {
 		return err
 	}
-	checkpoint, records, err := ledger.Collect(ctx, show, schemas.ShowRequest{From: c.From, To: c.To, Agent: c.Agent, Trace: c.Trace})
+	checkpoint, records, err := ledger.Collect(ctx, show, schemas.ShowRequest{From: from, To: to, Agent: c.Agent, Trace: c.Trace})
 	if err := errors.Join(err, end()); err != nil {
 		next := adviceVerify
 		if errors.Is(err, ledger.ErrTooMuch) {
@@ -90,15 +96,8 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 }
 
 func (c *ledgerExportCmd) check() error {
-	if c.Agent != "" && c.Agent != schemas.Fleet {
-		if err := schemas.CheckID("agent", c.Agent); err != nil {
-			return misuse("writ status lists the agents", "%w", err)
-		}
-	}
-	if c.Trace != "" {
-		if err := schemas.CheckTrace(c.Trace); err != nil {
-			return misuse("give --trace as writ issue and writ log show it", "%w", err)
-		}
+	if err := checkSelection(c.Agent, c.Trace); err != nil {
+		return err
 	}
 	if c.To != 0 && c.To < c.From {
 		return misuse("give --to at or behind --from", "--to %d is before --from %d", c.To, c.From)
@@ -111,6 +110,43 @@ func (c *ledgerExportCmd) check() error {
 		return advise(err, "name another file with --out")
 	}
 	return nil
+}
+
+// span is the range of sequences that is asked for. A time is turned into the
+// range that holds all events of it: what is proven are sequences.
+func (c *ledgerExportCmd) span(ctx context.Context, app *App) (from, to uint64, failed error) {
+	from, to = c.From, c.To
+	since, err := readTime("--since", c.Since, app.now())
+	if err != nil {
+		return 0, 0, err
+	}
+	until, err := readTime("--until", c.Until, app.now())
+	if err != nil {
+		return 0, 0, err
+	}
+	if since.IsZero() && until.IsZero() {
+		return from, to, nil
+	}
+	if !until.IsZero() && until.Before(since) {
+		return 0, 0, misuse("give --until at or behind --since", "--until is before --since")
+	}
+	read, end, err := app.record(false)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { failed = errors.Join(failed, end()) }()
+	first, last, err := read.between(ctx, since, until)
+	if err != nil {
+		return 0, 0, err
+	}
+	from = max(from, first)
+	if last != 0 && (to == 0 || last < to) {
+		to = last
+	}
+	if first == 0 || to != 0 && to < from {
+		return 0, 0, advise(errors.New("the ledger holds no such records"), "writ log shows what there is")
+	}
+	return from, to, nil
 }
 
 const adviceKey = "give the file keys/ledger.pub of the control plane's data folder with --key"

@@ -19,9 +19,8 @@ import (
 type versionCmd struct{}
 
 func (c *versionCmd) Run(app *App) error {
-	version, revision := "unknown", ""
+	version, revision := ownVersion(), ""
 	if info, ok := debug.ReadBuildInfo(); ok {
-		version = info.Main.Version
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
 				revision = s.Value
@@ -38,6 +37,14 @@ func (c *versionCmd) Run(app *App) error {
 	}
 	app.say("writ %s %s (%s, %s/%s)", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return nil
+}
+
+// ownVersion is this program's.
+func ownVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
 }
 
 type doctorCmd struct {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/siem"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -16,6 +17,10 @@ type logCmd struct {
 	Agent  string `placeholder:"ID" help:"Only what concerns this agent or service."`
 	Trace  string `placeholder:"TRACE" help:"Only this user request."`
 	Since  string `placeholder:"TIME" help:"Only what is newer: a duration such as 10m, or an RFC 3339 time."`
+	From   string `placeholder:"SEQ|TIME" help:"Only from there on: a sequence, an RFC 3339 time, or a duration."`
+	To     string `placeholder:"SEQ|TIME" help:"Only up to there."`
+	Format string `enum:",ocsf,cef" default:"" placeholder:"ocsf|cef" help:"Write records for a security team's system, one a line: OCSF or CEF (docs/siem.md)."`
+	OTLP   string `name:"otlp" placeholder:"URL" help:"Send it as spans to an OpenTelemetry collector, over OTLP/HTTP, instead of showing it."`
 	Follow bool   `short:"f" help:"Go on with what comes, until interrupted."`
 	Limit  int    `placeholder:"N" help:"Stop after so many; all where missing."`
 	After  uint64 `placeholder:"SEQ" help:"Only what stands behind this sequence."`
@@ -70,7 +75,7 @@ func lineOf(e *schemas.Event) logLine {
 }
 
 func (c *logCmd) Run(ctx context.Context, app *App) (failed error) {
-	since, err := c.check(app.now())
+	w, err := c.check(app)
 	if err != nil {
 		return err
 	}
@@ -79,46 +84,83 @@ func (c *logCmd) Run(ctx context.Context, app *App) (failed error) {
 		return err
 	}
 	defer func() { failed = errors.Join(failed, end()) }()
-	req := schemas.ReadRequest{From: c.After + 1, Agent: c.Agent, Trace: c.Trace, Limit: pageSize}
-	if !since.IsZero() {
-		from, err := read.firstAt(ctx, since)
+	// What a capability grants stands in its event's body.
+	req := schemas.ReadRequest{From: max(c.After+1, w.from), To: w.to, Agent: c.Agent, Trace: c.Trace, Limit: pageSize, Data: c.Format == formatOCSF}
+	if !w.since.IsZero() {
+		from, err := read.firstAt(ctx, w.since)
 		if err != nil {
 			return err
 		}
 		req.From = max(req.From, from)
 	}
-	return c.print(ctx, app, read, req, since)
+	write := func(_ context.Context, e *schemas.Event) (bool, error) { return app.logged(e, c.Format) }
+	if c.OTLP == "" {
+		return c.print(ctx, read, req, w, write, func(context.Context) error { return nil })
+	}
+	spans := newSpanStream(c.OTLP)
+	write = func(ctx context.Context, e *schemas.Event) (bool, error) { return true, spans.take(ctx, e) }
+	if err := c.print(ctx, read, req, w, write, spans.flush); err != nil {
+		return err
+	}
+	// What is not answered yet is sent too, also where following was ended.
+	if err := spans.end(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return app.spansSent(spans.sent)
 }
 
-func (c *logCmd) check(now time.Time) (since time.Time, err error) {
-	if c.Agent != "" && c.Agent != schemas.Fleet {
-		if err := schemas.CheckID("agent", c.Agent); err != nil {
-			return since, misuse("writ status lists the agents", "%w", err)
-		}
+type spansDoc struct {
+	Spans int `json:"spans"` // sent
+}
+
+func (t *terminal) spansSent(n int) error {
+	if t.json {
+		return t.emit(spansDoc{n})
 	}
-	if c.Trace != "" {
-		if err := schemas.CheckTrace(c.Trace); err != nil {
-			return since, misuse("give --trace as writ issue and writ log show it", "%w", err)
-		}
+	t.say("%d spans were sent.", n)
+	return nil
+}
+
+// A window is what of the log is shown; zero values are no bound.
+type window struct {
+	from, to     uint64
+	since, until time.Time
+}
+
+func (c *logCmd) check(app *App) (w window, err error) {
+	if err := checkSelection(c.Agent, c.Trace); err != nil {
+		return w, err
 	}
 	if c.Limit < 0 {
-		return since, misuse("give --limit from 1 on, or leave it out", "--limit %d is below 0", c.Limit)
+		return w, misuse("give --limit from 1 on, or leave it out", "--limit %d is below 0", c.Limit)
 	}
-	if c.Since == "" {
-		return since, nil
+	if c.Format != "" && c.OTLP != "" {
+		return w, misuse("give one of them", "--format and --otlp do not go together")
 	}
-	if d, err := time.ParseDuration(c.Since); err == nil && d > 0 {
-		return now.Add(-d), nil
+	if app.JSON && c.Format != "" {
+		return w, misuse("leave --json out: these formats are JSON, or have none", "--json and --format do not go together")
 	}
-	since, err = time.Parse(time.RFC3339, c.Since)
+	now := app.now()
+	from, err := readPlace("--from", c.From, now)
 	if err != nil {
-		return since, misuse("give --since like 10m, 24h or 2026-03-01T12:00:00Z", "--since %q is neither a duration nor a time", c.Since)
+		return w, err
 	}
-	return since, nil
+	to, err := readPlace("--to", c.To, now)
+	if err != nil {
+		return w, err
+	}
+	w = window{from: from.seq, to: to.seq, since: from.at, until: to.at}
+	since, err := readTime("--since", c.Since, now)
+	if since.After(w.since) {
+		w.since = since
+	}
+	return w, err
 }
 
-// print shows what there is, and with --follow what comes.
-func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.ReadRequest, since time.Time) error {
+// print writes what there is, and with --follow what comes. paused is called
+// wherever the log ends for now.
+func (c *logCmd) print(ctx context.Context, read reader, req schemas.ReadRequest, w window,
+	write func(context.Context, *schemas.Event) (bool, error), paused func(context.Context) error) error {
 	shown := 0
 	for {
 		seen := req.From
@@ -126,11 +168,15 @@ func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.R
 			if err != nil {
 				return c.ended(ctx, err)
 			}
-			if e.Time.Before(since) {
+			if e.Time.Before(w.since) || !w.until.IsZero() && e.Time.After(w.until) {
 				continue // clocks of services differ a little
 			}
-			if err := app.logLine(e); err != nil {
-				return err
+			written, err := write(ctx, e)
+			if err != nil {
+				return c.ended(ctx, err)
+			}
+			if !written {
+				continue
 			}
 			if shown++; shown == c.Limit {
 				return nil
@@ -140,6 +186,9 @@ func (c *logCmd) print(ctx context.Context, app *App, read reader, req schemas.R
 			return nil
 		}
 		req.From = seen
+		if err := paused(ctx); err != nil {
+			return c.ended(ctx, err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -166,6 +215,30 @@ func (t *terminal) logLine(e *schemas.Event) error {
 	}
 	t.row(logWidths, []cell{styled(dim, e.Seq), styled(dim, t.clock(e.Time)), text(e.Agent), styled(kindStyle(e.Kind), e.Kind), text(story(e))})
 	return nil
+}
+
+const (
+	formatOCSF = "ocsf"
+	formatCEF  = "cef"
+)
+
+// logged writes an event in a format, and says whether it has one there.
+func (t *terminal) logged(e *schemas.Event, format string) (bool, error) {
+	if format == "" {
+		return true, t.logLine(e)
+	}
+	if !siem.Exported(e) {
+		return false, nil
+	}
+	line := siem.CEF(e, story(e), ownVersion())
+	if format == formatOCSF {
+		var err error
+		if line, err = siem.OCSF(e, story(e), ownVersion()); err != nil {
+			return false, err
+		}
+	}
+	t.say("%s", line)
+	return true, nil
 }
 
 func kindStyle(k schemas.Kind) style {
@@ -207,6 +280,9 @@ func story(e *schemas.Event) string {
 	if e.Latency > 0 {
 		add("after %s", span(e.Latency))
 	}
+	if e.Tokens > 0 {
+		add("%d tokens", e.Tokens)
+	}
 	if e.Actor != "" {
 		add("by %s", e.Actor)
 	}
@@ -227,11 +303,40 @@ func story(e *schemas.Event) string {
 	return s
 }
 
+// slack is what the clocks of services may differ.
+const slack = 5 * time.Second
+
+// between finds the first and the last sequence with a time from since to
+// until, zero for no bound: then last is 0. Both are 0 where there is none.
+func (read reader) between(ctx context.Context, since, until time.Time) (first, last uint64, err error) {
+	req := schemas.ReadRequest{From: 1, Limit: pageSize}
+	if !since.IsZero() {
+		if req.From, err = read.firstAt(ctx, since); err != nil {
+			return 0, 0, err
+		}
+	}
+	for e, err := range read.events(ctx, req, nil) {
+		switch {
+		case err != nil:
+			return 0, 0, err
+		case !until.IsZero() && e.Time.After(until.Add(2*slack)):
+			return first, last, nil // nothing behind it can be as old
+		case e.Time.Before(since), !until.IsZero() && e.Time.After(until):
+			continue
+		case until.IsZero():
+			return e.Seq, 0, nil
+		case first == 0:
+			first = e.Seq
+		}
+		last = e.Seq
+	}
+	return first, last, nil
+}
+
 // firstAt finds the first sequence whose time is not before at, by halving:
 // times rise with sequences, but for what the services' clocks differ, which
 // slack allows for.
 func (read reader) firstAt(ctx context.Context, at time.Time) (uint64, error) {
-	const slack = 5 * time.Second
 	at = at.Add(-slack)
 	probe := func(from uint64) (*schemas.Event, uint64, error) {
 		page, err := read(ctx, schemas.ReadRequest{From: from, Limit: 1})

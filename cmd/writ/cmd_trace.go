@@ -15,6 +15,8 @@ import (
 
 type traceCmd struct {
 	Trace string `arg:"" help:"Trace of the user request, 32 hex digits; writ issue and writ log show it."`
+	HTML  string `name:"html" type:"path" placeholder:"FILE" help:"Write it as a page too; the file must not be there yet."`
+	OTLP  string `name:"otlp" placeholder:"URL" help:"Send it to an OpenTelemetry collector, over OTLP/HTTP."`
 }
 
 // A node is one event of a trace, with the events that it caused.
@@ -22,14 +24,17 @@ type node struct {
 	logLine
 	Risk     *int     `json:"risk"`      // null where nothing was judged
 	OffsetUS int64    `json:"offset_us"` // since the trace's first event
+	TookUS   int64    `json:"took_us"`   // until what it caused was over
 	Children []*node  `json:"children"`
 	story    string   // for people
 	factors  []string // the same
+	event    *schemas.Event
 }
 
 type traceDoc struct {
 	Trace  string   `json:"trace"`
 	Events int      `json:"events"`
+	Tokens int64    `json:"tokens"`
 	Agents []string `json:"agents"`
 	TookUS int64    `json:"took_us"`
 	Tree   []*node  `json:"tree"`
@@ -55,10 +60,30 @@ func (c *traceCmd) Run(ctx context.Context, app *App) (failed error) {
 		return advise(fmt.Errorf("the ledger holds no event of trace %s", c.Trace), "writ log --json shows the traces that there are")
 	}
 	doc := treeOf(c.Trace, events)
+	if err := c.hand(ctx, doc); err != nil {
+		return err
+	}
 	if app.JSON {
 		return app.emit(doc)
 	}
 	app.tree(doc)
+	return nil
+}
+
+// hand writes the page, and sends the spans.
+func (c *traceCmd) hand(ctx context.Context, doc traceDoc) error {
+	if c.HTML != "" {
+		page, err := tracePage(doc)
+		if err != nil {
+			return err
+		}
+		if err := writeNew(c.HTML, page); err != nil {
+			return err
+		}
+	}
+	if c.OTLP != "" {
+		return sendSpans(ctx, c.OTLP, doc)
+	}
 	return nil
 }
 
@@ -67,6 +92,9 @@ func (t *terminal) tree(doc traceDoc) {
 	events := "events"
 	if doc.Events == 1 {
 		events = "event"
+	}
+	if doc.Tokens > 0 {
+		events += fmt.Sprintf(", %d tokens", doc.Tokens)
 	}
 	t.say("trace %s: %d %s, %s, %s", doc.Trace, doc.Events, events, span(time.Duration(doc.TookUS)*time.Microsecond), strings.Join(doc.Agents, ", "))
 	for i, n := range doc.Tree {
@@ -82,7 +110,8 @@ func treeOf(trace string, events []*schemas.Event) traceDoc {
 	bySeq := map[uint64]*node{}
 	first := events[0].Time
 	for _, e := range events {
-		n := &node{logLine: lineOf(e), OffsetUS: e.Time.Sub(first).Microseconds(), Children: []*node{}, story: story(e)}
+		n := &node{logLine: lineOf(e), OffsetUS: e.Time.Sub(first).Microseconds(), Children: []*node{}, story: story(e), event: e}
+		doc.Tokens += e.Tokens
 		if len(e.Verdict) > 0 {
 			n.Risk, n.factors = &e.Risk, concerns(e.Verdict)
 		}
@@ -97,7 +126,20 @@ func treeOf(trace string, events []*schemas.Event) traceDoc {
 			doc.Tree = append(doc.Tree, n)
 		}
 	}
+	for _, n := range doc.Tree {
+		n.lasts()
+	}
 	return doc
+}
+
+// lasts says when the last of what an event caused came.
+func (n *node) lasts() (end int64) {
+	end = n.OffsetUS
+	for _, child := range n.Children {
+		end = max(end, child.lasts())
+	}
+	n.TookUS = end - n.OffsetUS
+	return end
 }
 
 // causeOf is the sequence of the event behind e, 0 where it names none.

@@ -12,14 +12,16 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-type demoCmd struct{}
+type demoCmd struct {
+	EveryByte bool `help:"Change each byte of the evidence in turn, instead of a sample; takes minutes."`
+}
 
 // Run plays the story on a control plane of its own, in a temporary folder.
 func (c *demoCmd) Run(ctx context.Context, app *App) error {
 	if app.Server != "" {
 		return misuse("leave --server and --as out", "writ demo runs a control plane of its own")
 	}
-	o := demo.Options{Actor: app.actor}
+	o := demo.Options{Actor: app.actor, EveryByte: c.EveryByte}
 	if !app.json {
 		o.Narrator = &narrator{terminal: app.terminal, ctx: ctx}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/bench"
 	"github.com/writ-sh/writ/cmd/writ/internal/demo"
 	"github.com/writ-sh/writ/cmd/writ/internal/drive"
+	"github.com/writ-sh/writ/cmd/writ/internal/simulate"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/eval"
@@ -162,7 +163,8 @@ var documents = map[string][]any{
 	"status": {statusDoc{}, schemas.AgentStatus{}, schemas.Health{}}, "kill": {schemas.Receipt{}},
 	"review list": {schemas.ReviewsReply{}, schemas.Review{}}, "review deny": {schemas.ReviewReply{}},
 	"risk": {schemas.RiskReply{}, schemas.Verdict{}, schemas.Factor{}, schemas.RiskPoint{}},
-	"log":  {logLine{}}, "trace": {traceDoc{}}, "replay": {monitor.ReplayReport{}},
+	"log":  {logLine{}, spansDoc{}}, "trace": {traceDoc{}}, "replay": {replayDoc{}, repeatedDoc{}},
+	"simulate":      {simulateDoc{}, simulate.Report{}, simulate.Flip{}},
 	"demo":          {demo.Report{}, demo.Step{}},
 	"ledger verify": {ledgerVerifyDoc{}, schemas.VerifyReply{}}, "ledger head": {schemas.Head{}},
 	"ledger prove": {ledgerProofDoc{}, schemas.Proof{}}, "ledger export": {exportDoc{}}, "ledger verify-bundle": {bundleDoc{}}, "verify": {verification{}}, "doctor": {check{}},

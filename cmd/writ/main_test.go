@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,17 +15,20 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/replay"
+	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"writ": main, "mint": mint, "agent": agent})
+	testscript.Main(m, map[string]func(){"writ": main, "mint": mint, "agent": agent, "sandbox": sandbox})
 }
 
-// The scripts run the program itself. Two programs stand beside it: mint makes
-// capabilities that the issuer never would, agent is a stock NATS client.
+// The scripts run the program itself. Three programs stand beside it: mint makes
+// capabilities that the issuer never would, agent is a stock NATS client, sandbox
+// is a NATS server that is no control plane's.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -171,4 +175,26 @@ func agent() {
 	default:
 		must(fmt.Errorf("unknown: %v", os.Args))
 	}
+}
+
+// sandbox URLFILE runs a server, writes its address, and prints the subject and
+// the mark of each event that is repeated there, until it is interrupted.
+func sandbox() {
+	dir, err := os.MkdirTemp("", "writ-sandbox-")
+	must(err)
+	defer os.RemoveAll(dir)
+	srv, err := embed.StartRaw(dir)
+	must(err)
+	defer srv.Stop()
+	nc, err := nats.Connect(srv.URL())
+	must(err)
+	defer nc.Close()
+	_, err = nc.Subscribe("*.ev.>", func(m *nats.Msg) { fmt.Println(m.Subject, m.Header.Get(replay.HeaderReplay)) })
+	must(err)
+	must(nc.Flush())
+	must(os.WriteFile(os.Args[1], []byte(srv.URL()), 0o600))
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt)
+	<-stop
+	must(nc.Flush()) // what was sent before has arrived
 }

@@ -134,6 +134,29 @@ func TestSinceFindsTheFirstEventByHalving(t *testing.T) {
 	}
 }
 
+// Clocks of two appenders differ by seconds: the range of a time holds every
+// event of it.
+func TestATimeIsTheRangeThatHoldsAllItsEvents(t *testing.T) {
+	var all []*schemas.Event
+	second := func(n int) time.Time { return start.Add(time.Duration(n) * time.Second) }
+	for i, n := range []int{10, 20, 18, 30, 28, 40, 37, 50, 90} {
+		all = append(all, at(uint64(i+1), schemas.AgentDeclared, "a", func(e *schemas.Event) { e.Time = second(n) }))
+	}
+	read := ledgerOf(t, all)
+	for _, c := range []struct {
+		since, until time.Time
+		first, last  uint64
+	}{
+		{second(18), second(28), 2, 5}, {second(38), second(50), 6, 8}, {second(37), second(37), 7, 7}, {time.Time{}, second(20), 1, 3},
+		{second(41), time.Time{}, 8, 0}, {second(60), second(80), 0, 0}, {second(91), time.Time{}, 0, 0}, {second(0), second(5), 0, 0},
+	} {
+		first, last, err := read.between(t.Context(), c.since, c.until)
+		if err != nil || first != c.first || last != c.last {
+			t.Errorf("%v to %v: %d to %d, want %d to %d, %v", c.since, c.until, first, last, c.first, c.last, err)
+		}
+	}
+}
+
 func TestALogLineTellsTheStory(t *testing.T) {
 	e := at(9, schemas.MessageDenied, "a", func(e *schemas.Event) {
 		e.Operation, e.Action, e.To = "report", schemas.Action{Verb: "call", Resource: "bash"}, "toolbox"

@@ -57,6 +57,8 @@ type Options struct {
 	Narrator Narrator     // nobody is told where nil
 	Actor    string       // the human in the story; "operator" where empty
 	Logger   *slog.Logger // of the control plane; silent where nil
+	// EveryByte changes each byte of the evidence, instead of a sample.
+	EveryByte bool
 }
 
 // Run plays the story. An error means that it could not be played at all; what

@@ -59,7 +59,7 @@ func TestAStoryWithoutPauseIsReportedAsBroken(t *testing.T) {
 	want := map[string]bool{
 		"control plane": true, "read": true, "write": true, "injection": true, "forbidden tool": true, // holds without the monitor
 		"pause": false, "hold": false, "review": false, "suspension": false,
-		"kill": true, "old credentials": true, "ledger": true, "covered up": true, // and so does this
+		"kill": true, "old credentials": true, "ledger": true, "bundle changed": true, "covered up": true, // and so does this
 	}
 	for name, ok := range want {
 		i := slices.IndexFunc(report.Steps, func(s Step) bool { return s.Name == name })

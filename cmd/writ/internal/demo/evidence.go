@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/replay"
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
@@ -31,7 +32,7 @@ import (
 func (s *story) evidence(ctx context.Context) error {
 	s.Narrator.Chapter("The record")
 	s.step(ctx, "trace", "the whole request is one tree: capability, data, tools, writer-2, what was held and what was cancelled", s.trace)
-	s.step(ctx, "replay", "recomputed from the log, every verdict is the same to the byte", s.replay)
+	s.step(ctx, "replay", "recomputed from the log, every verdict is the same to the byte, and so is every decision, end and lock", s.replay)
 	s.step(ctx, "ledger", "every record verifies: chain, tree, signatures", func(ctx context.Context) (finding, error) {
 		var err error
 		if s.end, err = bus.Call[schemas.VerifyReply](ctx, s.operator, schemas.CtlVerify, nil); err != nil {
@@ -44,6 +45,10 @@ func (s *story) evidence(ctx context.Context) error {
 		return err
 	}
 	leaf, err := base64.StdEncoding.DecodeString(p.Leaf)
+	if err != nil {
+		return err
+	}
+	evidence, err := s.handOver(ctx)
 	if err != nil {
 		return err
 	}
@@ -64,6 +69,16 @@ func (s *story) evidence(ctx context.Context) error {
 		f := verified(rep)
 		f.ok = f.ok && rep.Records >= s.end.Records
 		return f, nil
+	})
+	s.step(ctx, "bundle", "one file proves the request offline, by the public key alone: the draft, what was held, what was cancelled", func(context.Context) (finding, error) {
+		return s.proven(evidence)
+	})
+	within := ctx // of a whole run: longer than one step may take
+	s.step(ctx, "bundle changed", "with any byte of that file changed, it is refused", func(ctx context.Context) (finding, error) {
+		if s.EveryByte {
+			ctx = within
+		}
+		return s.flipped(ctx, evidence)
 	})
 	var hit *damage
 	s.step(ctx, "tampering", "one byte of the draft's record is changed in the copy; verification names the block of records that it is in", func(ctx context.Context) (f finding, err error) {
@@ -134,9 +149,11 @@ func (s *story) replay(ctx context.Context) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
+	check := replay.NewCheck(nil)
 	r, err := monitor.Replay(func(yield func(*schemas.Event, error) bool) {
 		for _, e := range events {
-			if !yield(e, nil) {
+			err := check.Step(e)
+			if !yield(e, err) || err != nil {
 				return
 			}
 		}
@@ -144,7 +161,12 @@ func (s *story) replay(ctx context.Context) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	return found(r.Verdicts > 0 && r.Mismatches == 0, "%d events, %d verdicts, %d mismatches", r.Events, r.Verdicts, r.Mismatches), nil
+	d, err := check.Report()
+	if err != nil {
+		return finding{}, err
+	}
+	return found(r.Verdicts > 0 && d.Ends > 0 && r.Mismatches+d.Mismatches == 0, "%d events, %d verdicts, %d decisions, %d ends, %d locks, %d mismatches %s",
+		r.Events, r.Verdicts, d.Decisions, d.Ends, d.Locks, r.Mismatches+d.Mismatches, d.Reason), nil
 }
 
 // damage is where a record was changed on disk.
