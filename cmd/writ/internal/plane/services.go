@@ -55,11 +55,15 @@ func (p *Process) startLedger(ctx context.Context) error {
 	if err := p.repair(ctx, led, last); err != nil {
 		return err
 	}
-	rel, err := p.newRelease(led)
+	folds, err := newFoldStore(p.data, o.Secret, o.StreamID)
 	if err != nil {
 		return err
 	}
-	if err := rel.Replay(func(yield func(*schemas.Event) error) error { return led.Replay(1, yield) }); err != nil {
+	rel, err := p.newRelease(led, folds)
+	if err != nil {
+		return err
+	}
+	if err := p.foldLog(led, rel, folds); err != nil {
 		return err
 	}
 	if err := p.stages.start(ctx, "release", func(ctx context.Context, ready func()) error {
@@ -149,7 +153,22 @@ func (p *Process) repair(ctx context.Context, led *ledger.Ledger, last uint64) e
 	return nil
 }
 
-func (p *Process) newRelease(bodies release.Bodies) (*release.Release, error) {
+// foldLog brings release up to the ledger's end: from the fold that was kept,
+// or else from the first event on.
+func (p *Process) foldLog(led *ledger.Ledger, rel *release.Release, folds *foldStore) error {
+	kept, seq, refused := folds.load(led)
+	if kept != nil {
+		if err := rel.Restore(kept); err != nil {
+			refused, seq = errors.Join(refused, err), 0
+		}
+	}
+	if refused != nil {
+		p.log.Warn("a kept fold of the log was refused; more of the ledger is folded", "from", seq+1, "error", refused)
+	}
+	return rel.Replay(func(yield func(*schemas.Event) error) error { return led.Replay(seq+1, yield) })
+}
+
+func (p *Process) newRelease(led *ledger.Ledger, folds *foldStore) (*release.Release, error) {
 	control, err := p.connect(keys.RoleRelease)
 	if err != nil {
 		return nil, err
@@ -158,7 +177,14 @@ func (p *Process) newRelease(bodies release.Bodies) (*release.Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: bodies})
+	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: led,
+		Keep: func(seq uint64, fold []byte) error {
+			prefix, err := led.PrefixTo(seq)
+			if err != nil {
+				return err
+			}
+			return folds.keep(prefix, fold)
+		}})
 }
 
 // LedgerOptions are those of the ledger of a data folder, without the stream.
