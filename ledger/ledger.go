@@ -176,6 +176,8 @@ type Ledger struct {
 
 	smu     sync.Mutex // guards signing
 	current atomic.Pointer[signed]
+
+	verified atomic.Pointer[schemas.Verified] // by Watch; nil before its first pass
 }
 
 // A signed checkpoint.

@@ -84,17 +84,6 @@ func (v *verification) stored(ctx context.Context, o *Options) (err error) {
 	return errors.Join(err, db.Close())
 }
 
-// Verify verifies the open ledger as of now, while it goes on.
-func (l *Ledger) Verify(ctx context.Context, progress Progress) (schemas.VerifyReply, error) {
-	cur := l.current.Load() // before the snapshot: the snapshot reaches it
-	snap := l.db.NewSnapshot()
-	v := &verification{r: snap, subjects: l.subjects, verifier: l.o.Verifier, streamID: l.o.StreamID, contents: true, workers: runtime.GOMAXPROCS(0),
-		anchored: cur.Checkpoint, anchorNote: cur.note, guard: l.guard, progress: progress}
-	err := l.guard.run(func() error { return v.all(ctx) })
-	rep, err := v.reply(err)
-	return rep, errors.Join(err, snap.Close())
-}
-
 // A verification is one run of the verifier.
 type verification struct {
 	r          pebble.Reader

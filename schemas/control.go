@@ -195,6 +195,20 @@ type Head struct {
 	StreamSeq  uint64 `json:"stream_seq"`
 	Root       string `json:"root"`
 	Checkpoint string `json:"checkpoint"`
+	// Verified is what the continuous verification found last; nil before its
+	// first pass, and where none runs.
+	Verified *Verified `json:"verified,omitempty"`
+}
+
+// Verified is what a pass of the continuous verification found.
+type Verified struct {
+	OK          bool      `json:"ok"`
+	Pass        uint64    `json:"pass"` // since the start
+	Time        time.Time `json:"time"` // when it ended
+	TookMS      int64     `json:"took_ms"`
+	Records     uint64    `json:"records"`
+	FirstBadSeq uint64    `json:"first_bad_seq,omitempty"`
+	Error       string    `json:"error,omitempty"`
 }
 
 // HeadRequest asks for a head whose checkpoint covers at least Min records;

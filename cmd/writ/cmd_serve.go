@@ -15,8 +15,9 @@ import (
 )
 
 type serveCmd struct {
-	Service  string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
-	Creds    string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
+	Service string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
+	Creds   string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
+	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
 
@@ -25,12 +26,15 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if err := app.outside("serve"); err != nil {
 		return err
 	}
+	if err := c.verifying.check(); err != nil {
+		return err
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return misuse("see writ serve --help", "--log-level: %w", err)
 	}
 	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data,
-		Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
+		VerifyShare: c.share(), Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

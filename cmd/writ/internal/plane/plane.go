@@ -28,12 +28,13 @@ import (
 
 // Options say what to run. The zero value of each field but Data is good.
 type Options struct {
-	Data        string // the data folder; initialised where it is empty
-	TrustDomain string // of a new data folder
-	Listen      string // HOST:PORT of the NATS server; 127.0.0.1 and a free port
-	HTTP        string // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
-	Fleet       string // a fleet file to apply
-	Actor       string // in whose name it is applied
+	Data        string  // the data folder; initialised where it is empty
+	TrustDomain string  // of a new data folder
+	Listen      string  // HOST:PORT of the NATS server; 127.0.0.1 and a free port
+	HTTP        string  // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	Fleet       string  // a fleet file to apply
+	Actor       string  // in whose name it is applied
+	VerifyShare float64 // of one core, for verifying the ledger continuously, at most 1; 0: not at all
 	Logger      *slog.Logger
 }
 
@@ -59,6 +60,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
+	p.verifyShare = o.VerifyShare
 	host, port, err := split(o.Listen)
 	if err != nil {
 		return nil, err

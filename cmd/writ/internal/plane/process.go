@@ -23,6 +23,8 @@ type Process struct {
 	log    *slog.Logger
 	stages *stages
 
+	verifyShare float64 // of a core, for verifying the ledger continuously; 0: not at all
+
 	mu    sync.Mutex
 	conns []*nats.Conn
 	close []func() error // databases, last opened first closed

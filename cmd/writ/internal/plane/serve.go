@@ -46,11 +46,12 @@ var parts = map[string]part{
 // ServeOptions say what to serve. All but Logger are needed; Data is the
 // ledger's alone.
 type ServeOptions struct {
-	Service string // issuer, broker, ledger or monitor
-	Server  string // address of the NATS server
-	Creds   string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
-	Data    string // the ledger's database and anchor
-	Logger  *slog.Logger
+	Service     string  // issuer, broker, ledger or monitor
+	Server      string  // address of the NATS server
+	Creds       string  // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
+	Data        string  // the ledger's database and anchor
+	VerifyShare float64 // as in Options
+	Logger      *slog.Logger
 }
 
 // Serve starts one part against a NATS server elsewhere, and returns when it
@@ -65,7 +66,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 		return nil, err
 	}
 	p := newProcess(folder, o.Data, o.Logger)
-	p.url = o.Server
+	p.url, p.verifyShare = o.Server, o.VerifyShare
 	if err := what.start(p, ctx); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}

@@ -77,6 +77,9 @@ func (p *Process) startLedger(ctx context.Context) error {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
+		if p.verifyShare > 0 {
+			g.Go(func() error { return led.Watch(ctx, p.verifyShare) })
+		}
 		g.Go(func() error {
 			return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
 		})
