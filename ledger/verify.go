@@ -99,6 +99,7 @@ type verification struct {
 	start      time.Time
 
 	head        head
+	pruned      prunedRow
 	checkpoints []proof.Checkpoint // by size
 	segments    []*segment
 	tree        tree
@@ -146,6 +147,9 @@ func (v *verification) all(ctx context.Context) error {
 	}
 	if v.streamID != 0 && v.head.streamID != v.streamID {
 		return tampered(0, "the ledger is of another stream: id %016x instead of %016x", v.head.streamID, v.streamID)
+	}
+	if v.pruned, err = checkPruned(v.r, v.subjects, v.head.size, v.contents); err != nil {
+		return err
 	}
 	unsigned := v.readCheckpoints()
 	if err := v.readSegments(ctx); err != nil {
@@ -382,7 +386,9 @@ func (v *verification) noMore() error {
 		behind = append(behind, [2][]byte{{last}, {letter}})
 		last = letter + 1
 	}
-	behind = append(behind, [2][]byte{{last}, nil}, [2][]byte{{keyMeta}, headKey}, [2][]byte{append(bytes.Clone(headKey), 0), {keyMeta + 1}})
+	behind = append(behind, [2][]byte{{last}, nil}, [2][]byte{{keyMeta}, headKey},
+		[2][]byte{append(bytes.Clone(headKey), 0), prunedKey}, [2][]byte{append(bytes.Clone(prunedKey), 0), {keyMeta + 1}},
+		[2][]byte{{keyContents}, numberKey(keyContents, v.pruned.records)})
 	it, err := v.r.NewIter(nil)
 	if err != nil {
 		return fmt.Errorf("read the database: %w", err)

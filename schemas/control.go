@@ -21,6 +21,9 @@ const (
 	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
 	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
 	CtlShow    = "writ.ctl.ledger.show"    // ShowRequest → ShowReply
+	CtlErase   = "writ.ctl.ledger.erase"   // EraseRequest → EraseReply
+	CtlBackup  = "writ.ctl.ledger.backup"  // BackupRequest → BackupReply
+	CtlPrune   = "writ.ctl.ledger.prune"   // PruneRequest → PruneReply
 	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
 	CtlRisks   = "writ.ctl.monitor.risks"  // RisksRequest → RisksReply
 	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
@@ -278,7 +281,8 @@ func (r Record) Event() (*Event, error) {
 type ReadReply struct {
 	Records []Record `json:"records"`
 	Next    uint64   `json:"next,omitempty"`
-	Head    uint64   `json:"head"` // the ledger's last durable sequence
+	Head    uint64   `json:"head"`             // the ledger's last durable sequence
+	Pruned  uint64   `json:"pruned,omitempty"` // events up to here were asked for and are in archives alone
 }
 
 // ShowRequest asks for records with what proves them to somebody outside: those
@@ -316,6 +320,60 @@ type ShowReply struct {
 	More       bool    `json:"more,omitempty"`
 	Index      uint64  `json:"index,omitempty"`
 	Offset     uint64  `json:"offset,omitempty"`
+}
+
+// EraseRequest erases the contents of a killed or removed agent for good.
+type EraseRequest struct {
+	AgentID   string `json:"agent_id"`
+	Authority string `json:"authority"` // who may demand it, and by what
+	Reason    string `json:"reason"`
+}
+
+// EraseReply has a checkpoint over the record that says so.
+type EraseReply struct {
+	AgentID    string `json:"agent_id"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// BackupRequest asks for a backup of the ledger in a new folder of the machine
+// that it runs on.
+type BackupRequest struct {
+	Dir string `json:"dir"` // absolute; may not be there yet
+}
+
+type BackupReply struct {
+	Size       uint64 `json:"size"` // records under the backup's checkpoint
+	StreamSeq  uint64 `json:"stream_seq"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// PruneRequest asks to prune the contents of events before a time, or with
+// LastSeq up to there. Without Archives nothing is done: the reply says what
+// may be pruned, which is to be archived first.
+type PruneRequest struct {
+	Before   time.Time      `json:"before,omitzero"`
+	LastSeq  uint64         `json:"last_seq,omitempty"`
+	Archives []PruneArchive `json:"archives,omitempty"`
+	Reason   string         `json:"reason"`
+	Actor    string         `json:"actor"`
+}
+
+// PruneArchive is a bundle that holds what is to be pruned.
+type PruneArchive struct {
+	File     string `json:"file"`
+	SHA256   string `json:"sha256"`
+	FirstSeq uint64 `json:"first_seq"`
+	LastSeq  uint64 `json:"last_seq"`
+}
+
+// PruneReply says what was, or may be, pruned: events FirstSeq to LastSeq. Both
+// are 0 where nothing may be.
+type PruneReply struct {
+	FirstSeq   uint64 `json:"first_seq"`
+	LastSeq    uint64 `json:"last_seq"`
+	Records    uint64 `json:"records"`              // without content, from the first of the ledger on
+	Limit      string `json:"limit,omitempty"`      // why no more, where more was asked for
+	Checkpoint string `json:"checkpoint,omitempty"` // covers the prune record
 }
 
 type RiskRequest struct {
