@@ -329,9 +329,11 @@ type EraseRequest struct {
 	Reason    string `json:"reason"`
 }
 
-// EraseReply has a checkpoint over the record that says so.
+// EraseReply has a checkpoint over the record that says so. Memory says whether
+// the agent's memories were deleted as well.
 type EraseReply struct {
 	AgentID    string `json:"agent_id"`
+	Memory     bool   `json:"memory"`
 	Checkpoint string `json:"checkpoint"`
 }
 

@@ -38,11 +38,12 @@ import (
 
 // Options say how to start.
 type Options struct {
-	Data       string       // the data folder; its keys/ must exist
-	Host       string       // 127.0.0.1 where empty
-	Port       int          // 0 picks a free one
-	DontListen bool         // in-process connections only, until Listen
-	Logger     *slog.Logger // the server's log; discarded where nil
+	Data       string        // the data folder; its keys/ must exist
+	Host       string        // 127.0.0.1 where empty
+	Port       int           // 0 picks a free one
+	DontListen bool          // in-process connections only, until Listen
+	Retention  time.Duration // how long the log keeps an event; Retention where 0
+	Logger     *slog.Logger  // the server's log; discarded where nil
 }
 
 // Bounds of the server, each of which held under attack.
@@ -58,15 +59,16 @@ const (
 
 // Server is a running server. It is a nats.InProcessConnProvider.
 type Server struct {
-	trust   *keys.Trust
-	data    string
-	address string // asked for
-	srv     *server.Server
-	lock    *flock.Flock
-	viol    *violations
-	flood   sync.WaitGroup
-	stop    sync.Once
-	cancel  context.CancelFunc
+	trust     *keys.Trust
+	data      string
+	retention time.Duration
+	address   string // asked for
+	srv       *server.Server
+	lock      *flock.Flock
+	viol      *violations
+	flood     sync.WaitGroup
+	stop      sync.Once
+	cancel    context.CancelFunc
 }
 
 // Start starts the server of a data folder and returns when it takes
@@ -87,7 +89,7 @@ func Start(o Options) (*Server, error) {
 		release(lock)
 		return nil, err
 	}
-	s := &Server{trust: trust, data: o.Data, lock: lock}
+	s := &Server{trust: trust, data: o.Data, retention: o.Retention, lock: lock}
 	if err := s.start(o); err != nil {
 		s.Stop()
 		return nil, err

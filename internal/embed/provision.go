@@ -49,7 +49,7 @@ func Filters(role keys.Role) []string {
 // Provision makes the stream of events, each role's consumer and the bucket
 // of memories, or brings them up to date. It is idempotent.
 func (s *Server) Provision(ctx context.Context) error {
-	return provision(ctx, true, func(role keys.Role) (*nats.Conn, error) {
+	return provision(ctx, true, s.retention, func(role keys.Role) (*nats.Conn, error) {
 		creds, err := keys.Creds(s.data, role)
 		if err != nil {
 			return nil, err
@@ -61,12 +61,12 @@ func (s *Server) Provision(ctx context.Context) error {
 // Provision is the same on any server, with the connections of the two roles
 // that make streams.
 func Provision(ctx context.Context, connect func(keys.Role) (*nats.Conn, error)) error {
-	return provision(ctx, false, connect)
+	return provision(ctx, false, Retention, connect)
 }
 
 // provision is told whether the server lives and dies with this process: then
 // the consumers need not outlive it, and are made anew at each start.
-func provision(ctx context.Context, own bool, connect func(keys.Role) (*nats.Conn, error)) error {
+func provision(ctx context.Context, own bool, keep time.Duration, connect func(keys.Role) (*nats.Conn, error)) error {
 	var js [2]jetstream.JetStream
 	for i, role := range []keys.Role{keys.RoleInit, keys.RoleInitMemory} {
 		nc, err := connect(role)
@@ -78,21 +78,24 @@ func provision(ctx context.Context, own bool, connect func(keys.Role) (*nats.Con
 			return fmt.Errorf("provision: %w", err)
 		}
 	}
-	if err := provisionLog(ctx, js[0], own); err != nil {
+	if err := provisionLog(ctx, js[0], own, keep); err != nil {
 		return err
 	}
 	return provisionMemory(ctx, js[1], js[0])
 }
 
-func provisionLog(ctx context.Context, js jetstream.JetStream, own bool) error {
+func provisionLog(ctx context.Context, js jetstream.JetStream, own bool, keep time.Duration) error {
+	if keep == 0 {
+		keep = Retention
+	}
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: schemas.Stream, Description: "Writ's log",
 		Subjects:   []string{schemas.EventPrefix + ".>"},
 		Storage:    jetstream.FileStorage,
 		Replicas:   1,
 		Retention:  jetstream.LimitsPolicy,
-		MaxAge:     Retention,
-		Duplicates: duplicateWindow,
+		MaxAge:     keep,
+		Duplicates: min(duplicateWindow, keep),
 		DenyDelete: true, DenyPurge: true, AllowDirect: true,
 	})
 	if err != nil {
@@ -118,6 +121,9 @@ func provisionMemory(ctx context.Context, js, control jetstream.JetStream) error
 	}
 	if err := moveMemories(ctx, control, js); err != nil {
 		return fmt.Errorf("move agents' memories into their own account: %w", err)
+	}
+	if err := rewriteMemories(ctx, js); err != nil {
+		return fmt.Errorf("remove what is left of erased memories: %w", err)
 	}
 	return nil
 }

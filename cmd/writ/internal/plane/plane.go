@@ -15,12 +15,14 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
@@ -28,13 +30,14 @@ import (
 
 // Options say what to run. The zero value of each field but Data is good.
 type Options struct {
-	Data        string  // the data folder; initialised where it is empty
-	TrustDomain string  // of a new data folder
-	Listen      string  // HOST:PORT of the NATS server; 127.0.0.1 and a free port
-	HTTP        string  // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
-	Fleet       string  // a fleet file to apply
-	Actor       string  // in whose name it is applied
-	VerifyShare float64 // of one core, for verifying the ledger continuously, at most 1; 0: not at all
+	Data        string        // the data folder; initialised where it is empty
+	TrustDomain string        // of a new data folder
+	Listen      string        // HOST:PORT of the NATS server; 127.0.0.1 and a free port
+	HTTP        string        // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
+	Fleet       string        // a fleet file to apply
+	Actor       string        // in whose name it is applied
+	Retention   time.Duration // how long the log keeps an event; embed.Retention where 0
+	VerifyShare float64       // of one core, for verifying the ledger continuously, at most 1; 0: not at all
 	Logger      *slog.Logger
 }
 
@@ -60,7 +63,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	p.verifyShare = o.VerifyShare
+	p.verifyShare, p.retention = o.VerifyShare, cmp.Or(o.Retention, embed.Retention)
 	host, port, err := split(o.Listen)
 	if err != nil {
 		return nil, err
@@ -68,7 +71,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	if err := p.prepare(); err != nil {
 		return nil, err
 	}
-	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, Logger: p.log}); err != nil {
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, Retention: o.Retention, Logger: p.log}); err != nil {
 		return nil, err
 	}
 	p.inside = p.server

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
 )
 
@@ -23,7 +25,8 @@ type Process struct {
 	log    *slog.Logger
 	stages *stages
 
-	verifyShare float64 // of a core, for verifying the ledger continuously; 0: not at all
+	retention   time.Duration // of the log
+	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all
 
 	mu    sync.Mutex
 	conns []*nats.Conn
@@ -34,7 +37,7 @@ func newProcess(keysOf, data string, log *slog.Logger) *Process {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Process{keys: keysOf, data: data, log: log, stages: newStages(log)}
+	return &Process{keys: keysOf, data: data, log: log, retention: embed.Retention, stages: newStages(log)}
 }
 
 // connect opens a service's connection; it is closed when the process stops.

@@ -14,7 +14,6 @@ import (
 	"github.com/writ-sh/writ/broker/intake"
 	"github.com/writ-sh/writ/broker/release"
 	"github.com/writ-sh/writ/internal/bus"
-	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/keys"
@@ -74,6 +73,10 @@ func (p *Process) startLedger(ctx context.Context) error {
 	}
 	return p.stages.start(ctx, "ledger", func(ctx context.Context, ready func()) error {
 		if err := led.Serve(conn); err != nil {
+			return err
+		}
+		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds}
+		if err := k.serve(); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
@@ -165,6 +168,9 @@ func (p *Process) foldLog(led *ledger.Ledger, rel *release.Release, folds *foldS
 			refused, seq = errors.Join(refused, err), 0
 		}
 	}
+	if pruned, err := led.Pruned(); err != nil || pruned > seq {
+		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
+	}
 	if refused != nil {
 		p.log.Warn("a kept fold of the log was refused; more of the ledger is folded", "from", seq+1, "error", refused)
 	}
@@ -241,7 +247,7 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 		return nil, err
 	}
 	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Consumer: string(keys.RoleIssuer),
-		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.log})
+		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: p.retention, Logger: p.log})
 	if err != nil {
 		return nil, err
 	}
