@@ -127,6 +127,9 @@ func (c *Core) Oldest() (seq uint64, ok bool) {
 	return seq, ok
 }
 
+// ErrNotEnded is matched where something of an agent is still under way.
+var ErrNotEnded = errors.New("not ended yet")
+
 // Forget drops all that is known of an agent, as a fold would be without its
 // events. It must have been killed or removed: then nothing of it is open.
 func (c *Core) Forget(agent string) error {
@@ -135,7 +138,7 @@ func (c *Core) Forget(agent string) error {
 	}
 	for seq, it := range c.open {
 		if it.ev.Agent == agent {
-			return fmt.Errorf("release: %d of %s is not ended yet", seq, agent)
+			return fmt.Errorf("release: %d of %s is %w", seq, agent, ErrNotEnded)
 		}
 	}
 	c.state.Forget(agent)

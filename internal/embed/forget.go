@@ -1,11 +1,14 @@
 package embed
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"time"
+	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -15,12 +18,13 @@ import (
 
 // A bucket whose metadata holds rewriteMark is written anew by the next
 // Provision: JetStream leaves what was deleted in its files, until they are
-// half empty. The value is the sequence up to which the copy has to be put
-// back, 0 before there is one.
+// half empty. The mark is first marked, and copied once all that is to be kept
+// stands in a file beside it.
 const (
-	rewriteMark = "writ-rewrite"
-	copyStream  = memoryStream + "_COPY"
-	copyPause   = 20 * time.Millisecond
+	rewriteMark  = "writ-rewrite"
+	marked       = "marked"
+	copied       = "copied"
+	memoriesFile = "memories.copy"
 )
 
 // ForgetMemories deletes an agent's memories with their history, and has the
@@ -34,7 +38,7 @@ func ForgetMemories(ctx context.Context, nc *nats.Conn, agent string) error {
 	bucket, err := js.Stream(ctx, memoryStream)
 	if err == nil {
 		// The mark first: what is deleted must not be left over.
-		err = mark(ctx, js, bucket, "0")
+		err = mark(ctx, js, bucket, marked)
 	}
 	if err == nil {
 		err = bucket.Purge(ctx, jetstream.WithPurgeSubject("$KV."+keys.MemoryBucket+"."+agent+".>"))
@@ -61,112 +65,115 @@ func mark(ctx context.Context, js jetstream.JetStream, bucket jetstream.Stream, 
 	return err
 }
 
-// rewriteMemories writes a marked bucket anew. The memory service may not run
-// meanwhile. What interrupts it is made good by the next.
-func rewriteMemories(ctx context.Context, js jetstream.JetStream) error {
+// rewriteMemories writes a marked bucket anew, by way of a file in a folder.
+// The memory service may not run meanwhile. What interrupts it is made good by
+// the next.
+func rewriteMemories(ctx context.Context, js jetstream.JetStream, folder string) error {
 	bucket, err := js.Stream(ctx, memoryStream)
 	if err != nil {
 		return err
 	}
-	value, marked := bucket.CachedInfo().Config.Metadata[rewriteMark]
-	if !marked {
+	path := filepath.Join(folder, memoriesFile)
+	switch bucket.CachedInfo().Config.Metadata[rewriteMark] {
+	case marked:
+		if err := copyMemories(ctx, bucket, path); err != nil {
+			return err
+		}
+		if err := mark(ctx, js, bucket, copied); err != nil {
+			return err
+		}
+	case copied:
+	default:
 		return nil
-	}
-	end, err := strconv.ParseUint(value, 10, 64)
-	if err != nil {
-		return fmt.Errorf("the mark %q on the bucket is no sequence", value)
-	}
-	if end == 0 {
-		if end, err = copyMemories(ctx, js, bucket); err != nil {
-			return err
-		}
-		if err := mark(ctx, js, bucket, strconv.FormatUint(end, 10)); err != nil {
-			return err
-		}
 	}
 	if err := bucket.Purge(ctx); err != nil {
 		return err
 	}
-	if err := putBack(ctx, js, end); err != nil {
+	if err := putBack(ctx, js, path); err != nil {
 		return err
 	}
 	if err := mark(ctx, js, bucket, ""); err != nil {
 		return err
 	}
-	return js.DeleteStream(ctx, copyStream)
+	return os.Remove(path)
 }
 
-// copyMemories has the server copy the bucket, and gives its last sequence.
-func copyMemories(ctx context.Context, js jetstream.JetStream, bucket jetstream.Stream) (end uint64, err error) {
-	if err := js.DeleteStream(ctx, copyStream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
-		return 0, err
-	}
-	info, err := bucket.Info(ctx)
+// A kept is one message of the bucket in the file.
+type kept struct {
+	Subject   string `json:"subject"`
+	Operation string `json:"operation,omitempty"`
+	Data      []byte `json:"data,omitempty"`
+}
+
+// copyMemories writes what the bucket holds to a file, durably.
+func copyMemories(ctx context.Context, bucket jetstream.Stream, path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	end = max(info.State.LastSeq, 1)
-	c, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: copyStream, Storage: jetstream.FileStorage, Replicas: 1,
-		Mirror: &jetstream.StreamSource{Name: memoryStream}})
+	w := bufio.NewWriter(f)
+	out := json.NewEncoder(w)
+	err = messages(ctx, bucket, func(m jetstream.Msg) error {
+		return out.Encode(kept{m.Subject(), m.Headers().Get(operationHeader), m.Data()})
+	})
+	return errors.Join(err, w.Flush(), f.Sync(), f.Close())
+}
+
+// putBack publishes what the file holds.
+func putBack(ctx context.Context, js jetstream.JetStream, path string) error {
+	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return err
 	}
+	defer f.Close()
+	in := json.NewDecoder(bufio.NewReader(f))
 	for {
-		have, err := c.Info(ctx)
+		var k kept
+		err := in.Decode(&k)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
 		if err != nil {
-			return 0, err
+			return err
 		}
-		if have.State.Msgs >= info.State.Msgs {
-			return end, nil
-		}
-		select {
-		case <-time.After(copyPause):
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if _, err := js.PublishMsg(ctx, bucketMsg(k.Subject, k.Operation, k.Data)); err != nil {
+			return err
 		}
 	}
 }
 
-// putBack publishes the copy's messages up to a sequence into the bucket: what
-// comes behind it, the copy has from there.
-func putBack(ctx context.Context, js jetstream.JetStream, end uint64) error {
-	c, err := js.Stream(ctx, copyStream)
+// bucketMsg is a message of a bucket as it is published again.
+func bucketMsg(subject, operation string, data []byte) *nats.Msg {
+	m := &nats.Msg{Subject: subject, Data: data}
+	if operation != "" {
+		m.Header = nats.Header{operationHeader: {operation}}
+	}
+	return m
+}
+
+// messages reads all that a stream holds now, in order.
+func messages(ctx context.Context, s jetstream.Stream, fn func(jetstream.Msg) error) error {
+	info, err := s.Info(ctx)
+	if err != nil || info.State.Msgs == 0 {
+		return err
+	}
+	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		return err
 	}
-	if c.CachedInfo().State.FirstSeq > end || c.CachedInfo().State.Msgs == 0 {
-		return nil
-	}
-	reader, err := c.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		return err
-	}
-	it, err := reader.Messages()
+	it, err := c.Messages()
 	if err != nil {
 		return err
 	}
 	defer it.Stop()
-	for {
+	for range info.State.Msgs {
 		m, err := it.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return err
 		}
-		at, err := m.Metadata()
-		if err != nil {
+		if err := fn(m); err != nil {
 			return err
-		}
-		if at.Sequence.Stream > end {
-			return nil
-		}
-		again := &nats.Msg{Subject: m.Subject(), Data: m.Data()}
-		if op := m.Headers().Get(operationHeader); op != "" {
-			again.Header = nats.Header{operationHeader: {op}}
-		}
-		if _, err := js.PublishMsg(ctx, again); err != nil {
-			return err
-		}
-		if at.NumPending == 0 || at.Sequence.Stream == end {
-			return nil
 		}
 	}
+	return nil
 }

@@ -54,7 +54,7 @@ func (k *keeping) erase(ctx context.Context, q schemas.EraseRequest) (rep schema
 	if q.Authority == "" || q.Reason == "" {
 		return rep, schemas.Refuse(schemas.CodeMalformed, "an erasure needs an authority and a reason: both stand in the ledger for good")
 	}
-	if err := k.rel.Forget(q.AgentID); err != nil {
+	if err := k.forget(ctx, q.AgentID); err != nil {
 		return rep, schemas.Refuse(schemas.CodeConflict, "%v; kill the agent first, and wait until everything of it is ended", err)
 	}
 	if rep.Memory, err = k.forgetMemories(ctx, q.AgentID); err != nil {
@@ -66,6 +66,26 @@ func (k *keeping) erase(ctx context.Context, q schemas.EraseRequest) (rep schema
 	}
 	rep.AgentID, rep.Checkpoint = q.AgentID, k.led.Head().Checkpoint
 	return rep, err
+}
+
+// endWithin is how long a kill has to end what was under way.
+const endWithin = 15 * time.Second
+
+// forget waits for what a kill has cancelled to be ended.
+func (k *keeping) forget(ctx context.Context, agent string) error {
+	ctx, cancel := context.WithTimeout(ctx, endWithin)
+	defer cancel()
+	for {
+		err := k.rel.Forget(agent)
+		if !errors.Is(err, release.ErrNotEnded) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // forgetMemories deletes an agent's memories, where the credentials for it are

@@ -114,7 +114,7 @@ func Provision(ctx context.Context, server, data string) error {
 	} else if err := tellAccounts(ctx, data, connect); err != nil {
 		return err
 	}
-	return embed.Provision(ctx, connect)
+	return embed.Provision(ctx, data, connect)
 }
 
 // tellAccounts gives the server what keys.Upgrade made. CONTROL comes first: a

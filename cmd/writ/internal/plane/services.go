@@ -187,13 +187,18 @@ func (p *Process) newRelease(led *ledger.Ledger, folds *foldStore) (*release.Rel
 		return nil, err
 	}
 	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: led,
-		Keep: func(seq uint64, fold []byte) error {
-			prefix, err := led.PrefixTo(seq)
-			if err != nil {
-				return err
-			}
-			return folds.keep(prefix, fold)
-		}})
+		Keep: keeper(led, folds)})
+}
+
+// keeper keeps release's fold bound to the ledger's beginning that it is of.
+func keeper(led *ledger.Ledger, folds *foldStore) func(seq uint64, fold []byte) error {
+	return func(seq uint64, fold []byte) error {
+		prefix, err := led.PrefixTo(seq)
+		if err != nil {
+			return err
+		}
+		return folds.keep(prefix, fold)
+	}
 }
 
 // LedgerOptions are those of the ledger of a data folder, without the stream.
