@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +25,7 @@ func storm(t *testing.T, seed uint64, n int) *fixture {
 		return 1
 	}
 	for i := range n {
-		switch rng.IntN(12) {
+		switch rng.IntN(13) {
 		case 0, 1:
 			e := act("call:buy", "shop")
 			e.Expires = f.now.Add(time.Minute)
@@ -51,6 +53,11 @@ func storm(t *testing.T, seed uint64, n int) *fixture {
 		case 10:
 			f.step(schemas.Event{Kind: schemas.AgentResumed, Agent: "alice", Reason: "fine", Actor: "op"})
 			f.grant("alice", "j1")
+		case 12:
+			f.step(schemas.Event{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Reason: "fire", Actor: "op"})
+			if rng.IntN(2) == 0 {
+				f.step(schemas.Event{Kind: schemas.PolicyLifted, Agent: schemas.Fleet, Reason: "out", Actor: "op"})
+			}
 		case 11:
 			f.step(schemas.Event{Kind: schemas.ReleaseMark, Agent: schemas.Fleet, Ref: f.seq})
 		}
@@ -104,6 +111,27 @@ func TestAKeptFoldIsExactlyTheFold(t *testing.T) {
 			if got, want := show(c.Due(late)), show(full.Due(late)); len(got) != len(want) {
 				t.Fatalf("seed %d, kept at %d: %d effects are due, and %d without a restart", seed, cut, len(got), len(want))
 			}
+		}
+	}
+}
+
+// TestEveryFieldOfTheCoreIsKept: as that of schemas.State.
+func TestEveryFieldOfTheCoreIsKept(t *testing.T) {
+	for _, c := range []struct {
+		of   reflect.Type
+		want []string
+	}{
+		{reflect.TypeFor[Core](), []string{"state", "open", "pairs", "ids", "due"}}, // due is made from open
+		{reflect.TypeFor[item](), []string{"ev", "stage", "tries", "next", "told", "first", "endKind", "refusal"}},
+		{reflect.TypeFor[seen](), []string{"keys", "order"}},
+		{reflect.TypeFor[firstUse](), []string{"digest", "seq", "time"}},
+	} {
+		var got []string
+		for i := range c.of.NumField() {
+			got = append(got, c.of.Field(i).Name)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s has the fields %v; kept are %v", c.of, got, c.want)
 		}
 	}
 }

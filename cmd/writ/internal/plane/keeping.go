@@ -170,7 +170,7 @@ func (k *keeping) prune(ctx context.Context, q schemas.PruneRequest) (rep schema
 		return rep, nil
 	}
 	next := before + 1
-	p := ledger.Prune{LastSeq: last, Reason: q.Reason, Actor: q.Actor}
+	p := ledger.Prune{LastSeq: last, Reason: q.Reason, Actor: schemas.RootActor + q.Actor}
 	for _, a := range q.Archives {
 		if a.FirstSeq > next || a.LastSeq < a.FirstSeq || len(a.SHA256) != 64 {
 			return rep, schemas.Refuse(schemas.CodeMalformed, "the archives do not hold event %d", next)
