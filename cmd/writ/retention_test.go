@@ -200,6 +200,11 @@ func TestRetentionOfALivingControlPlane(t *testing.T) {
 	victim := l.connect("issue", "--agent", "victim", "--operation", "op", "--tool", "echo", "--scope", "memory:put", "--scope", "memory:get",
 		"--scope", "send:worker", "--task", "task "+marker, "--ttl", "1h")
 	seq := l.ask(victim, "out.op.call.echo", marker+" in a call")
+	// Another's memories keep the bucket's file in use.
+	other := l.connect("issue", "--agent", "worker", "--operation", "mem", "--scope", "memory:put", "--scope", "memory:get", "--ttl", "1h")
+	for i := range 12 {
+		l.ask(other, fmt.Sprint("out.mem.memory.put.note", i), strings.Repeat("kept ", 100))
+	}
 	for i := range 3 {
 		l.ask(victim, "out.op.memory.put.notes.diary", fmt.Sprint(marker, " in memory ", i))
 	}
@@ -262,7 +267,11 @@ func TestRetentionOfALivingControlPlane(t *testing.T) {
 	l.proven(early, before, seq)
 	l.works()
 	stop()
-	for _, place := range []string{data, dir, archive} {
+	if len(filesWith(t, filepath.Join(data, "nats"), "kept kept")) == 0 {
+		t.Error("the memories of others are gone")
+	}
+	// The backup is from before that start: its bucket holds what was deleted.
+	for _, place := range []string{data, filepath.Join(dir, "ledger"), filepath.Join(dir, "release"), archive} {
 		if found := filesWith(t, place, marker); len(found) > 0 {
 			t.Errorf("the erased plaintext still stands in %v", found)
 		}
