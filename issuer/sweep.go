@@ -39,7 +39,7 @@ func (i *Issuer) sweepLoop(ctx context.Context) error {
 				i.Logger.Warn("servers not counted", "error", err)
 			}
 		}
-		if now.Sub(stated) >= declarePause {
+		if now.Sub(stated) >= min(declarePause, i.Retention/8) {
 			stated = now
 			i.restate(ctx, now)
 		}

@@ -22,6 +22,7 @@
 //	s|segment           root, first and last hash of a full segment
 //	c|size              signed checkpoints (C2SP tlog-checkpoint)
 //	m|head              size, sequence, last hash and frontier of the tree
+//	m|pruned            how many records have no content any more, and which record says so
 //
 // The head stands in every batch, so records and position commit together:
 // each event is recorded exactly once.
@@ -47,6 +48,14 @@
 // after a crash) bear no signature yet: they are compared with EVENTS before
 // anything is signed. [Ledger.From] says where to read EVENTS from, for both.
 // History is never repaired.
+//
+// # Pruning
+//
+// Old contents can be moved to archives ([Ledger.Prune]). The leaves of their
+// records stay, 180 bytes each, with tiles and indexes: so the chain is verified
+// from its first record on, and every proof can be made, for ever. A signed
+// record says what was pruned, and a ledger whose contents are missing without
+// one does not verify.
 //
 // # What it does not do
 //
@@ -129,6 +138,8 @@ var (
 	ErrUnconfirmed = errors.New("the ledger's tail is not confirmed yet")
 	// ErrNotFound is matched where the ledger has no such event.
 	ErrNotFound = errors.New("not in the ledger")
+	// ErrPruned is matched where the content was moved to an archive.
+	ErrPruned = errors.New("pruned: the content was moved to an archive")
 	// ErrErased is matched where the agent's key was destroyed.
 	ErrErased = errors.New("erased: the agent's key was destroyed")
 )
@@ -176,6 +187,8 @@ type Ledger struct {
 
 	smu     sync.Mutex // guards signing
 	current atomic.Pointer[signed]
+
+	verified atomic.Pointer[schemas.Verified] // by Watch; nil before its first pass
 }
 
 // A signed checkpoint.

@@ -14,6 +14,7 @@ import (
 type (
 	Gap       = proof.Gap
 	Redaction = proof.Redaction
+	Prune     = proof.Prune
 )
 
 // RecordGap records, durably and signed, that the sequences from From() to
@@ -119,7 +120,7 @@ func (l *Ledger) RepairTail(ctx context.Context, last uint64, publish func(conte
 		if err != nil {
 			return repaired, err
 		}
-		if r.Kind == proof.KindRedaction {
+		if r.Kind == proof.KindRedaction || r.Kind == proof.KindPrune {
 			continue
 		}
 		if r.Kind != proof.KindEvent || r.StreamSeq != last+1 {

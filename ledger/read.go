@@ -27,6 +27,7 @@ type scanner struct {
 	contents *cursor
 	split    [][]byte // of the current block of contents
 	first    uint64
+	pruned   uint64 // so many records have no content any more
 }
 
 func openScanner(r pebble.Reader, s *subjects) (*scanner, error) {
@@ -38,13 +39,22 @@ func openScanner(r pebble.Reader, s *subjects) (*scanner, error) {
 	if err != nil {
 		return nil, errors.Join(err, leaves.close())
 	}
-	return &scanner{subjects: s, leaves: leaves, contents: contents}, nil
+	sc := &scanner{subjects: s, leaves: leaves, contents: contents}
+	p, err := readPruned(r)
+	if err != nil {
+		return nil, errors.Join(err, sc.close())
+	}
+	sc.pruned = p.records
+	return sc, nil
 }
 
 func (s *scanner) close() error { return errors.Join(s.leaves.close(), s.contents.close()) }
 
 // sealed gives a record's sealed content, valid until the next call.
 func (s *scanner) sealed(index uint64) ([]byte, error) {
+	if index < s.pruned {
+		return nil, fmt.Errorf("record %d: %w", index, ErrPruned)
+	}
 	if s.split == nil || index < s.first || index-s.first >= uint64(len(s.split)) {
 		s.split = nil
 		if err := s.contents.load(index); err != nil {
@@ -297,6 +307,14 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 	first, err := indexFrom(s.leaves, q.From, now.size)
 	if err != nil {
 		return rep, err
+	}
+	if first < min(s.pruned, now.size) {
+		first = s.pruned
+		last, err := s.leaves.record(first - 1)
+		if err != nil {
+			return rep, err
+		}
+		rep.Pruned = last.StreamSeq
 	}
 	bytes := 0
 	page := func(index uint64, agent *[16]byte) (more bool, err error) {

@@ -207,6 +207,9 @@ func at(seq uint64, err error) error {
 // content checks that the record's content is what it committed to, and that
 // the record repeats it rightly.
 func (s *segment) content(sc *scanner, r *proof.Record, room []byte) ([]byte, error) {
+	if r.Index < s.v.pruned.records {
+		return room, nil // the prune record, which was checked, says where it is
+	}
 	sealed, err := sc.sealed(r.Index)
 	if err != nil {
 		return room, at(r.StreamSeq, err)
@@ -275,7 +278,10 @@ func (s *segment) exact(sc *scanner) error {
 			continue
 		}
 		next := s.first
-		for ok := c.it.SeekGE(numberKey(c.letter, s.first)); ok; ok = c.it.Next() {
+		if c == sc.contents {
+			next = min(max(s.first, s.v.pruned.records), s.end)
+		}
+		for ok := c.it.SeekGE(numberKey(c.letter, next)); ok; ok = c.it.Next() {
 			if next >= s.end {
 				break
 			}

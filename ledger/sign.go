@@ -111,7 +111,9 @@ func (l *Ledger) signNow(c proof.Checkpoint) (*signed, error) {
 // Head is the durable end, with the newest checkpoint.
 func (l *Ledger) Head() schemas.Head {
 	cur := l.current.Load() // first: it may only cover less than what is durable
-	return headOf(l.durable.get(), cur)
+	h := headOf(l.durable.get(), cur)
+	h.Verified = l.verified.Load()
+	return h
 }
 
 func headOf(s summary, cur *signed) schemas.Head {

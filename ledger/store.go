@@ -34,7 +34,10 @@ const (
 	keyMeta       = 'm'
 )
 
-var headKey = []byte("mhead")
+var (
+	headKey   = []byte("mhead")
+	prunedKey = []byte("mpruned")
+)
 
 func numberKey(letter byte, n uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{letter}, n)

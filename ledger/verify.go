@@ -84,17 +84,6 @@ func (v *verification) stored(ctx context.Context, o *Options) (err error) {
 	return errors.Join(err, db.Close())
 }
 
-// Verify verifies the open ledger as of now, while it goes on.
-func (l *Ledger) Verify(ctx context.Context, progress Progress) (schemas.VerifyReply, error) {
-	cur := l.current.Load() // before the snapshot: the snapshot reaches it
-	snap := l.db.NewSnapshot()
-	v := &verification{r: snap, subjects: l.subjects, verifier: l.o.Verifier, streamID: l.o.StreamID, contents: true, workers: runtime.GOMAXPROCS(0),
-		anchored: cur.Checkpoint, anchorNote: cur.note, guard: l.guard, progress: progress}
-	err := l.guard.run(func() error { return v.all(ctx) })
-	rep, err := v.reply(err)
-	return rep, errors.Join(err, snap.Close())
-}
-
 // A verification is one run of the verifier.
 type verification struct {
 	r          pebble.Reader
@@ -110,6 +99,7 @@ type verification struct {
 	start      time.Time
 
 	head        head
+	pruned      prunedRow
 	checkpoints []proof.Checkpoint // by size
 	segments    []*segment
 	tree        tree
@@ -157,6 +147,9 @@ func (v *verification) all(ctx context.Context) error {
 	}
 	if v.streamID != 0 && v.head.streamID != v.streamID {
 		return tampered(0, "the ledger is of another stream: id %016x instead of %016x", v.head.streamID, v.streamID)
+	}
+	if v.pruned, err = checkPruned(v.r, v.subjects, v.head.size, v.contents); err != nil {
+		return err
 	}
 	unsigned := v.readCheckpoints()
 	if err := v.readSegments(ctx); err != nil {
@@ -393,7 +386,9 @@ func (v *verification) noMore() error {
 		behind = append(behind, [2][]byte{{last}, {letter}})
 		last = letter + 1
 	}
-	behind = append(behind, [2][]byte{{last}, nil}, [2][]byte{{keyMeta}, headKey}, [2][]byte{append(bytes.Clone(headKey), 0), {keyMeta + 1}})
+	behind = append(behind, [2][]byte{{last}, nil}, [2][]byte{{keyMeta}, headKey},
+		[2][]byte{append(bytes.Clone(headKey), 0), prunedKey}, [2][]byte{append(bytes.Clone(prunedKey), 0), {keyMeta + 1}},
+		[2][]byte{{keyContents}, numberKey(keyContents, v.pruned.records)})
 	it, err := v.r.NewIter(nil)
 	if err != nil {
 		return fmt.Errorf("read the database: %w", err)

@@ -52,7 +52,7 @@ func TestTheShadowDecidesNothingAndIsHeard(t *testing.T) {
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
 			t.Fatal(err)
 		}
-		if d.Lock != locks[d.Event] || d.Shadow == d.Lock || d.Model != blind.version() {
+		if d.Lock != locks[d.Event] || d.Shadow == d.Lock || d.Model != blind.Version() {
 			t.Errorf("%s", line)
 		}
 	}

@@ -26,6 +26,9 @@ const (
 	CtlProve    = "writ.ctl.ledger.prove"    // ProveRequest → Proof
 	CtlRead     = "writ.ctl.ledger.read"     // ReadRequest → ReadReply
 	CtlShow     = "writ.ctl.ledger.show"     // ShowRequest → ShowReply
+	CtlErase    = "writ.ctl.ledger.erase"    // EraseRequest → EraseReply
+	CtlBackup   = "writ.ctl.ledger.backup"   // BackupRequest → BackupReply
+	CtlPrune    = "writ.ctl.ledger.prune"    // PruneRequest → PruneReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
@@ -57,7 +60,8 @@ func Roles() []Role { return []Role{RoleViewer, RoleReviewer, RoleOperator, Role
 // Valid reports whether there is such a role.
 func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 
-// weakest is the role that a command demands.
+// weakest is the role that a command demands. What is not in it, erasure,
+// backups and pruning, is for who has the data folder alone.
 var weakest = map[string]Role{
 	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
 	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer,
@@ -406,6 +410,20 @@ type Head struct {
 	StreamSeq  uint64 `json:"stream_seq"`
 	Root       string `json:"root"`
 	Checkpoint string `json:"checkpoint"`
+	// Verified is what the continuous verification found last; nil before its
+	// first pass, and where none runs.
+	Verified *Verified `json:"verified,omitempty"`
+}
+
+// Verified is what a pass of the continuous verification found.
+type Verified struct {
+	OK          bool      `json:"ok"`
+	Pass        uint64    `json:"pass"` // since the start
+	Time        time.Time `json:"time"` // when it ended
+	TookMS      int64     `json:"took_ms"`
+	Records     uint64    `json:"records"`
+	FirstBadSeq uint64    `json:"first_bad_seq,omitempty"`
+	Error       string    `json:"error,omitempty"`
 }
 
 // HeadRequest asks for a head whose checkpoint covers at least Min records;
@@ -475,7 +493,8 @@ func (r Record) Event() (*Event, error) {
 type ReadReply struct {
 	Records []Record `json:"records"`
 	Next    uint64   `json:"next,omitempty"`
-	Head    uint64   `json:"head"` // the ledger's last durable sequence
+	Head    uint64   `json:"head"`             // the ledger's last durable sequence
+	Pruned  uint64   `json:"pruned,omitempty"` // events up to here were asked for and are in archives alone
 }
 
 // ShowRequest asks for records with what proves them to somebody outside: those
@@ -513,6 +532,62 @@ type ShowReply struct {
 	More       bool    `json:"more,omitempty"`
 	Index      uint64  `json:"index,omitempty"`
 	Offset     uint64  `json:"offset,omitempty"`
+}
+
+// EraseRequest erases the contents of a killed or removed agent for good.
+type EraseRequest struct {
+	AgentID   string `json:"agent_id"`
+	Authority string `json:"authority"` // who may demand it, and by what
+	Reason    string `json:"reason"`
+}
+
+// EraseReply has a checkpoint over the record that says so. Memory says whether
+// the agent's memories were deleted as well.
+type EraseReply struct {
+	AgentID    string `json:"agent_id"`
+	Memory     bool   `json:"memory"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// BackupRequest asks for a backup of the ledger in a new folder of the machine
+// that it runs on.
+type BackupRequest struct {
+	Dir string `json:"dir"` // absolute; may not be there yet
+}
+
+type BackupReply struct {
+	Size       uint64 `json:"size"` // records under the backup's checkpoint
+	StreamSeq  uint64 `json:"stream_seq"`
+	Checkpoint string `json:"checkpoint"`
+}
+
+// PruneRequest asks to prune the contents of events before a time, or with
+// LastSeq up to there. Without Archives nothing is done: the reply says what
+// may be pruned, which is to be archived first.
+type PruneRequest struct {
+	Before   time.Time      `json:"before,omitzero"`
+	LastSeq  uint64         `json:"last_seq,omitempty"`
+	Archives []PruneArchive `json:"archives,omitempty"`
+	Reason   string         `json:"reason"`
+	Actor    string         `json:"actor"`
+}
+
+// PruneArchive is a bundle that holds what is to be pruned.
+type PruneArchive struct {
+	File     string `json:"file"`
+	SHA256   string `json:"sha256"`
+	FirstSeq uint64 `json:"first_seq"`
+	LastSeq  uint64 `json:"last_seq"`
+}
+
+// PruneReply says what was, or may be, pruned: events FirstSeq to LastSeq. Both
+// are 0 where nothing may be.
+type PruneReply struct {
+	FirstSeq   uint64 `json:"first_seq"`
+	LastSeq    uint64 `json:"last_seq"`
+	Records    uint64 `json:"records"`              // without content, from the first of the ledger on
+	Limit      string `json:"limit,omitempty"`      // why no more, where more was asked for
+	Checkpoint string `json:"checkpoint,omitempty"` // covers the prune record
 }
 
 type RiskRequest struct {

@@ -36,7 +36,7 @@ type Bodies interface {
 	Event(seq uint64) (*schemas.Event, error)
 }
 
-// Options of a Release; all but Now are needed.
+// Options of a Release; all but Now and Keep are needed.
 type Options struct {
 	Control *nats.Conn // in CONTROL, as the user release: answers and its own events
 	Deliver *nats.Conn // in DELIVER: the only connection that can reach agents
@@ -44,6 +44,7 @@ type Options struct {
 	Logger  *slog.Logger
 	Bodies  Bodies
 	Now     func() time.Time
+	Keep    func(seq uint64, fold []byte) error // keeps the fold up to seq for Restore; nil: none is kept
 }
 
 // A Release carries out what Core decides.
@@ -58,7 +59,11 @@ type Release struct {
 	mu      sync.Mutex // guards core, and that effects happen in its order
 	core    *Core
 	seq     uint64   // last event folded
+	mark    uint64   // newest that was asked for
 	pending []Effect // of the last run, not yet carried out
+
+	kmu  sync.Mutex // guards the keeper's core; taken before mu, which guards its queue
+	keep keeper
 }
 
 // An emission is work for the log: events, and the mark behind them.
@@ -74,7 +79,8 @@ const (
 	retryPause = 100 * time.Millisecond
 )
 
-// New prepares a release. Replay, then Run, then Confirm.
+// New prepares a release. Restore, where a fold was kept, and Replay, then Run,
+// then Confirm.
 func New(o Options) (*Release, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -83,7 +89,8 @@ func New(o Options) (*Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Release{Options: o, log: log, core: NewCore(), folded: bus.NewWatermark(), emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
+	return &Release{Options: o, log: log, core: NewCore(), keep: keeper{core: NewCore()}, folded: bus.NewWatermark(),
+		emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
 }
 
 // Replay folds the ledger's records, in order, before anything new arrives.
@@ -95,6 +102,9 @@ func (r *Release) Replay(records func(yield func(*schemas.Event) error) error) e
 	defer r.mu.Unlock()
 	var open []Effect
 	err := records(func(e *schemas.Event) error {
+		if err := r.shadow(e); err != nil {
+			return err
+		}
 		effects, err := r.core.Step(e)
 		if err != nil {
 			return err
@@ -117,6 +127,18 @@ func (r *Release) Replay(records func(yield func(*schemas.Event) error) error) e
 	r.folded.Set(r.seq)
 	r.pending = append(open, r.core.Unfinished()...)
 	return nil
+}
+
+// shadow gives an event to the keeper. Where many have come, those that a mark
+// covers are folded at once.
+func (r *Release) shadow(e *schemas.Event) error {
+	if r.Keep == nil {
+		return nil
+	}
+	if r.keep.take(e); e.Kind != schemas.ReleaseMark || len(r.keep.queue) < unmarkedMost {
+		return nil
+	}
+	return r.keep.fold(r.keep.due())
 }
 
 // Confirm says that the ledger's tail is what the log says: what the last run
@@ -166,6 +188,7 @@ func (r *Release) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.emit(ctx) })
 	g.Go(func() error { return r.watch(ctx) })
+	g.Go(func() error { return r.keepLoop(ctx.Done()) })
 	err = g.Wait()
 	if uerr := absent.Unsubscribe(); err == nil && uerr != nil && r.Deliver.IsConnected() {
 		err = uerr
@@ -226,11 +249,15 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 		effects = append(effects, more...)
 		r.seq = e.Seq
 		urgent = urgent || awaited(e.Kind)
+		if r.Keep != nil {
+			r.keep.take(e)
+		}
 	}
 	r.folded.Set(r.seq)
-	if len(effects) == 0 && !urgent {
+	if len(effects) == 0 && !urgent && r.seq < r.mark+unmarkedMost {
 		return nil
 	}
+	r.mark = r.seq
 	return r.carryOut(context.Background(), effects, r.seq, urgent)
 }
 

@@ -27,6 +27,12 @@ type ledgerCmd struct {
 	Export ledgerExportCmd `cmd:"" help:"Write a bundle of records that proves itself offline."`
 
 	VerifyBundle ledgerVerifyBundleCmd `cmd:"" help:"Verify a bundle offline, under keys of your own."`
+
+	Prune     ledgerPruneCmd     `cmd:"" help:"Move old contents to archives; every proof stays."`
+	Redact    ledgerRedactCmd    `cmd:"" help:"Erase all contents of an agent, by destroying its key."`
+	AcceptGap ledgerAcceptGapCmd `cmd:"" help:"Record that events are lost, so that the ledger can go on behind them."`
+	Backup    ledgerBackupCmd    `cmd:"" help:"Back up a running control plane, and verify the backup."`
+	Restore   ledgerRestoreCmd   `cmd:"" help:"Put a backup into a data folder, and verify it there."`
 }
 
 // verifyWithin bounds a verification by the running ledger.

@@ -15,15 +15,19 @@ import (
 )
 
 type serveCmd struct {
-	Service  string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
-	Creds    string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
-	Shadow   string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
+	Service string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
+	Creds   string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
+	Shadow  string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
+	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
 
 func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	defer tuneMemory()()
 	if err := app.outside("serve"); err != nil {
+		return err
+	}
+	if err := c.verifying.check(); err != nil {
 		return err
 	}
 	var level slog.Level
@@ -37,7 +41,7 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Shadow: shadow,
+	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Shadow: shadow, VerifyShare: c.share(),
 		Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/schemas"
@@ -83,6 +84,7 @@ func (t *terminal) status(doc statusDoc) {
 	}
 	if doc.Ledger != nil {
 		t.facts([2]string{"ledger", strconv.FormatUint(doc.Ledger.Size, 10) + " records, root " + doc.Ledger.Root})
+		t.verifiedLine(doc.Ledger.Verified)
 	}
 	var services []string
 	for _, s := range doc.Services {
@@ -96,6 +98,18 @@ func (t *terminal) status(doc statusDoc) {
 		services = append(services, one)
 	}
 	t.say("%s", t.paint(dim, "services")+"  "+strings.Join(services, ", "))
+}
+
+// verifiedLine tells what the continuous verification found.
+func (t *terminal) verifiedLine(v *schemas.Verified) {
+	switch {
+	case v == nil:
+	case v.OK:
+		t.facts([2]string{"verified", t.paint(green, "whole") + ", " + strconv.FormatUint(v.Records, 10) + " records, at " + v.Time.Format(time.RFC3339)})
+	default:
+		t.facts([2]string{"verified", t.paint(red, "NOT WHOLE") + " at event " + seqText(v.FirstBadSeq) + ": " + plain(v.Error)})
+		t.note("next: keep a copy of the data folder as it is, and see docs/operations.md")
+	}
 }
 
 // withMissing adds the services that did not answer.

@@ -16,14 +16,30 @@ import (
 )
 
 type upCmd struct {
-	Listen   string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
-	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where the issuer's API, public keys, health and metrics are served; port 0 picks one (default: ${default})."`
-	HTTPURL  string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
-	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
-	Shadow   string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
+	Listen  string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
+	HTTP    string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where the issuer's API, public keys, health and metrics are served; port 0 picks one (default: ${default})."`
+	HTTPURL string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
+	Fleet   string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
+	Shadow  string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
+	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 	tlsFlags
 }
+
+// verifying says how much of a core the ledger's continuous verification may
+// take.
+type verifying struct {
+	VerifyShare int `placeholder:"PERCENT" default:"5" help:"Percent of one core in which the ledger is verified, again and again; 0 switches that off (default: ${default})."`
+}
+
+func (v verifying) check() error {
+	if v.VerifyShare < 0 || v.VerifyShare > 100 {
+		return misuse("give 0 to 100 percent of one core; 0 switches it off", "--verify-share %d is no share", v.VerifyShare)
+	}
+	return nil
+}
+
+func (v verifying) share() float64 { return float64(v.VerifyShare) / 100 }
 
 // stopWithin bounds an orderly end.
 const stopWithin = 10 * time.Second
@@ -41,6 +57,9 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 		if err := plane.CheckAddress(a[1], c.TLS || ca.Exists(app.Data)); err != nil {
 			return misuse("give "+a[0]+" an address like 127.0.0.1:4222; port 0 picks one", "%s: %w", a[0], err)
 		}
+	}
+	if err := c.verifying.check(); err != nil {
+		return err
 	}
 	if c.Fleet != "" {
 		if _, err := readFleet(c.Fleet); err != nil {
@@ -60,7 +79,8 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor, Logger: log})
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor,
+		VerifyShare: c.share(), Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

@@ -256,18 +256,36 @@ func (r *reader) hand(e Entry) error {
 
 // catchUp hands over all that stands in the log now.
 func (r *reader) catchUp(ctx context.Context) (end uint64, err error) {
-	look, cancel := context.WithTimeout(ctx, lookWithin)
+	for {
+		first, end, err := r.look(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if r.last+1 < first && first > 1 {
+			// What aged out is the ledger's business, not the followers'.
+			r.last = first - 1
+		}
+		err = r.fill(ctx, end)
+		if !errors.Is(err, ErrGap) {
+			return end, err
+		}
+		// The oldest may have aged out between the look and the reading.
+		if now, _, lerr := r.look(ctx); lerr != nil || now <= r.last+1 {
+			return end, errors.Join(err, lerr)
+		}
+	}
+}
+
+// look gives the log's first and last sequence.
+func (r *reader) look(ctx context.Context) (first, last uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	s, err := r.js.Stream(look, schemas.Stream)
+	s, err := r.js.Stream(ctx, schemas.Stream)
 	if err != nil {
-		return 0, fmt.Errorf("follow the log: %w", err)
+		return 0, 0, fmt.Errorf("follow the log: %w", err)
 	}
 	state := s.CachedInfo().State
-	if r.last+1 < state.FirstSeq && state.FirstSeq > 1 {
-		// What aged out is the ledger's business, not the followers'.
-		r.last = state.FirstSeq - 1
-	}
-	return state.LastSeq, r.fill(ctx, state.LastSeq)
+	return state.FirstSeq, state.LastSeq, nil
 }
 
 // fill hands over everything behind r.last up to and including end.

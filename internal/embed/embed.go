@@ -39,12 +39,13 @@ import (
 
 // Options say how to start.
 type Options struct {
-	Data       string       // the data folder; its keys/ must exist
-	Host       string       // 127.0.0.1 where empty
-	Port       int          // 0 picks a free one
-	DontListen bool         // in-process connections only, until Listen
-	TLS        *tls.Config  // of connections from outside of the process; nil: they are in clear
-	Logger     *slog.Logger // the server's log; discarded where nil
+	Data       string        // the data folder; its keys/ must exist
+	Host       string        // 127.0.0.1 where empty
+	Port       int           // 0 picks a free one
+	DontListen bool          // in-process connections only, until Listen
+	TLS        *tls.Config   // of connections from outside of the process; nil: they are in clear
+	Retention  time.Duration // how long the log keeps an event; Retention where 0
+	Logger     *slog.Logger  // the server's log; discarded where nil
 }
 
 // Bounds of the server, each of which held under attack.
@@ -61,16 +62,17 @@ const (
 
 // Server is a running server. It is a nats.InProcessConnProvider.
 type Server struct {
-	trust   *keys.Trust
-	data    string
-	address string // asked for
-	secure  bool   // with TLS
-	srv     *server.Server
-	lock    *flock.Flock
-	viol    *violations
-	flood   sync.WaitGroup
-	stop    sync.Once
-	cancel  context.CancelFunc
+	trust     *keys.Trust
+	data      string
+	retention time.Duration
+	address   string // asked for
+	secure    bool   // with TLS
+	srv       *server.Server
+	lock      *flock.Flock
+	viol      *violations
+	flood     sync.WaitGroup
+	stop      sync.Once
+	cancel    context.CancelFunc
 }
 
 // Start starts the server of a data folder and returns when it takes
@@ -91,7 +93,7 @@ func Start(o Options) (*Server, error) {
 		release(lock)
 		return nil, err
 	}
-	s := &Server{trust: trust, data: o.Data, lock: lock, secure: o.TLS != nil}
+	s := &Server{trust: trust, data: o.Data, retention: o.Retention, lock: lock, secure: o.TLS != nil}
 	if err := s.start(o); err != nil {
 		s.Stop()
 		return nil, err

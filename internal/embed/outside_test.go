@@ -176,7 +176,7 @@ func TestAnOutsideServerTakesTheTrustOfInitAndNothingElse(t *testing.T) {
 		return nc, err
 	}
 
-	if err := Provision(t.Context(), func(role keys.Role) (*nats.Conn, error) { return connect(data, role) }); err != nil {
+	if err := Provision(t.Context(), t.TempDir(), func(role keys.Role) (*nats.Conn, error) { return connect(data, role) }); err != nil {
 		t.Fatal(err)
 	}
 	pushAccount(t, data, connect)

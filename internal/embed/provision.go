@@ -49,7 +49,7 @@ func Filters(role keys.Role) []string {
 // Provision makes the stream of events, each role's consumer and the bucket
 // of memories, or brings them up to date. It is idempotent.
 func (s *Server) Provision(ctx context.Context) error {
-	return provision(ctx, true, func(role keys.Role) (*nats.Conn, error) {
+	return provision(ctx, true, s.retention, s.data, func(role keys.Role) (*nats.Conn, error) {
 		creds, err := keys.Creds(s.data, role)
 		if err != nil {
 			return nil, err
@@ -58,15 +58,16 @@ func (s *Server) Provision(ctx context.Context) error {
 	})
 }
 
-// Provision is the same on any server, with the connections of the two roles
+// Provision is the same on any server, with the data folder of the keys and the
+// connections of the two roles
 // that make streams.
-func Provision(ctx context.Context, connect func(keys.Role) (*nats.Conn, error)) error {
-	return provision(ctx, false, connect)
+func Provision(ctx context.Context, data string, connect func(keys.Role) (*nats.Conn, error)) error {
+	return provision(ctx, false, Retention, data, connect)
 }
 
 // provision is told whether the server lives and dies with this process: then
 // the consumers need not outlive it, and are made anew at each start.
-func provision(ctx context.Context, own bool, connect func(keys.Role) (*nats.Conn, error)) error {
+func provision(ctx context.Context, own bool, keep time.Duration, data string, connect func(keys.Role) (*nats.Conn, error)) error {
 	var js [2]jetstream.JetStream
 	for i, role := range []keys.Role{keys.RoleInit, keys.RoleInitMemory} {
 		nc, err := connect(role)
@@ -78,21 +79,24 @@ func provision(ctx context.Context, own bool, connect func(keys.Role) (*nats.Con
 			return fmt.Errorf("provision: %w", err)
 		}
 	}
-	if err := provisionLog(ctx, js[0], own); err != nil {
+	if err := provisionLog(ctx, js[0], own, keep); err != nil {
 		return err
 	}
-	return provisionMemory(ctx, js[1], js[0])
+	return provisionMemory(ctx, js[1], js[0], data)
 }
 
-func provisionLog(ctx context.Context, js jetstream.JetStream, own bool) error {
+func provisionLog(ctx context.Context, js jetstream.JetStream, own bool, keep time.Duration) error {
+	if keep == 0 {
+		keep = Retention
+	}
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: schemas.Stream, Description: "Writ's log",
 		Subjects:   []string{schemas.EventPrefix + ".>"},
 		Storage:    jetstream.FileStorage,
 		Replicas:   1,
 		Retention:  jetstream.LimitsPolicy,
-		MaxAge:     Retention,
-		Duplicates: duplicateWindow,
+		MaxAge:     keep,
+		Duplicates: min(duplicateWindow, keep),
 		DenyDelete: true, DenyPurge: true, AllowDirect: true,
 	})
 	if err != nil {
@@ -108,7 +112,7 @@ func provisionLog(ctx context.Context, js jetstream.JetStream, own bool) error {
 
 // provisionMemory makes the bucket, and moves into it what an older version
 // kept in CONTROL. The memory service may not run meanwhile.
-func provisionMemory(ctx context.Context, js, control jetstream.JetStream) error {
+func provisionMemory(ctx context.Context, js, control jetstream.JetStream, data string) error {
 	_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: keys.MemoryBucket, Description: "agents' memories",
 		History: memoryHistory, MaxValueSize: memoryMax, Storage: jetstream.FileStorage, Replicas: 1,
@@ -118,6 +122,9 @@ func provisionMemory(ctx context.Context, js, control jetstream.JetStream) error
 	}
 	if err := moveMemories(ctx, control, js); err != nil {
 		return fmt.Errorf("move agents' memories into their own account: %w", err)
+	}
+	if err := rewriteMemories(ctx, js, data); err != nil {
+		return fmt.Errorf("remove what is left of erased memories: %w", err)
 	}
 	return nil
 }
@@ -178,29 +185,12 @@ func moveMemories(ctx context.Context, from, to jetstream.JetStream) error {
 	if err := bucket.Purge(ctx); err != nil {
 		return err
 	}
-	if n := old.CachedInfo().State.Msgs; n > 0 {
-		c, err := old.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-		if err != nil {
-			return err
-		}
-		it, err := c.Messages()
-		if err != nil {
-			return err
-		}
-		defer it.Stop()
-		for range n {
-			m, err := it.Next(jetstream.NextContext(ctx))
-			if err != nil {
-				return err
-			}
-			copied := &nats.Msg{Subject: m.Subject(), Data: m.Data()}
-			if op := m.Headers().Get(operationHeader); op != "" {
-				copied.Header = nats.Header{operationHeader: {op}}
-			}
-			if _, err := to.PublishMsg(ctx, copied); err != nil {
-				return err
-			}
-		}
+	err = messages(ctx, old, func(m jetstream.Msg) error {
+		_, err := to.PublishMsg(ctx, bucketMsg(m.Subject(), m.Headers().Get(operationHeader), m.Data()))
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	return from.DeleteStream(ctx, memoryStream)
 }

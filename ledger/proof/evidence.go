@@ -27,10 +27,29 @@ type Redaction struct {
 	Reason    string `json:"reason"`
 }
 
+// A Prune is what a prune record says: the contents of the first so many
+// records stand in archives alone. Their leaves stay, and every proof with them.
+type Prune struct {
+	Records  uint64    `json:"records"`  // from the first of the ledger on
+	LastSeq  uint64    `json:"last_seq"` // of the last of them
+	Archives []Archive `json:"archives"`
+	Reason   string    `json:"reason"`
+	Actor    string    `json:"actor"`
+}
+
+// An Archive is an evidence bundle that holds what was pruned.
+type Archive struct {
+	File     string `json:"file"`   // its name, without folder
+	SHA256   string `json:"sha256"` // hex
+	FirstSeq uint64 `json:"first_seq"`
+	LastSeq  uint64 `json:"last_seq"`
+}
+
 // Subjects of the ledger's own records.
 const (
 	GapSubject       = "ledger.gap"
 	RedactionSubject = "ledger.redaction"
+	PruneSubject     = "ledger.prune"
 )
 
 // Evidence is what a bundle proves, once Verify has passed.
@@ -52,6 +71,7 @@ type Entry struct {
 	Event     *schemas.Event // of KindEvent
 	Gap       *Gap
 	Redaction *Redaction
+	Prune     *Prune     // of KindPrune
 	Redacted  *Redaction // of KindEvent, where the content was erased: on what authority
 	// Answered is the sequence of the first answer in the bundle that only who
 	// was handed this message can have given; 0 where there is none.
@@ -230,6 +250,9 @@ func (e *Entry) open(b *BundleRecord) error {
 	case KindRedaction:
 		e.Redaction = new(Redaction)
 		err = own(subject, RedactionSubject, h, b.Payload, e.Redaction)
+	case KindPrune:
+		e.Prune = new(Prune)
+		err = own(subject, PruneSubject, h, b.Payload, e.Prune)
 	default:
 		e.Event, err = event(r, subject, h, b.Payload)
 	}

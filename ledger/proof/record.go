@@ -33,6 +33,7 @@ const (
 	KindEvent     Kind = 1 // one event of the log
 	KindGap       Kind = 2 // sequences that the log lost: those behind the previous record's, up to StreamSeq
 	KindRedaction Kind = 3 // the key of Agent was destroyed; its earlier records can't be opened
+	KindPrune     Kind = 4 // the contents of the oldest records were moved to an archive
 )
 
 // A Record is one leaf of the ledger. Its encoding is fixed: big-endian, 180
@@ -89,7 +90,7 @@ func ParseRecord(b []byte) (r Record, err error) {
 		return r, fmt.Errorf("%w: undefined flags %#x", ErrRecord, be.Uint32(b[8:]))
 	}
 	r.Kind = Kind(be.Uint16(b[6:]))
-	if r.Kind < KindEvent || r.Kind > KindRedaction {
+	if r.Kind < KindEvent || r.Kind > KindPrune {
 		return r, fmt.Errorf("%w: kind %d is unknown", ErrRecord, r.Kind)
 	}
 	r.Index = be.Uint64(b[12:])

@@ -156,16 +156,20 @@ func Health(ctx context.Context, nc *nats.Conn) []schemas.Health {
 type metrics struct{ operator *nats.Conn }
 
 var (
-	serviceUp    = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
-	serviceSeq   = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
-	serviceWarns = prometheus.NewDesc("writ_service_warning", "1 where the service works and asks to be looked after; writ status says why.", []string{"service"}, nil)
-	ledgerSize   = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
-	agentState   = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
-	agentRisk    = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
+	serviceUp             = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
+	serviceSeq            = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
+	serviceWarns          = prometheus.NewDesc("writ_service_warning", "1 where the service works and asks to be looked after; writ status says why.", []string{"service"}, nil)
+	ledgerSize            = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
+	ledgerVerified        = prometheus.NewDesc("writ_ledger_verified", "1 where the last pass of the continuous verification found the ledger whole, 0 where it did not.", nil, nil)
+	ledgerVerifiedTime    = prometheus.NewDesc("writ_ledger_verified_timestamp_seconds", "When the last pass of the continuous verification ended.", nil, nil)
+	ledgerVerifiedRecords = prometheus.NewDesc("writ_ledger_verified_records", "Records that the last pass of the continuous verification read.", nil, nil)
+	ledgerBadSeq          = prometheus.NewDesc("writ_ledger_first_bad_sequence", "First sequence that the continuous verification found wrong; 0 where it found none.", nil, nil)
+	agentState            = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
+	agentRisk             = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, agentState, agentRisk} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, agentState, agentRisk} {
 		ch <- d
 	}
 }
@@ -188,6 +192,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	if head, err := bus.Call[schemas.Head](ctx, m.operator, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
 		ch <- prometheus.MustNewConstMetric(ledgerSize, prometheus.CounterValue, float64(head.Size))
+		collectVerified(ch, head.Verified)
 	}
 	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
 	for {
@@ -208,6 +213,21 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(agentState, prometheus.GaugeValue, float64(n), string(s))
 	}
 	ch <- prometheus.MustNewConstMetric(agentRisk, prometheus.GaugeValue, float64(risk))
+}
+
+// collectVerified tells what the continuous verification found, if it has.
+func collectVerified(ch chan<- prometheus.Metric, v *schemas.Verified) {
+	if v == nil {
+		return
+	}
+	ok := 0.0
+	if v.OK {
+		ok = 1
+	}
+	ch <- prometheus.MustNewConstMetric(ledgerVerified, prometheus.GaugeValue, ok)
+	ch <- prometheus.MustNewConstMetric(ledgerVerifiedTime, prometheus.GaugeValue, float64(v.Time.Unix()))
+	ch <- prometheus.MustNewConstMetric(ledgerVerifiedRecords, prometheus.GaugeValue, float64(v.Records))
+	ch <- prometheus.MustNewConstMetric(ledgerBadSeq, prometheus.GaugeValue, float64(v.FirstBadSeq))
 }
 
 // announce writes where the control plane is, in one step, when it is ready.

@@ -15,6 +15,7 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,6 +43,8 @@ type Options struct {
 	Shadow      *monitor.Weights // that judge beside those that count
 	Fleet       string           // a fleet file to apply
 	Actor       string           // in whose name it is applied
+	Retention   time.Duration    // how long the log keeps an event; embed.Retention where 0
+	VerifyShare float64          // of one core, for verifying the ledger continuously, at most 1; 0: not at all
 	Logger      *slog.Logger
 }
 
@@ -70,6 +73,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
+	p.verifyShare, p.retention = o.VerifyShare, cmp.Or(o.Retention, embed.Retention)
 	if err := p.prepare(); err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, TLS: p.tls, Logger: p.log}); err != nil {
+	if p.server, err = embed.Start(embed.Options{Data: o.Data, Host: host, Port: port, DontListen: true, TLS: p.tls, Retention: o.Retention, Logger: p.log}); err != nil {
 		return nil, err
 	}
 	p.inside = p.server

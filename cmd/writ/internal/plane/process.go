@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/monitor"
 )
@@ -25,6 +27,9 @@ type Process struct {
 	log    *slog.Logger
 	stages *stages
 
+	retention   time.Duration // of the log
+	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all
+
 	mu    sync.Mutex
 	conns []*nats.Conn
 	close []func() error // databases, last opened first closed
@@ -34,7 +39,7 @@ func newProcess(keysOf, data string, log *slog.Logger) *Process {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Process{keys: keysOf, data: data, log: log, stages: newStages(log)}
+	return &Process{keys: keysOf, data: data, log: log, retention: embed.Retention, stages: newStages(log)}
 }
 
 // connect opens a service's connection; it is closed when the process stops.

@@ -48,12 +48,13 @@ var parts = map[string]part{
 // ServeOptions say what to serve. All but Shadow and Logger are needed; Shadow is
 // the monitor's alone.
 type ServeOptions struct {
-	Service string // issuer, broker, ledger or monitor
-	Server  string // address of the NATS server
-	Creds   string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
-	Data    string // the ledger's database and anchor, the monitor's snapshot
-	Shadow  *monitor.Weights
-	Logger  *slog.Logger
+	Service     string // issuer, broker, ledger or monitor
+	Server      string // address of the NATS server
+	Creds       string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
+	Data        string // the ledger's database and anchor, the monitor's snapshot
+	Shadow      *monitor.Weights
+	VerifyShare float64 // as in Options
+	Logger      *slog.Logger
 }
 
 // Serve starts one part against a NATS server elsewhere, and returns when it
@@ -71,7 +72,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 		return nil, fmt.Errorf("%w: %s was made with --tls, and agents' certificates are bound by the server of writ up alone; make keys without it", ErrCreds, folder)
 	}
 	p := newProcess(folder, o.Data, o.Logger)
-	p.url, p.shadow = o.Server, o.Shadow
+	p.url, p.shadow, p.verifyShare = o.Server, o.Shadow, o.VerifyShare
 	if err := what.start(p, ctx); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}
@@ -117,7 +118,7 @@ func Provision(ctx context.Context, server, data string) error {
 	if err := tellAccounts(ctx, data, connect); err != nil {
 		return err
 	}
-	return embed.Provision(ctx, connect)
+	return embed.Provision(ctx, data, connect)
 }
 
 // tellAccounts gives the server the static accounts as the folder has them. It

@@ -14,7 +14,6 @@ import (
 	"github.com/writ-sh/writ/broker/intake"
 	"github.com/writ-sh/writ/broker/release"
 	"github.com/writ-sh/writ/internal/bus"
-	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/fleet"
@@ -56,11 +55,15 @@ func (p *Process) startLedger(ctx context.Context) error {
 	if err := p.repair(ctx, led, last); err != nil {
 		return err
 	}
-	rel, err := p.newRelease(led)
+	folds, err := newFoldStore(p.data, o.Secret, o.StreamID)
 	if err != nil {
 		return err
 	}
-	if err := rel.Replay(func(yield func(*schemas.Event) error) error { return led.Replay(1, yield) }); err != nil {
+	rel, err := p.newRelease(led, folds)
+	if err != nil {
+		return err
+	}
+	if err := p.foldLog(led, rel, folds); err != nil {
 		return err
 	}
 	if err := p.stages.start(ctx, "release", func(ctx context.Context, ready func()) error {
@@ -73,7 +76,14 @@ func (p *Process) startLedger(ctx context.Context) error {
 		if err := led.Serve(conn); err != nil {
 			return err
 		}
+		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds}
+		if err := k.serve(); err != nil {
+			return err
+		}
 		g, ctx := errgroup.WithContext(ctx)
+		if p.verifyShare > 0 {
+			g.Go(func() error { return led.Watch(ctx, p.verifyShare) })
+		}
 		g.Go(func() error {
 			return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
 		})
@@ -150,7 +160,25 @@ func (p *Process) repair(ctx context.Context, led *ledger.Ledger, last uint64) e
 	return nil
 }
 
-func (p *Process) newRelease(bodies release.Bodies) (*release.Release, error) {
+// foldLog brings release up to the ledger's end: from the fold that was kept,
+// or else from the first event on.
+func (p *Process) foldLog(led *ledger.Ledger, rel *release.Release, folds *foldStore) error {
+	kept, seq, refused := folds.load(led)
+	if kept != nil {
+		if err := rel.Restore(kept); err != nil {
+			refused, seq = errors.Join(refused, err), 0
+		}
+	}
+	if pruned, err := led.Pruned(); err != nil || pruned > seq {
+		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
+	}
+	if refused != nil {
+		p.log.Warn("a kept fold of the log was refused; more of the ledger is folded", "from", seq+1, "error", refused)
+	}
+	return rel.Replay(func(yield func(*schemas.Event) error) error { return led.Replay(seq+1, yield) })
+}
+
+func (p *Process) newRelease(led *ledger.Ledger, folds *foldStore) (*release.Release, error) {
 	control, err := p.connect(keys.RoleRelease)
 	if err != nil {
 		return nil, err
@@ -159,7 +187,19 @@ func (p *Process) newRelease(bodies release.Bodies) (*release.Release, error) {
 	if err != nil {
 		return nil, err
 	}
-	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: bodies})
+	return release.New(release.Options{Control: control, Deliver: deliver, Source: source(keys.RoleRelease), Logger: p.log, Bodies: led,
+		Keep: keeper(led, folds)})
+}
+
+// keeper keeps release's fold bound to the ledger's beginning that it is of.
+func keeper(led *ledger.Ledger, folds *foldStore) func(seq uint64, fold []byte) error {
+	return func(seq uint64, fold []byte) error {
+		prefix, err := led.PrefixTo(seq)
+		if err != nil {
+			return err
+		}
+		return folds.keep(prefix, fold)
+	}
 }
 
 // LedgerOptions are those of the ledger of a data folder, without the stream.
@@ -217,7 +257,7 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 		return nil, err
 	}
 	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Callout: callout, CA: authority, Consumer: string(keys.RoleIssuer),
-		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: embed.Retention, Logger: p.log})
+		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: p.retention, Logger: p.log})
 	if err != nil {
 		return nil, err
 	}
