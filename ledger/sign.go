@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -111,7 +112,9 @@ func (l *Ledger) signNow(c proof.Checkpoint) (*signed, error) {
 // Head is the durable end, with the newest checkpoint.
 func (l *Ledger) Head() schemas.Head {
 	cur := l.current.Load() // first: it may only cover less than what is durable
-	return headOf(l.durable.get(), cur)
+	h := headOf(l.durable.get(), cur)
+	h.Published = l.published.state(time.Now())
+	return h
 }
 
 func headOf(s summary, cur *signed) schemas.Head {

@@ -195,6 +195,26 @@ type Head struct {
 	StreamSeq  uint64 `json:"stream_seq"`
 	Root       string `json:"root"`
 	Checkpoint string `json:"checkpoint"`
+	// Published is missing where no witness policy is set: then what is signed
+	// is all there is.
+	Published *Published `json:"published,omitempty"`
+}
+
+// Published is the newest checkpoint that enough witnesses have cosigned.
+type Published struct {
+	Size       uint64         `json:"size"`
+	Checkpoint string         `json:"checkpoint"` // with cosignatures; "" where there was none yet
+	UnmetFor   float64        `json:"unmet_s"`    // for how long a signed checkpoint has waited for its witnesses
+	Witnesses  []WitnessState `json:"witnesses"`
+}
+
+// WitnessState is how a witness of the policy last answered.
+type WitnessState struct {
+	Name    string `json:"name"`
+	URL     string `json:"url"`
+	Size    uint64 `json:"size"`    // that it cosigned last
+	Refused bool   `json:"refused"` // it has seen another history
+	Error   string `json:"error,omitempty"`
 }
 
 // HeadRequest asks for a head whose checkpoint covers at least Min records;

@@ -18,6 +18,7 @@ type upCmd struct {
 	Listen   string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
 	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where public keys, health and metrics are served; port 0 picks one (default: ${default})."`
 	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
+	Witness  string `name:"witness-policy" type:"path" placeholder:"FILE" help:"Witness policy to take over into the data folder: whose cosignatures publish a checkpoint."`
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
 
@@ -48,7 +49,7 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 		return misuse("see writ up --help", "--log-level: %w", err)
 	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Actor: app.actor, Logger: log})
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Actor: app.actor, Witnesses: c.Witness, Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -51,6 +52,9 @@ func split(address string) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// TilesPath is where the ledger's tiles (C2SP tlog-tiles) are served.
+const TilesPath = "/log"
+
 // startHTTP serves what needs no credentials: public keys, health, metrics.
 func (p *Plane) startHTTP(ctx context.Context) error {
 	host, port, err := split(p.o.HTTP)
@@ -67,7 +71,7 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s := &http.Server{Handler: handler(operator), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	s := &http.Server{Handler: handler(operator, p.ledger.Tile), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
 		go func() { ended <- s.Serve(l) }()
@@ -83,8 +87,9 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	})
 }
 
-func handler(operator *nats.Conn) http.Handler {
+func handler(operator *nats.Conn, tiles ledger.Tiles) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET "+TilesPath+"/", http.StripPrefix(TilesPath, ledger.TileHandler(tiles)))
 	mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, r *http.Request) {
 		set, err := bus.Call[json.RawMessage](r.Context(), operator, schemas.CtlJWKS, nil)
 		if err != nil {
@@ -149,12 +154,15 @@ var (
 	serviceUp  = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
 	serviceSeq = prometheus.NewDesc("writ_service_sequence", "Last sequence of the log that the service has folded.", []string{"service"}, nil)
 	ledgerSize = prometheus.NewDesc("writ_ledger_records", "Durable records of the ledger.", nil, nil)
+	published  = prometheus.NewDesc("writ_ledger_published_records", "Records of the newest checkpoint that enough witnesses have cosigned; missing where no policy is set.", nil, nil)
+	unmet      = prometheus.NewDesc("writ_ledger_unpublished_seconds", "For how long a signed checkpoint has waited for its witnesses.", nil, nil)
+	refused    = prometheus.NewDesc("writ_ledger_witness_refused", "1 where the witness has seen another history.", []string{"witness"}, nil)
 	agentState = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
 	agentRisk  = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, ledgerSize, agentState, agentRisk} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, ledgerSize, published, unmet, refused, agentState, agentRisk} {
 		ch <- d
 	}
 }
@@ -172,6 +180,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	if head, err := bus.Call[schemas.Head](ctx, m.operator, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
 		ch <- prometheus.MustNewConstMetric(ledgerSize, prometheus.CounterValue, float64(head.Size))
+		collectPublished(ch, head.Published)
 	}
 	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
 	for {
@@ -192,6 +201,21 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(agentState, prometheus.GaugeValue, float64(n), string(s))
 	}
 	ch <- prometheus.MustNewConstMetric(agentRisk, prometheus.GaugeValue, float64(risk))
+}
+
+func collectPublished(ch chan<- prometheus.Metric, p *schemas.Published) {
+	if p == nil {
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(published, prometheus.GaugeValue, float64(p.Size))
+	ch <- prometheus.MustNewConstMetric(unmet, prometheus.GaugeValue, p.UnmetFor)
+	for _, w := range p.Witnesses {
+		no := 0.0
+		if w.Refused {
+			no = 1
+		}
+		ch <- prometheus.MustNewConstMetric(refused, prometheus.GaugeValue, no, w.Name)
+	}
 }
 
 // announce writes where the control plane is, in one step, when it is ready.

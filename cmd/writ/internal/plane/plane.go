@@ -34,6 +34,7 @@ type Options struct {
 	HTTP        string // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
 	Fleet       string // a fleet file to apply
 	Actor       string // in whose name it is applied
+	Witnesses   string // a witness policy to take over into the data folder
 	Logger      *slog.Logger
 }
 
@@ -76,6 +77,9 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, fmt.Errorf("start: %w", err)
 	}
 	if err := p.server.Provision(ctx); err != nil {
+		return nil, err
+	}
+	if err := setWitnesses(o.Data, o.Witnesses); err != nil {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 )
 
 // A Process is the services that run in this process, and what they stand on:
@@ -22,6 +23,7 @@ type Process struct {
 	data   string // data folder of the ledger
 	log    *slog.Logger
 	stages *stages
+	ledger *ledger.Ledger // nil where it runs elsewhere
 
 	mu    sync.Mutex
 	conns []*nats.Conn
