@@ -68,8 +68,8 @@ func tileOf(path string, cur *signed, s tiles) ([]byte, error) {
 		return cur.note, nil
 	}
 	t, err := torchwood.ParseTilePath(path)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+	if err != nil || torchwood.TilePath(t) != path {
+		return nil, fmt.Errorf("%w: %.100q is no path of a tile", ErrNotFound, path)
 	}
 	level := max(t.L, 0)
 	if level >= levels || uint64(t.N)<<tileBits+uint64(t.W) > cur.Size>>(level*tileBits) {
