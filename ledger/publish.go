@@ -203,7 +203,7 @@ func (l *Ledger) ask(ctx context.Context, c *http.Client, a *asked, cur *signed)
 	size = l.published.sizeOf(a)
 	for range 3 {
 		if size > cur.Size {
-			return "", size, fmt.Errorf("%w: it has cosigned %d records, and the ledger signs %d: record %d and what follows are gone", witness.ErrForked, size, cur.Size, cur.Size)
+			return "", size, fmt.Errorf("witness %s: %w: it has cosigned %d records, and the ledger signs %d: record %d and what follows are gone", a.Name, witness.ErrForked, size, cur.Size, cur.Size)
 		}
 		r := witness.Request{Old: size, Checkpoint: cur.note}
 		if size > 0 {
