@@ -13,7 +13,7 @@ import (
 
 const (
 	rounds  = 5
-	bulk    = 20_000
+	bulk    = 60_000
 	singles = 100
 )
 
