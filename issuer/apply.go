@@ -117,8 +117,16 @@ func checkPrincipal(p schemas.Principal) error {
 	switch {
 	case p.ID == schemas.MemoryID:
 		return fmt.Errorf("the id is reserved for the built-in service")
-	case p.Kind != schemas.KindAgent && p.Kind != schemas.KindService:
-		return fmt.Errorf("kind %.40q is neither agent nor service", p.Kind)
+	case p.Kind != schemas.KindAgent && p.Kind != schemas.KindService && p.Kind != schemas.KindOperator:
+		return fmt.Errorf("kind %.40q is none of agent, service, operator", p.Kind)
+	case p.Kind == schemas.KindOperator && !p.Role.Valid():
+		return fmt.Errorf("role %.40q is none of viewer, reviewer, operator, admin", p.Role)
+	case p.Kind == schemas.KindOperator && (p.Ceiling != nil || len(p.Serves) > 0 || len(p.MayIssueFor) > 0):
+		return fmt.Errorf("an operator holds no capability and serves nothing")
+	case p.Kind != schemas.KindOperator && p.Role != "":
+		return fmt.Errorf("operators alone have a role")
+	case p.TwoPerson && p.Kind != schemas.KindAgent:
+		return fmt.Errorf("two_person is for agents")
 	case p.Lock != "" || p.Generation != 0:
 		return fmt.Errorf("a declaration can't set a lock; use writ pause, suspend or kill")
 	}

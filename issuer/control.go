@@ -24,15 +24,17 @@ const (
 // serveControl answers operators.
 func (i *Issuer) serveControl() error {
 	for _, serve := range []func() error{
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlApply, i.apply) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlEnroll, i.enroll) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlIssue, i.issueForOperator) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlLock, i.lock) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReview, i.review) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlReviews, i.reviews) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlStatus, i.status) },
-		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlJWKS, i.publishKeys) },
+		func() error { return take(i, schemas.CtlApply, i.apply) },
+		func() error { return take(i, schemas.CtlEnroll, i.enroll) },
+		func() error { return take(i, schemas.CtlIssue, i.issueForOperator) },
+		func() error { return take(i, schemas.CtlLock, i.lock) },
+		func() error { return take(i, schemas.CtlLockdown, i.lockdown) },
+		func() error { return take(i, schemas.CtlReview, i.review) },
+		func() error { return take(i, schemas.CtlReviews, i.reviews) },
+		func() error { return take(i, schemas.CtlStatus, i.status) },
+		func() error { return take(i, schemas.CtlJWKS, i.publishKeys) },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
+		i.serveOperators,
 	} {
 		if err := serve(); err != nil {
 			return err
@@ -69,10 +71,7 @@ func (i *Issuer) review(ctx context.Context, req schemas.ReviewRequest) (schemas
 	if _, err := i.append(ctx, e); err != nil {
 		return schemas.ReviewReply{}, err
 	}
-	state := "approved"
-	if !req.Approve {
-		state = "denied"
-	}
+	state := map[schemas.Kind]string{schemas.ReviewApproved: "approved", schemas.ReviewDenied: "denied", schemas.ReviewEndorsed: "endorsed"}[e.Kind]
 	return schemas.ReviewReply{Seq: req.Seq, AgentID: e.Agent, Action: e.Action.String(), State: state}, nil
 }
 
@@ -88,14 +87,22 @@ func (i *Issuer) reviews(_ context.Context, req schemas.PageRequest) (schemas.Re
 			return schemas.ReviewsReply{}, schemas.Refuse(schemas.CodeMalformed, "after %q is no sequence", clip(req.After))
 		}
 	}
-	held := view(i, func(s *schemas.State) []*schemas.Event { return heldActions(s, after) })
+	two := map[string]bool{}
+	held := view(i, func(s *schemas.State) []*schemas.Event {
+		held := heldActions(s, after)
+		for _, e := range held {
+			two[e.Agent] = s.Agents[e.Agent].TwoPerson
+		}
+		return held
+	})
 	if len(held) > limit {
 		held = held[:limit]
 	}
 	reply := schemas.ReviewsReply{Reviews: []schemas.Review{}}
 	for _, e := range held {
 		r := schemas.Review{Seq: e.Seq, AgentID: e.Agent, Operation: e.Operation, Action: e.Action.String(),
-			Risk: e.Risk, Factors: []schemas.Factor{}, Time: e.Time, Digest: e.Digest.String()}
+			Risk: e.Risk, Factors: []schemas.Factor{}, Time: e.Time, Digest: e.Digest.String(),
+			TwoPerson: two[e.Agent], Endorsed: e.Actor}
 		var v schemas.Verdict
 		if len(e.Verdict) > 0 {
 			if err := schemas.Unmarshal(e.Verdict, &v); err != nil {
@@ -144,7 +151,7 @@ func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas
 	if err != nil {
 		return schemas.StatusReply{}, err
 	}
-	reply := schemas.StatusReply{Agents: view(i, func(s *schemas.State) []schemas.AgentStatus {
+	reply := schemas.StatusReply{Lockdown: view(i, func(s *schemas.State) string { return s.Lockdown }), Agents: view(i, func(s *schemas.State) []schemas.AgentStatus {
 		return i.statuses(s, req.AgentID, req.After)
 	})}
 	if req.AgentID != "" && len(reply.Agents) == 0 {

@@ -82,6 +82,9 @@ func agentThatMayAct(s *schemas.State, id string) (*schemas.Agent, error) {
 	if err := schemas.CheckID("agent_id", id); err != nil {
 		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
+	if s.Lockdown != "" {
+		return nil, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s; nobody gets a capability until an operator lifts it", s.Lockdown)
+	}
 	a := s.Agents[id]
 	if a == nil || a.Kind != schemas.KindAgent {
 		return nil, schemas.Refuse(schemas.CodeNotFound, "%s is no agent of this fleet; declare it in the fleet file and run writ apply", id)

@@ -1,6 +1,8 @@
 package issuer
 
 import (
+	"strings"
+
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -65,7 +67,8 @@ func checkReason(reason string) error {
 	return nil
 }
 
-// decideReview finds the held action of a review and says which event ends it.
+// decideReview finds the held action of a review and says which event ends it,
+// or, where two operators must approve, is the first half of that.
 func decideReview(s *schemas.State, req schemas.ReviewRequest) (*schemas.Event, error) {
 	if err := checkActor(req.Actor); err != nil {
 		return nil, err
@@ -81,10 +84,27 @@ func decideReview(s *schemas.State, req schemas.ReviewRequest) (*schemas.Event, 
 	if held == nil {
 		return nil, schemas.Refuse(schemas.CodeNotFound, "no action is held under %d: it was decided, cancelled or has expired; see writ review list", req.Seq)
 	}
+	if a := s.Agents[held.Agent]; req.Approve && a.TwoPerson {
+		switch {
+		case held.Actor == "":
+			kind = schemas.ReviewEndorsed
+		case person(held.Actor) == person(req.Actor):
+			return nil, schemas.Refuse(schemas.CodeConflict, "%s approved action %d already; what %s does needs a second operator's approval", held.Actor, held.Seq, held.Agent)
+		}
+	}
 	return &schemas.Event{
 		Kind: kind, Agent: held.Agent, Ref: held.Seq, Operation: held.Operation, Action: held.Action, Digest: held.Digest,
 		Trace: held.Trace, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor,
 	}, nil
+}
+
+// person is who an actor is. Those who have the credential of the data folder
+// name themselves as they like, and so count as one.
+func person(actor string) string {
+	if strings.HasPrefix(actor, schemas.RootActor) {
+		return schemas.RootActor
+	}
+	return actor
 }
 
 func heldAction(s *schemas.State, seq uint64) *schemas.Event {

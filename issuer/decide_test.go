@@ -486,3 +486,36 @@ func TestOnlyAnAgentFarOverItsRateFloods(t *testing.T) {
 		}
 	}
 }
+
+// What the server's template would let through while a push is on its way, the
+// state refuses.
+func TestAnOperatorsRightsAreThoseOfTheState(t *testing.T) {
+	op := func(role schemas.Role, lock schemas.Lock) schemas.Agent {
+		return schemas.Agent{Principal: schemas.Principal{ID: "amy", Kind: schemas.KindOperator, Role: role}, Lock: lock}
+	}
+	for _, c := range []struct {
+		name    string
+		a       schemas.Agent
+		subject string
+		code    int
+	}{
+		{"nobody", schemas.Agent{}, schemas.CtlStatus, schemas.CodeUnauthorized},
+		{"an agent", schemas.Agent{Principal: schemas.Principal{ID: "amy", Kind: schemas.KindAgent}, Lock: schemas.Active}, schemas.CtlStatus, schemas.CodeUnauthorized},
+		{"a viewer looks", op(schemas.RoleViewer, schemas.Active), schemas.CtlStatus, 0},
+		{"a viewer locks", op(schemas.RoleViewer, schemas.Active), schemas.CtlLock, schemas.CodeForbidden},
+		{"a reviewer locks", op(schemas.RoleReviewer, schemas.Active), schemas.CtlLock, schemas.CodeForbidden},
+		{"an operator applies", op(schemas.RoleOperator, schemas.Active), schemas.CtlApply, schemas.CodeForbidden},
+		{"an admin applies", op(schemas.RoleAdmin, schemas.Active), schemas.CtlApply, 0},
+		{"a paused admin", op(schemas.RoleAdmin, schemas.Paused), schemas.CtlStatus, schemas.CodeUnauthorized},
+		{"a killed admin", op(schemas.RoleAdmin, schemas.Killed), schemas.CtlStatus, schemas.CodeUnauthorized},
+		{"no role", op("", schemas.Active), schemas.CtlStatus, schemas.CodeForbidden},
+		{"no such role", op("root", schemas.Active), schemas.CtlStatus, schemas.CodeForbidden},
+		{"no such command", op(schemas.RoleAdmin, schemas.Active), "writ.ctl.ledger.sign", schemas.CodeForbidden},
+	} {
+		_, err := decideAsk(c.a, "amy", c.subject)
+		var r *schemas.Refusal
+		if errors.As(err, &r) != (c.code != 0) || r != nil && r.Code != c.code {
+			t.Errorf("%s: %v, want %d", c.name, err, c.code)
+		}
+	}
+}

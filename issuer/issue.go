@@ -18,6 +18,7 @@ import (
 const (
 	identityTTL = 24 * time.Hour
 	serviceTTL  = 7 * 24 * time.Hour
+	operatorTTL = 30 * 24 * time.Hour // an admin enrols the operator again
 )
 
 // issue grants a capability or refuses it.
@@ -194,7 +195,7 @@ func (i *Issuer) renewIdentity(id, public string) (schemas.IssueReply, error) {
 	return schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}, nil
 }
 
-// identity signs an agent's identity, or a service's user.
+// identity signs an agent's identity, a service's user or an operator's.
 func (i *Issuer) identity(id, public string) (token string, expires time.Time, err error) {
 	kind := view(i, func(s *schemas.State) string {
 		if a := s.Agents[id]; a != nil {
@@ -203,18 +204,28 @@ func (i *Issuer) identity(id, public string) (token string, expires time.Time, e
 		return ""
 	})
 	generation, iat := i.standing(id)
-	if kind == schemas.KindService {
+	switch kind {
+	case schemas.KindService:
 		expires = iat.Add(serviceTTL)
 		token, err = i.maker.Service(id, public, generation, iat, expires)
-		return token, expires, err
+	case schemas.KindOperator:
+		expires = iat.Add(operatorTTL)
+		token, err = i.maker.Operator(id, public, generation, iat, expires)
+	default:
+		expires = iat.Add(identityTTL)
+		token, err = i.maker.Identity(id, public, iat, expires)
 	}
-	expires = iat.Add(identityTTL)
-	token, err = i.maker.Identity(id, public, iat, expires)
 	return token, expires, err
 }
 
 // enroll makes an identity for a principal, and brings a killed one back.
 func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas.EnrollReply, error) {
+	if err := i.overOperators(ctx, req.ID); err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	if req.JoinTTLSeconds != 0 {
+		return i.invite(ctx, req)
+	}
 	if err := i.logEnrolment(ctx, req); err != nil {
 		return schemas.EnrollReply{}, err
 	}

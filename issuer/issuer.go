@@ -13,8 +13,9 @@
 //   - A capability is granted whole or refused; never clamped, never wider
 //     than the ceiling, and never to an agent under a lock: a lock that comes
 //     in between wins.
-//   - Who asks is the account that the server stamped, or somebody with the
-//     right to publish writ.ctl.>; no name in a request counts.
+//   - Who asks is the account that the server stamped, also of operators, or
+//     somebody with the data folder's own credential; no name in a request
+//     counts.
 //   - A kill or suspension stands in the log before it is pushed; it is pushed
 //     to all servers and all connections are closed at the same time, and it is
 //     pushed a second later again, for a server that was away. Issuing times of
@@ -77,8 +78,9 @@ type Issuer struct {
 	wire   *wire
 	pushes *pushes
 	folded *bus.Watermark
-	gates  *gates // one command at a time issues for a principal
-	locks  *gates // one command at a time locks a principal, or declares it
+	orders map[string]order // what operators may ask here, by control subject
+	gates  *gates           // one command at a time issues for a principal
+	locks  *gates           // one command at a time locks a principal, or declares it
 
 	applying sync.Mutex // one declaration of the fleet at a time
 
@@ -116,7 +118,7 @@ func New(o Options) (*Issuer, error) {
 		return nil, err
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
-		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), gates: newGates(), locks: newGates(),
+		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(),
 		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, nil
@@ -186,13 +188,13 @@ func (i *Issuer) fold(entry bus.Entry) error {
 		return err
 	}
 	i.mu.Lock()
-	before := i.stance(e.Agent)
+	before, lockdown := i.stance(e.Agent), i.state.LockdownSeq
 	if err := i.state.Apply(e); err != nil {
 		i.mu.Unlock()
 		return fmt.Errorf("issuer: fold: %w", err)
 	}
 	after := i.stance(e.Agent)
-	i.tracks.fold(e, after.lock != before.lock)
+	i.tracks.fold(e, after.lock != before.lock || i.state.LockdownSeq != lockdown)
 	err = i.index(e)
 	if after.known && (!before.known || before.lock == schemas.Killed && after.lock != schemas.Killed) {
 		i.rebirth(e, !before.known)
@@ -229,6 +231,7 @@ type stance struct {
 	known      bool
 	lock       schemas.Lock
 	generation int
+	role       schemas.Role
 }
 
 func (i *Issuer) stance(id string) stance {
@@ -236,7 +239,7 @@ func (i *Issuer) stance(id string) stance {
 	if a == nil {
 		return stance{}
 	}
-	return stance{true, a.Lock, a.Generation}
+	return stance{true, a.Lock, a.Generation, a.Role}
 }
 
 // index keeps what the state does not say: when a declaration was last made,
@@ -305,6 +308,12 @@ func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.
 	id := i.byKey[account]
 	i.mu.RUnlock()
 	if id == "" {
+		return nil
+	}
+	if view(i, func(s *schemas.State) bool { a := s.Agents[id]; return a != nil && a.Kind == schemas.KindOperator }) {
+		// A person who tries what the role does not admit is told so, and not
+		// locked out by a count.
+		i.Logger.Warn("an operator was refused by the server", "operator", id, "what", v.What, "subject", v.Subject)
 		return nil
 	}
 	flood := floodOf(v)

@@ -52,7 +52,7 @@ func TestIssuedTokenIsVerifiableOfflineAndNamesItsKey(t *testing.T) {
 	nc := p.mustClient(got.Creds)
 	claims, err := v.Verify(got.Token, capability.Expect{Time: time.Now(), Scope: "read:data.sales", Delivered: true})
 	must(t, err)
-	if claims.JTI != got.JTI || claims.AgentID != "analyst-7" || claims.Confirmation.NKey == "" || claims.IssuedBy != "alice" || claims.Txn != got.TraceID {
+	if claims.JTI != got.JTI || claims.AgentID != "analyst-7" || claims.Confirmation.NKey == "" || claims.IssuedBy != "root/alice" || claims.Txn != got.TraceID {
 		t.Errorf("claims %+v", claims)
 	}
 	must(t, nc.Flush())
@@ -62,7 +62,7 @@ func TestIssuedTokenIsVerifiableOfflineAndNamesItsKey(t *testing.T) {
 	e := p.lastEvent("ev.analyst-7.token.issued")
 	var g schemas.Grant
 	must(t, schemas.Unmarshal(e.Data, &g))
-	if g.Token != got.Token || g.PublicKey != claims.Confirmation.NKey || e.Seq != got.Seq || e.Actor != "alice" {
+	if g.Token != got.Token || g.PublicKey != claims.Confirmation.NKey || e.Seq != got.Seq || e.Actor != "root/alice" {
 		t.Errorf("event %+v", e)
 	}
 }

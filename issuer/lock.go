@@ -22,6 +22,9 @@ const releaseWait = 10 * time.Second
 func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Receipt, error) {
 	start := i.Now()
 	r := schemas.Receipt{AgentID: req.AgentID, State: req.Lock, Cancelled: []uint64{}, Nodes: []string{}}
+	if err := i.overOperators(ctx, req.AgentID); err != nil {
+		return r, err
+	}
 	i.mu.RLock()
 	_, err := decideLock(i.state, req) // decided again in its turn; nothing is done for what can't be
 	i.mu.RUnlock()

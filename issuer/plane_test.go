@@ -120,7 +120,7 @@ func (p *plane) standIns() {
 			switch e.Kind {
 			case schemas.MessageAccepted:
 				open[e.Agent] = append(open[e.Agent], e)
-			case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.AgentEnrolled:
+			case schemas.PolicyLockdown, schemas.PolicyLifted, schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.AgentEnrolled:
 				for _, o := range open[e.Agent] {
 					_, err := release.Append(ctx, &schemas.Event{Kind: schemas.MessageCancelled, Agent: e.Agent, ID: fmt.Sprint("cancel-", o.Seq), Source: "test", Time: time.Now(),
 						Ref: o.Seq, Code: schemas.CodeCancelled, Reason: "killed", Trace: o.Trace})

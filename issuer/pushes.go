@@ -276,5 +276,5 @@ func (i *Issuer) account(id string) accounts.Account {
 	if a == nil {
 		return accounts.Account{ID: id, Lock: schemas.Killed}
 	}
-	return accounts.Account{ID: id, Lock: a.Lock, Generation: a.Generation, RevokeUntil: i.born[id]}
+	return accounts.Account{ID: id, Role: a.Role, Lock: a.Lock, Generation: a.Generation, RevokeUntil: i.born[id]}
 }

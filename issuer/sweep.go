@@ -94,6 +94,9 @@ func (i *Issuer) restateOne(ctx context.Context, id string) error {
 			return schemas.Policy{TrustDomain: s.TrustDomain, Digest: s.Policy}
 		})
 		_, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, ContentType: jsonType, Data: schemas.Marshal(policy)})
+		if why := view(i, func(s *schemas.State) string { return s.Lockdown }); why != "" && err == nil {
+			_, err = i.append(ctx, &schemas.Event{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Reason: why})
+		}
 		return err
 	}
 	p := view(i, func(s *schemas.State) *schemas.Principal {

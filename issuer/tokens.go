@@ -40,7 +40,7 @@ func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subs
 			}
 		})
 	}
-	limits := &limiters{by: map[string]*rate.Limiter{}}
+	limits := newLimiters(tokensPerSecond, tokensBurst)
 	sub, err := i.Inlet.Subscribe(schemas.OutPrefix+".*.token.>", func(m *nats.Msg) {
 		if !bus.FromAgent(m) {
 			return
@@ -74,7 +74,7 @@ func (i *Issuer) answerToken(ctx context.Context, m *nats.Msg) {
 func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, error) {
 	out, err := schemas.ParseOut(subject)
 	if err != nil || out.Kind != schemas.OutToken {
-		return nil, schemas.Refuse(schemas.CodeMalformed, "%s is none of out.token.issue, out.token.refresh, out.token.release", clip(subject))
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%s is none of out.token.issue, out.token.refresh, out.token.release, out.token.join", clip(subject))
 	}
 	if len(data) > maxTokenRequest {
 		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has %d bytes, %d are possible", len(data), maxTokenRequest)
@@ -95,6 +95,12 @@ func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, e
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 		return i.refresh(ctx, out.Agent, req)
+	case "join":
+		var req schemas.JoinRequest
+		if err := schemas.Unmarshal(data, &req); err != nil {
+			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		}
+		return i.join(ctx, out.Agent, req)
 	default:
 		var req schemas.ReleaseRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
@@ -135,8 +141,14 @@ func (i *Issuer) reply(m *nats.Msg, answer any, err error) {
 // limiters hold one bucket per account. Accounts exist only where the issuer
 // made them, so their number is the fleet's.
 type limiters struct {
-	mu sync.Mutex
-	by map[string]*rate.Limiter
+	perSecond rate.Limit
+	burst     int
+	mu        sync.Mutex
+	by        map[string]*rate.Limiter
+}
+
+func newLimiters(perSecond rate.Limit, burst int) *limiters {
+	return &limiters{perSecond: perSecond, burst: burst, by: map[string]*rate.Limiter{}}
 }
 
 func (l *limiters) of(agent string) *rate.Limiter {
@@ -144,7 +156,7 @@ func (l *limiters) of(agent string) *rate.Limiter {
 	defer l.mu.Unlock()
 	b := l.by[agent]
 	if b == nil {
-		b = rate.NewLimiter(tokensPerSecond, tokensBurst)
+		b = rate.NewLimiter(l.perSecond, l.burst)
 		l.by[agent] = b
 	}
 	return b

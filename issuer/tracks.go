@@ -22,7 +22,8 @@ func newTracks() *tracks {
 	return &tracks{newest: map[string]*track{}}
 }
 
-// fold takes one event; locked says that it changed its agent's lock.
+// fold takes one event; locked says that it changed its agent's lock, or began
+// or ended a lockdown of the fleet.
 func (t *tracks) fold(e *schemas.Event, locked bool) {
 	if locked {
 		n := &track{agent: e.Agent, seq: e.Seq, done: make(chan struct{})}
@@ -32,7 +33,7 @@ func (t *tracks) fold(e *schemas.Event, locked bool) {
 	switch e.Kind {
 	case schemas.MessageCancelled:
 		for _, p := range t.pending {
-			if p.agent == e.Agent || p.agent == e.To {
+			if p.agent == e.Agent || p.agent == e.To || p.agent == schemas.Fleet {
 				p.cancelled = append(p.cancelled, e.Ref)
 			}
 		}

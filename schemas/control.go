@@ -2,29 +2,83 @@ package schemas
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
 // The operators' interface: requests over NATS inside CONTROL, JSON both ways,
 // errors as refusals in headers. Only operators' users may publish there.
 const (
-	CtlApply   = "writ.ctl.issuer.apply"   // ApplyRequest → ApplyReply
-	CtlEnroll  = "writ.ctl.issuer.enroll"  // EnrollRequest → EnrollReply
-	CtlIssue   = "writ.ctl.issuer.issue"   // IssueRequest → IssueReply
-	CtlLock    = "writ.ctl.issuer.lock"    // LockRequest → Receipt
-	CtlReview  = "writ.ctl.issuer.review"  // ReviewRequest → ReviewReply
-	CtlReviews = "writ.ctl.issuer.reviews" // PageRequest → ReviewsReply
-	CtlStatus  = "writ.ctl.issuer.status"  // StatusRequest → StatusReply
-	CtlJWKS    = "writ.ctl.issuer.jwks"    // nothing → KeySet, a JWK Set
-	CtlHead    = "writ.ctl.ledger.head"    // HeadRequest → Head
-	CtlVerify  = "writ.ctl.ledger.verify"  // nothing → VerifyReply
-	CtlProve   = "writ.ctl.ledger.prove"   // ProveRequest → Proof
-	CtlRead    = "writ.ctl.ledger.read"    // ReadRequest → ReadReply
-	CtlShow    = "writ.ctl.ledger.show"    // ShowRequest → ShowReply
-	CtlRisk    = "writ.ctl.monitor.risk"   // RiskRequest → RiskReply
-	CtlRisks   = "writ.ctl.monitor.risks"  // RisksRequest → RisksReply
-	CtlHealth  = "writ.ctl.health"         // nothing → Health, one answer of each service
+	CtlApply    = "writ.ctl.issuer.apply"    // ApplyRequest → ApplyReply
+	CtlEnroll   = "writ.ctl.issuer.enroll"   // EnrollRequest → EnrollReply
+	CtlIssue    = "writ.ctl.issuer.issue"    // IssueRequest → IssueReply
+	CtlLock     = "writ.ctl.issuer.lock"     // LockRequest → Receipt
+	CtlReview   = "writ.ctl.issuer.review"   // ReviewRequest → ReviewReply
+	CtlReviews  = "writ.ctl.issuer.reviews"  // PageRequest → ReviewsReply
+	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
+	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
+	CtlJWKS     = "writ.ctl.issuer.jwks"     // nothing → KeySet, a JWK Set
+	CtlHead     = "writ.ctl.ledger.head"     // HeadRequest → Head
+	CtlVerify   = "writ.ctl.ledger.verify"   // nothing → VerifyReply
+	CtlProve    = "writ.ctl.ledger.prove"    // ProveRequest → Proof
+	CtlRead     = "writ.ctl.ledger.read"     // ReadRequest → ReadReply
+	CtlShow     = "writ.ctl.ledger.show"     // ShowRequest → ShowReply
+	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
+	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
+	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
 )
+
+// OpPrefix begins what named operators ask: each has an account of its own, in
+// which writ.ctl.> is writ.op.<name>.> of CONTROL. So the server says who asks.
+const OpPrefix = "writ.op"
+
+// RootActor begins the actor of a command that was given with the credential
+// of the data folder, which is nobody's in particular; what follows is what
+// the command said of itself. It is no id, so no operator can be taken for it.
+const RootActor = "root/"
+
+// A Role bounds the commands that an operator may give.
+type Role string
+
+// The roles, each of which may do what those before it may.
+const (
+	RoleViewer   Role = "viewer"   // look
+	RoleReviewer Role = "reviewer" // decide held actions
+	RoleOperator Role = "operator" // issue, enrol and lock agents
+	RoleAdmin    Role = "admin"    // declare the fleet, and the operators
+)
+
+// Roles are all of them, weakest first.
+func Roles() []Role { return []Role{RoleViewer, RoleReviewer, RoleOperator, RoleAdmin} }
+
+// Valid reports whether there is such a role.
+func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
+
+// weakest is the role that a command demands.
+var weakest = map[string]Role{
+	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
+	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
+	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
+	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
+}
+
+// May reports whether a role may ask on a control subject.
+func (r Role) May(subject string) bool {
+	needs, known := weakest[subject]
+	return known && r.Valid() && slices.Index(Roles(), r) >= slices.Index(Roles(), needs)
+}
+
+// Commands lists the control subjects on which a role may ask, sorted.
+func (r Role) Commands() []string {
+	var out []string
+	for subject := range weakest {
+		if r.May(subject) {
+			out = append(out, subject)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
 
 // ApplyRequest declares the whole fleet. Without Prune, principals that are
 // missing are an error that names them; with it they are killed and removed.
@@ -47,13 +101,31 @@ type Change struct {
 	Detail string `json:"detail,omitempty"`
 }
 
+// By is where the request names who asks; so have all that do.
+func (r *ApplyRequest) By() *string    { return &r.Actor }
+func (r *EnrollRequest) By() *string   { return &r.Actor }
+func (r *IssueRequest) By() *string    { return &r.Actor }
+func (r *LockRequest) By() *string     { return &r.Actor }
+func (r *ReviewRequest) By() *string   { return &r.Actor }
+func (r *LockdownRequest) By() *string { return &r.Actor }
+
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
 }
 
+// EnrollRequest makes an identity, or, with JoinTTL, a token with which the
+// principal registers a key of its own.
 type EnrollRequest struct {
-	ID    string `json:"id"`
-	Actor string `json:"actor"`
+	ID             string `json:"id"`
+	JoinTTLSeconds int64  `json:"join_ttl_seconds,omitempty"` // 1 to 86,400
+	Actor          string `json:"actor"`
+}
+
+// JoinRequest, over out.token.join, is made with the credentials that a join
+// token holds: once.
+type JoinRequest struct {
+	ID        string `json:"id"`         // of the join token
+	PublicKey string `json:"public_key"` // user NKey, whose seed stays with the sender
 }
 
 // EnrollReply holds the content of a .creds file: it is a secret.
@@ -61,6 +133,10 @@ type EnrollReply struct {
 	AgentID   string `json:"agent_id"`
 	PublicKey string `json:"public_key"`
 	Creds     string `json:"creds"`
+	// JoinID and ExpiresAt are a join token's: Creds then may do nothing but
+	// join.
+	JoinID    string     `json:"join_id,omitempty"`
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 }
 
 // IssueRequest asks for a capability. Over out.token.issue, Actor and Creds
@@ -116,6 +192,24 @@ type LockRequest struct {
 	Actor   string `json:"actor"`
 }
 
+// LockdownRequest locks the whole fleet, or lifts that.
+type LockdownRequest struct {
+	Lift   bool   `json:"lift,omitempty"`
+	Reason string `json:"reason"`
+	Actor  string `json:"actor"`
+}
+
+// LockdownReply says what it did, as a Receipt does for one agent.
+type LockdownReply struct {
+	Locked          bool     `json:"locked"`
+	Seq             uint64   `json:"seq"`
+	LastAcceptedSeq uint64   `json:"last_accepted_seq"`
+	Cancelled       []uint64 `json:"cancelled"`
+	ElapsedMS       float64  `json:"elapsed_ms"`
+	Checkpoint      string   `json:"checkpoint"` // signed; covers Seq
+	Partial         bool     `json:"partial"`
+}
+
 // A Receipt proves what a lock did. It is complete when release has worked
 // through the log up to Seq.
 type Receipt struct {
@@ -143,7 +237,7 @@ type ReviewReply struct {
 	Seq     uint64 `json:"seq"`
 	AgentID string `json:"agent_id"`
 	Action  string `json:"action"`
-	State   string `json:"state"` // approved or denied
+	State   string `json:"state"` // approved, denied, or endorsed: a second operator must approve
 }
 
 type PageRequest struct {
@@ -160,6 +254,8 @@ type Review struct {
 	Factors   []Factor  `json:"factors"`
 	Time      time.Time `json:"time"`
 	Digest    string    `json:"payload_sha256"`
+	TwoPerson bool      `json:"two_person,omitempty"`  // two operators must approve
+	Endorsed  string    `json:"endorsed_by,omitempty"` // who did so first
 }
 
 type ReviewsReply struct {
@@ -183,8 +279,9 @@ type AgentStatus struct {
 }
 
 type StatusReply struct {
-	Agents []AgentStatus `json:"agents"`
-	Next   string        `json:"next,omitempty"`
+	Lockdown string        `json:"lockdown,omitempty"` // why nobody may act
+	Agents   []AgentStatus `json:"agents"`
+	Next     string        `json:"next,omitempty"`
 }
 
 // Head is the ledger's durable end. Size counts records; Root is the Merkle

@@ -27,15 +27,16 @@ func (l Lock) check() error {
 
 // Kinds of principal.
 const (
-	KindAgent   = "agent"
-	KindService = "service"
+	KindAgent    = "agent"
+	KindService  = "service"
+	KindOperator = "operator" // a person who gives commands
 )
 
-// A Principal is an agent or a service as the fleet file declares it: the body
-// of agent.declared.
+// A Principal is an agent, a service or an operator as the fleet file declares
+// it: the body of agent.declared.
 type Principal struct {
 	ID          string          `json:"id"`
-	Kind        string          `json:"kind"` // agent or service
+	Kind        string          `json:"kind"` // agent, service or operator
 	Owner       string          `json:"owner,omitempty"`
 	Ceiling     *Ceiling        `json:"ceiling,omitempty"`
 	MayIssueFor []string        `json:"may_issue_for,omitempty"`
@@ -46,6 +47,10 @@ type Principal struct {
 	Rate        *Rate           `json:"rate,omitempty"`
 	Thresholds  *Thresholds     `json:"thresholds,omitempty"`
 	MemoryBytes int64           `json:"memory_bytes,omitempty"` // quota of the agent's memory
+	Role        Role            `json:"role,omitempty"`         // an operator's
+	// TwoPerson demands that two operators approve what the agent does under
+	// review.
+	TwoPerson bool `json:"two_person,omitempty"`
 	// Lock and Generation are set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock `json:"lock,omitempty"`

@@ -38,7 +38,11 @@ const (
 	TokenRevoked   Kind = "token.revoked"
 	ReviewApproved Kind = "review.approved"
 	ReviewDenied   Kind = "review.denied"
+	ReviewEndorsed Kind = "review.endorsed" // the first of two approvals
 	PolicyApplied  Kind = "policy.applied"
+	PolicyLockdown Kind = "policy.lockdown" // nobody acts until it is lifted
+	PolicyLifted   Kind = "policy.lifted"
+	AgentInvited   Kind = "agent.invited" // a join token was made
 	OperationEnded Kind = "operation.ended"
 	// monitor
 	RiskChanged     Kind = "risk.changed"
@@ -109,7 +113,11 @@ var kinds = map[Kind]shape{
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},
 	ReviewDenied:     {fRef | fReason, controlMay},
+	ReviewEndorsed:   {fRef | fActor, controlMay},
 	PolicyApplied:    {0, controlMay},
+	PolicyLockdown:   {fReason, controlMay},
+	PolicyLifted:     {fReason, controlMay},
+	AgentInvited:     {fJTI | fExpires, controlMay | fExpires},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},
 	ReviewRequested:  {fRef, controlMay},

@@ -18,6 +18,8 @@ type State struct {
 	Seq         uint64 // last event folded
 	TrustDomain string
 	Policy      string // digest of the fleet file in force
+	Lockdown    string // why nobody may act; "" where they may
+	LockdownSeq uint64 // event that began or lifted it last
 	Agents      map[string]*Agent
 	routes      map[string]string // prefix verb:resource → service
 }
@@ -28,13 +30,14 @@ type Agent struct {
 	Lock       Lock
 	LockSeq    uint64 // event that put the lock on, 0 if never locked
 	LockReason string
-	Generation int               // of the account's keys: rises with suspend and kill
-	Grants     map[string]*Live  // newest capability, by operation
-	Spent      map[string]int64  // language-model tokens used, by operation
-	LastSeq    uint64            // newest event that concerns the agent
-	Risk       int               // as the newest verdict said
-	RiskTime   time.Time         // when it did
-	Held       map[uint64]*Event // held actions that await a review, without bodies
+	Generation int                  // of the account's keys: rises with suspend and kill
+	Grants     map[string]*Live     // newest capability, by operation
+	Spent      map[string]int64     // language-model tokens used, by operation
+	LastSeq    uint64               // newest event that concerns the agent
+	Risk       int                  // as the newest verdict said
+	RiskTime   time.Time            // when it did
+	Held       map[uint64]*Event    // held actions that await a review, without bodies; Actor is who approved first of two
+	invited    map[string]time.Time // until when a join token can be used, by its id
 	approvals  map[approvalKey]approval
 }
 
@@ -75,6 +78,15 @@ func (s *State) Apply(e *Event) error {
 		}
 		s.TrustDomain, s.Policy = p.TrustDomain, p.Digest
 		return nil
+	case PolicyLockdown:
+		if s.Lockdown == "" {
+			s.LockdownSeq = e.Seq
+		}
+		s.Lockdown = e.Reason
+		return nil
+	case PolicyLifted:
+		s.Lockdown, s.LockdownSeq = "", e.Seq
+		return nil
 	case AgentDeclared:
 		return s.declare(e)
 	}
@@ -113,7 +125,15 @@ func (s *State) Apply(e *Event) error {
 	case AgentRemoved:
 		s.unroute(a)
 		delete(s.Agents, e.Agent)
+	case AgentInvited:
+		for id, until := range a.invited {
+			if !e.Time.Before(until) {
+				delete(a.invited, id)
+			}
+		}
+		a.invited[e.JTI] = e.Expires
 	case AgentEnrolled:
+		delete(a.invited, e.JTI)
 		if a.Lock == Killed && e.Ref == a.LockSeq { // that very kill, by who knew of it
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
 		}
@@ -152,6 +172,12 @@ func (s *State) Apply(e *Event) error {
 		delete(a.Held, e.Ref)
 	case ReviewApproved:
 		s.approve(a, e)
+	case ReviewEndorsed:
+		if held := a.Held[e.Ref]; held != nil { // events in the state are never changed
+			endorsed := *held
+			endorsed.Actor = e.Actor
+			a.Held[e.Ref] = &endorsed
+		}
 	case ReviewDenied:
 		if held := a.Held[e.Ref]; held != nil {
 			delete(a.approvals, keyOf(held))
@@ -166,8 +192,11 @@ func (s *State) declare(e *Event) error {
 	if err := Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("event %d: %w", e.Seq, err)
 	}
-	if p.ID != e.Agent || p.Kind != KindAgent && p.Kind != KindService {
+	if p.ID != e.Agent || p.Kind != KindAgent && p.Kind != KindService && p.Kind != KindOperator {
 		return fmt.Errorf("event %d: it declares %q as %q under the name of %q", e.Seq, clip(p.ID), clip(p.Kind), e.Agent)
+	}
+	if p.Kind == KindOperator != (p.Role != "") || p.Role != "" && !p.Role.Valid() {
+		return fmt.Errorf("event %d: it declares %s %s with the role %q", e.Seq, p.Kind, e.Agent, clip(string(p.Role)))
 	}
 	if p.Lock != "" {
 		if err := p.Lock.check(); err != nil {
@@ -177,7 +206,7 @@ func (s *State) declare(e *Event) error {
 	a := s.Agents[p.ID]
 	if a == nil {
 		a = &Agent{Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-			Held: map[uint64]*Event{}, approvals: map[approvalKey]approval{}}
+			Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}}
 		if p.Lock != "" {
 			a.Lock, a.Generation = p.Lock, p.Generation
 		}
@@ -216,6 +245,7 @@ func (a *Agent) lock(l Lock, e *Event) {
 		}
 	}
 	clear(a.approvals)
+	clear(a.invited)
 }
 
 func strength(l Lock) int {
@@ -275,6 +305,13 @@ func (s *State) approve(a *Agent, e *Event) {
 	}
 }
 
+// Invited reports whether a join token can be used: it was made for this agent,
+// has not been used, nor been voided by a lock, nor expired.
+func (a *Agent) Invited(id string, at time.Time) bool {
+	until, ok := a.invited[id]
+	return ok && at.Before(until)
+}
+
 // An Admission is what State.Admit found for an action.
 type Admission struct {
 	Grant    *Live
@@ -291,6 +328,9 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, at 
 	a := s.Agents[agent]
 	if a == nil || a.Kind != KindAgent {
 		return ad, Refuse(CodeUnauthorized, "%s is no agent of this fleet; declare it in the fleet file and run writ apply", agent)
+	}
+	if s.Lockdown != "" {
+		return ad, Refuse(CodeCancelled, "the fleet is locked down: %s; nobody acts until an operator lifts it", s.Lockdown)
 	}
 	switch a.Lock {
 	case Killed:

@@ -530,3 +530,78 @@ func TestPolicyAndThresholds(t *testing.T) {
 		t.Errorf("%+v", w.s)
 	}
 }
+
+// A join token counts once, for its own agent, for as long as it was made for,
+// and not behind a lock.
+func TestAJoinTokenCountsOnce(t *testing.T) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	invite := func(s *State, agent, id string) {
+		t.Helper()
+		if err := s.Apply(&Event{Kind: AgentInvited, Agent: agent, JTI: id, Expires: at.Add(time.Hour), Time: at, Seq: s.Seq + 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh := func() *State {
+		s := NewState()
+		for n, id := range []string{"alice", "bob"} {
+			if err := s.Apply(&Event{Kind: AgentDeclared, Agent: id, Seq: uint64(n + 1), Data: Marshal(Principal{ID: id, Kind: KindAgent})}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		invite(s, "alice", "one")
+		return s
+	}
+	s := fresh()
+	for _, c := range []struct {
+		name, agent, id string
+		at              time.Time
+		want            bool
+	}{
+		{"in time", "alice", "one", at.Add(time.Hour - time.Second), true},
+		{"at its end", "alice", "one", at.Add(time.Hour), false},
+		{"of another agent", "bob", "one", at, false},
+		{"another", "alice", "two", at, false},
+		{"none", "alice", "", at, false},
+	} {
+		if got := s.Agents[c.agent].Invited(c.id, c.at); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+	for name, e := range map[string]Event{
+		"used":      {Kind: AgentEnrolled, JTI: "one"},
+		"suspended": {Kind: AgentSuspended, Reason: "x"},
+		"killed":    {Kind: AgentKilled, Reason: "x"},
+	} {
+		s := fresh()
+		invite(s, "alice", "two")
+		e.Agent, e.Seq = "alice", s.Seq+1
+		if err := s.Apply(&e); err != nil {
+			t.Fatal(err)
+		}
+		if s.Agents["alice"].Invited("one", at) {
+			t.Errorf("%s: it still counts", name)
+		}
+		if got, want := s.Agents["alice"].Invited("two", at), name == "used"; got != want {
+			t.Errorf("%s: the other one counts: %t", name, got)
+		}
+	}
+}
+
+// Nobody acts under a lockdown, whatever they hold; and a repetition of its
+// event, which the issuer makes before the first ages out, begins no new one.
+func TestALockdownRefusesEverybody(t *testing.T) {
+	w := newWorld(t, data)
+	w.grant("alice", "op")
+	if code := w.code("alice", "op", "read:data.x"); code != 0 {
+		t.Fatalf("before: %d", code)
+	}
+	first := w.apply(Event{Kind: PolicyLockdown, Agent: Fleet, Reason: "fire"})
+	w.apply(Event{Kind: PolicyLockdown, Agent: Fleet, Reason: "fire"})
+	if w.s.LockdownSeq != first || w.code("alice", "op", "read:data.x") != CodeCancelled {
+		t.Errorf("lockdown of %d, code %d", w.s.LockdownSeq, w.code("alice", "op", "read:data.x"))
+	}
+	w.apply(Event{Kind: PolicyLifted, Agent: Fleet, Reason: "drill"})
+	if code := w.code("alice", "op", "read:data.x"); code != 0 {
+		t.Errorf("lifted: %d", code)
+	}
+}

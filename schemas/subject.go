@@ -11,7 +11,7 @@ type OutKind uint8
 const (
 	OutAction   OutKind = iota // out.<operation>.<verb>.<resource>
 	OutResponse                // out._r.<request>-<seq>
-	OutToken                   // out.token.<issue|refresh|release>
+	OutToken                   // out.token.<issue|refresh|release|join>
 )
 
 // An Out is a parsed subject writ.out.<agent>.…: what the agent published,
@@ -24,7 +24,7 @@ type Out struct {
 	Action    Action // OutAction
 	Request   string // OutResponse: 32 hex digits, as in the request's event
 	Seq       uint64 // OutResponse: sequence of the request's event
-	Token     string // OutToken: issue, refresh or release
+	Token     string // OutToken: issue, refresh, release or join
 }
 
 // OutAgent returns the stamped agent of a subject writ.out.<agent>.…, without
@@ -63,10 +63,10 @@ func ParseOut(subject string) (Out, error) {
 		o.Kind = OutToken
 		o.Token = tail
 		switch tail {
-		case "issue", "refresh", "release":
+		case "issue", "refresh", "release", "join":
 			return o, nil
 		}
-		return o, nameError("subject", subject, "is none of out.token.issue, out.token.refresh, out.token.release")
+		return o, nameError("subject", subject, "is none of out.token.issue, out.token.refresh, out.token.release, out.token.join")
 	}
 	o.Kind = OutAction
 	o.Operation = first

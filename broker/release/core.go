@@ -144,6 +144,8 @@ func (c *Core) Step(e *schemas.Event) ([]Effect, error) {
 		out = c.approved(e)
 	case schemas.ReviewDenied:
 		out = c.denied(e)
+	case schemas.PolicyLockdown:
+		out = c.cancelWhere(e, schemas.CodeCancelled, "the fleet is locked down: "+e.Reason, func(*item) bool { return true })
 	case schemas.TokenRevoked:
 		out = c.cancelWhere(e, schemas.CodeCancelled, "the capability was revoked", func(it *item) bool { return it.ev.JTI == e.JTI })
 	}
@@ -327,6 +329,10 @@ func (c *Core) hold(e *schemas.Event) []Effect {
 	if lock := c.lockOf(e.Agent); lock == schemas.Suspended || lock == schemas.Killed {
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "%s is %s", e.Agent, lock))
+	}
+	if c.state.Lockdown != "" {
+		it.told = false
+		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s", c.state.Lockdown))
 	}
 	if e.Action.Request() {
 		return refuse(e.Seq, e.Reply, &schemas.Refusal{Code: schemas.CodeHeld, Text: e.Reason, Seq: e.Seq})

@@ -3,6 +3,7 @@ package release
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,6 +174,44 @@ func TestNothingBehindAKillIsReleased(t *testing.T) {
 	none[Deliver](t, then)
 	// Neither are answers to it, nor of it.
 	none[Answer](t, f.step(answer("shop", pending, "too late")))
+}
+
+// Whatever an agent sent a moment before, and whatever intake lets through
+// because it does not know yet: nothing of it goes out once the glass is broken.
+func TestNothingBehindALockdownIsReleased(t *testing.T) {
+	f := newFixture(t)
+	f.step(act("call:buy", "shop"))
+	asked := f.seq
+	f.step(act("send:bob", "bob"))
+	sent := f.seq
+	held := act("send:bob", "bob")
+	held.Kind, held.Code, held.Reason = schemas.MessageHeld, 423, "odd"
+	f.step(held)
+	effects := f.step(schemas.Event{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Reason: "fire"})
+	none[Deliver](t, effects)
+	ends, then := f.logged(effects)
+	var got []uint64
+	for _, e := range ends {
+		got = append(got, e.Ref)
+	}
+	if want := []uint64{asked, sent, sent + 1}; !slices.Equal(got, want) {
+		t.Fatalf("cancelled %v, want %v", got, want)
+	}
+	if a := only[Answer](t, then); code(t, a) != "410" || !strings.Contains(string(a.Body), "fire") {
+		t.Fatalf("the caller was told %+v", a)
+	}
+	for _, late := range []schemas.Event{act("call:buy", "shop"), act("send:bob", "bob"), held} {
+		effects := f.step(late)
+		none[Deliver](t, effects)
+		ends, then := f.logged(effects)
+		if len(ends) != 1 || ends[0].Code != schemas.CodeCancelled {
+			t.Fatalf("%s: %+v", late.Kind, ends)
+		}
+		none[Deliver](t, then)
+	}
+	none[Answer](t, f.step(answer("shop", asked, "too late")))
+	f.step(schemas.Event{Kind: schemas.PolicyLifted, Agent: schemas.Fleet, Reason: "it was a drill"})
+	only[Deliver](t, f.step(act("call:buy", "shop")))
 }
 
 func TestAVerdictThatSuspendsCancelsWhatIsPending(t *testing.T) {

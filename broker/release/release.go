@@ -206,7 +206,8 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 // awaited says whether an operator waits for release to have seen an event.
 func awaited(k schemas.Kind) bool {
 	switch k {
-	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed:
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed,
+		schemas.PolicyLockdown, schemas.PolicyLifted:
 		return true
 	}
 	return false

@@ -44,16 +44,18 @@ type grammar struct {
 
 	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
+	Join   joinCmd   `cmd:"" group:"Fleet" operator:"no" help:"Make a key here, and register it with a join token."`
 	Issue  issueCmd  `cmd:"" group:"Fleet" help:"Issue a capability, and the NATS credentials for it."`
 	Verify verifyCmd `cmd:"" group:"Fleet" help:"Verify a capability offline."`
 
-	Status  statusCmd  `cmd:"" group:"Operation" help:"Show the fleet, the ledger and the services."`
-	Pause   pauseCmd   `cmd:"" group:"Operation" help:"Hold what an agent does, for review."`
-	Resume  resumeCmd  `cmd:"" group:"Operation" help:"Let a paused or suspended agent go on."`
-	Suspend suspendCmd `cmd:"" group:"Operation" help:"Cut an agent off until it is resumed."`
-	Kill    killCmd    `cmd:"" group:"Operation" help:"Cut an agent off for good."`
-	Review  reviewCmd  `cmd:"" group:"Operation" help:"List and decide held actions."`
-	Risk    riskCmd    `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
+	Status   statusCmd   `cmd:"" group:"Operation" help:"Show the fleet, the ledger and the services."`
+	Pause    pauseCmd    `cmd:"" group:"Operation" help:"Hold what an agent does, for review."`
+	Resume   resumeCmd   `cmd:"" group:"Operation" help:"Let a paused or suspended agent go on."`
+	Suspend  suspendCmd  `cmd:"" group:"Operation" help:"Cut an agent off until it is resumed."`
+	Kill     killCmd     `cmd:"" group:"Operation" help:"Cut an agent off for good."`
+	Lockdown lockdownCmd `cmd:"" group:"Operation" help:"Break the glass: nobody in the fleet acts until it is lifted."`
+	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
+	Risk     riskCmd     `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
 
 	Log    logCmd    `cmd:"" group:"Record" help:"Show what happened."`
 	Trace  traceCmd  `cmd:"" group:"Record" help:"Show one user request as a tree."`

@@ -21,6 +21,7 @@ import (
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -92,22 +93,27 @@ const (
 	healthWithin = 2 * time.Second        // for all of them
 )
 
-// checkOperator refuses what says of itself that it is not an operator's. The
+// checkOperator refuses what says of itself that it is not an operator's, and
+// says whether it is one's with a name. The
 // server would refuse its commands, and that counts against an agent.
-func checkOperator(creds []byte) error {
+func checkOperator(creds []byte) (named bool, err error) {
 	token, err := nkeys.ParseDecoratedJWT(creds)
 	if err != nil {
-		return fmt.Errorf("these are no credentials: %w", err)
+		return false, fmt.Errorf("these are no credentials: %w", err)
 	}
 	c, err := jwt.DecodeUserClaims(token)
 	if err != nil {
-		return fmt.Errorf("these are no credentials: %w", err)
+		return false, fmt.Errorf("these are no credentials: %w", err)
 	}
-	if c.Name != string(keys.RoleOperator) || len(c.Pub.Allow) == 0 {
-		return fmt.Errorf("these are the credentials of %s, not an operator's", clipName(c.Name))
+	if !isNamed(c) && (c.Name != string(keys.RoleOperator) || len(c.Pub.Allow) == 0) {
+		return false, fmt.Errorf("these are the credentials of %s, not an operator's", clipName(c.Name))
 	}
-	return nil
+	return isNamed(c), nil
 }
+
+// isNamed reports whether credentials are those of an operator with a name and
+// an account of its own.
+func isNamed(c *jwt.UserClaims) bool { return c.Tags.Contains(accounts.OperatorTag) }
 
 // clipName makes a name from a file fit for a line of a terminal.
 func clipName(name string) string { return strconv.Quote(schemas.HeaderText(name)) }
@@ -130,8 +136,12 @@ func (a *App) dial() (*client, error) {
 		if o.Creds, err = bus.ReadCreds(a.As); err != nil {
 			return nil, advise(err, "give an operator's .creds file with --as")
 		}
-		if err := checkOperator(o.Creds); err != nil {
+		named, err := checkOperator(o.Creds)
+		if err != nil {
 			return nil, advise(fmt.Errorf("%s: %w", a.As, err), "give an operator's .creds file with --as")
+		}
+		if named { // alone in an account of its own
+			o.Options = append(o.Options, nats.CustomInboxPrefix("_INBOX"))
 		}
 	} else {
 		r, err := running(a.Data)
@@ -201,6 +211,9 @@ func (c *client) health(ctx context.Context) ([]schemas.Health, error) {
 			return found, nil
 		case err != nil:
 			return nil, fmt.Errorf("ask the services how they are: %w", err)
+		}
+		if len(m.Data) == 0 {
+			return found, nil // the end, where the issuer asked for us
 		}
 		var h schemas.Health
 		if err := json.Unmarshal(m.Data, &h); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/keys"
@@ -118,13 +119,17 @@ func (t *terminal) changes(changes []schemas.Change) {
 }
 
 type enrollCmd struct {
-	ID  string `arg:"" help:"An agent or a service of the fleet."`
-	Out string `required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials."`
+	ID   string        `arg:"" help:"An agent, a service or an operator of the fleet."`
+	Out  string        `xor:"what" required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials."`
+	Join time.Duration `xor:"what" required:"" placeholder:"DURATION" help:"Print a token instead, valid once and this long, with which writ join makes credentials elsewhere; 24h at most."`
 }
 
 func (c *enrollCmd) Run(ctx context.Context, app *App) error {
 	if err := schemas.CheckID("id", c.ID); err != nil {
 		return misuse("give an id as it stands in the fleet file", "%w", err)
+	}
+	if c.Join != 0 {
+		return c.invite(ctx, app)
 	}
 	if err := canReplace(c.Out); err != nil {
 		return err

@@ -112,3 +112,36 @@ func seqs(all []uint64) string {
 	}
 	return strings.Join(names, " ")
 }
+
+type lockdownCmd struct {
+	Lift   bool   `help:"End it."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and every agent is told."`
+}
+
+func (c *lockdownCmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := call[schemas.LockdownReply](ctx, app, schemas.CtlLockdown, schemas.LockdownRequest{Lift: c.Lift, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	r.Cancelled = list(r.Cancelled)
+	if app.JSON {
+		err = app.emit(r)
+	} else {
+		state := app.paint(red, "locked down") + ": nothing is accepted, issued or delivered until writ lockdown --lift"
+		if c.Lift {
+			state = app.paint(green, "open") + ": agents act again with the capabilities that are still valid"
+		}
+		app.say("The fleet is %s.", state)
+		app.facts([2]string{"event", strconv.FormatUint(r.Seq, 10)}, [2]string{"last accepted", orNone(r.LastAcceptedSeq)},
+			[2]string{"cancelled", seqs(r.Cancelled)}, [2]string{"took", span(time.Duration(r.ElapsedMS * float64(time.Millisecond)))})
+		app.checkpoint(r.Checkpoint)
+	}
+	if err == nil && r.Partial {
+		err = advise(errors.New("the event is in the log, but not every part of the control plane has confirmed that it carried it out"),
+			"run the command again; writ doctor says which part of the control plane is down")
+	}
+	return err
+}

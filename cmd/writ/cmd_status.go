@@ -18,6 +18,7 @@ type statusCmd struct {
 
 type statusDoc struct {
 	Agents   []schemas.AgentStatus `json:"agents"`
+	Lockdown string                `json:"lockdown,omitempty"` // why nobody may act
 	Next     string                `json:"next,omitempty"`
 	Ledger   *schemas.Head         `json:"ledger"` // null where the ledger doesn't answer
 	Services []schemas.Health      `json:"services"`
@@ -37,7 +38,7 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	doc := statusDoc{Agents: list(reply.Agents), Next: reply.Next}
+	doc := statusDoc{Agents: list(reply.Agents), Lockdown: reply.Lockdown, Next: reply.Next}
 	for i := range doc.Agents {
 		doc.Agents[i].Operations = list(doc.Agents[i].Operations)
 	}
@@ -61,6 +62,9 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 }
 
 func (t *terminal) status(doc statusDoc) {
+	if doc.Lockdown != "" {
+		t.say("%s: %s", t.paint(red, "The fleet is locked down"), plain(doc.Lockdown))
+	}
 	var rows [][]cell
 	for _, a := range doc.Agents {
 		rows = append(rows, []cell{text(a.AgentID), text(a.Kind), lockCell(a.State), riskCell(a.Risk), text(a.Connections),

@@ -5,13 +5,18 @@
 // service writ.out.<id>.> as out.> and the stream writ.in.<id>.> as in.>, and
 // nothing else; the server stamps the account into the subject, so that the
 // sender of what CONTROL sees is never in doubt. Users are signed by one of
-// three scoped keys, whose templates bound them whatever they claim:
+// four scoped keys, whose templates bound them whatever they claim:
 //
 //	role       may publish                                      may subscribe
 //	identity   out.token.*                                      _INBOX.>
 //	operation  out.{{op}}.{{scope}}, out._r.*, out.token.*      in.>, _INBOX.>
 //	           minus out.*.call.{{deny}}
 //	service    out._r.*, out.token.*                            in.>, _INBOX.>
+//	join       out.token.join                                   _INBOX.>
+//
+// An operator has such an account too: it imports the service writ.op.<id>.>
+// as writ.ctl.>, and nothing else, and its one key signs users that may ask
+// what the operator's role may.
 //
 // Guarantees:
 //
@@ -62,6 +67,7 @@ const nothing = "_none"
 // An Account is what a principal's account is made from.
 type Account struct {
 	ID         string
+	Role       schemas.Role // an operator's; empty for agents and services
 	Lock       schemas.Lock
 	Generation int // of the operation and service keys
 	// RevokeUntil voids users issued up to and including its second; zero
@@ -111,9 +117,9 @@ func (m *Maker) Account(a Account, iat time.Time) (string, error) {
 	if !a.RevokeUntil.IsZero() {
 		c.RevokeAt(jwt.All, a.RevokeUntil)
 	}
-	m.imports(c, a.ID)
+	m.imports(c, a)
 	c.Limits.Imports = int64(len(c.Imports))
-	for _, role := range rolesOf(a.Lock) {
+	for _, role := range rolesOf(a) {
 		if err := m.scope(c, a, role); err != nil {
 			return "", err
 		}
@@ -122,16 +128,29 @@ func (m *Maker) Account(a Account, iat time.Time) (string, error) {
 }
 
 // rolesOf lists the keys that sign users under a lock: a suspended agent keeps
-// its identity, with which it is told why it gets no capability.
-func rolesOf(l schemas.Lock) []keys.KeyRole {
-	if l == schemas.Suspended {
+// its identity, with which it is told why it gets no capability. An operator
+// under any lock has none.
+func rolesOf(a Account) []keys.KeyRole {
+	switch {
+	case a.Role != "" && a.Lock == schemas.Active:
+		return []keys.KeyRole{keys.OperatorKey}
+	case a.Role != "":
+		return nil
+	case a.Lock == schemas.Suspended:
 		return []keys.KeyRole{keys.IdentityKey}
 	}
-	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey}
+	return []keys.KeyRole{keys.IdentityKey, keys.OperationKey, keys.ServiceKey, keys.JoinKey}
 }
 
-func (m *Maker) imports(c *jwt.AccountClaims, id string) {
-	trust := m.secrets.Trust
+func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
+	trust, id := m.secrets.Trust, a.ID
+	if a.Role != "" {
+		c.Imports.Add(&jwt.Import{
+			Name: "ctl", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
+			Subject: jwt.Subject(schemas.OpPrefix + "." + id + ".>"), LocalSubject: "writ.ctl.>",
+		})
+		return
+	}
 	c.Imports.Add(&jwt.Import{
 		Name: "out", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
 		Subject: jwt.Subject(schemas.OutPrefix + "." + id + ".>"), LocalSubject: "out.>",
@@ -149,7 +168,7 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	}
 	s := jwt.NewUserScope()
 	s.Key, s.Role = pair.Public(), string(role)
-	s.Template.Permissions = template(role)
+	s.Template.Permissions = template(role, a.Role)
 	s.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload}
 	// A connection within the server's own process is one that holds its
 	// memory already. Leaf nodes and WebSocket stay out.
@@ -158,7 +177,7 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	return nil
 }
 
-func template(role keys.KeyRole) jwt.Permissions {
+func template(role keys.KeyRole, operator schemas.Role) jwt.Permissions {
 	var p jwt.Permissions
 	p.Sub.Allow.Add("_INBOX.>")
 	switch role {
@@ -171,6 +190,10 @@ func template(role keys.KeyRole) jwt.Permissions {
 	case keys.ServiceKey:
 		p.Pub.Allow.Add("out._r.*", "out.token.*")
 		p.Sub.Allow.Add("in.>")
+	case keys.JoinKey:
+		p.Pub.Allow.Add("out.token.join")
+	case keys.OperatorKey:
+		p.Pub.Allow.Add(append(operator.Commands(), nothing)...)
 	}
 	return p
 }
@@ -205,6 +228,20 @@ func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, 
 // Service signs the user with which a service receives and answers.
 func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
 	return m.user(user{id: service, name: service, public: public, generation: generation, role: keys.ServiceKey, iat: iat, expires: expires})
+}
+
+// Join signs the user of a join token.
+func (m *Maker) Join(id, public string, generation int, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id + "/join", public: public, generation: generation, role: keys.JoinKey, iat: iat, expires: expires})
+}
+
+// OperatorTag marks an operator's user, for whoever looks into credentials
+// before using them; it grants nothing.
+const OperatorTag = "writ:operator"
+
+// Operator signs the user with which an operator gives commands.
+func (m *Maker) Operator(id, public string, generation int, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id, public: public, generation: generation, role: keys.OperatorKey, iat: iat, expires: expires, tags: []string{OperatorTag}})
 }
 
 // A user is one NATS user of a principal's account.

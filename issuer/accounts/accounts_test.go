@@ -153,7 +153,7 @@ func TestTokenAndNATSGrantTheSameSet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tmpl := template(keys.OperationKey)
+		tmpl := template(keys.OperationKey, "")
 		pub := jwt.Permission{Allow: expand(tmpl.Pub.Allow, tags), Deny: expand(tmpl.Pub.Deny, tags)}
 		for _, a := range actions {
 			token := slices.Contains(claims.Scopes(), a.Scope())
@@ -213,7 +213,7 @@ func TestAccountLivesAnHourAndCarriesItsIssuingTime(t *testing.T) {
 	if c.IssuedAt != at.Unix() || c.Expires != at.Add(TTL).Unix() || c.Version != 2 {
 		t.Errorf("iat %d, exp %d", c.IssuedAt, c.Expires)
 	}
-	if len(c.SigningKeys) != 3 || len(c.Imports) != 2 {
+	if len(c.SigningKeys) != 4 || len(c.Imports) != 2 {
 		t.Errorf("account %+v", c)
 	}
 	for _, i := range c.Imports {
@@ -369,7 +369,7 @@ func FuzzTagsNeverWiden(f *testing.F) {
 		if len(list) != 3 || list[0] != "op:"+operation || list[2] != "deny:"+deny {
 			t.Fatalf("tags %q", list)
 		}
-		for _, s := range expand(template(keys.OperationKey).Pub.Allow[:1], list) {
+		for _, s := range expand(template(keys.OperationKey, "").Pub.Allow[:1], list) {
 			rest, ok := strings.CutPrefix(s, "out."+operation+".")
 			if !ok || strings.ContainsAny(operation, ".*> ") {
 				t.Fatalf("%q leaves the operation", s)

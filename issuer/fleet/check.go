@@ -22,6 +22,7 @@ const (
 type checker struct {
 	name             string
 	agents, services map[string]pos // what is declared, and where
+	operators        map[string]pos
 	errs             Errors
 }
 
@@ -51,6 +52,9 @@ func (c *checker) document(doc *document) []schemas.Principal {
 	for _, s := range doc.Services {
 		c.declare("service", s.ID, s.at, c.services)
 	}
+	for _, o := range doc.Operators {
+		c.declare("operator", o.ID, o.at, c.operators)
+	}
 	var out []schemas.Principal
 	for _, a := range doc.Agents {
 		out = append(out, c.agent(a))
@@ -58,6 +62,9 @@ func (c *checker) document(doc *document) []schemas.Principal {
 	served := map[string]text{}
 	for _, s := range doc.Services {
 		out = append(out, c.service(s, served))
+	}
+	for _, o := range doc.Operators {
+		out = append(out, c.operator(o))
 	}
 	return out
 }
@@ -75,9 +82,9 @@ func (c *checker) declare(kind string, id text, at pos, in map[string]pos) {
 		c.fail(id.at, "the id %q belongs to the built-in memory service; choose another id", id.value)
 		return
 	}
-	for _, declared := range []map[string]pos{c.agents, c.services} {
+	for _, declared := range []map[string]pos{c.agents, c.services, c.operators} {
 		if first, ok := declared[id.value]; ok {
-			c.fail(id.at, "the id %q is already declared in line %d; agents and services share one set of ids", id.value, first.line)
+			c.fail(id.at, "the id %q is already declared in line %d; agents, services and operators share one set of ids", id.value, first.line)
 			return
 		}
 	}
@@ -85,7 +92,7 @@ func (c *checker) declare(kind string, id text, at pos, in map[string]pos) {
 }
 
 func (c *checker) agent(a agent) schemas.Principal {
-	p := schemas.Principal{ID: a.ID.value, Kind: schemas.KindAgent, Owner: c.prose("owner", a.Owner), MemoryBytes: a.MemoryBytes.value}
+	p := schemas.Principal{ID: a.ID.value, Kind: schemas.KindAgent, Owner: c.prose("owner", a.Owner), MemoryBytes: a.MemoryBytes.value, TwoPerson: a.TwoPerson.value}
 	if a.MemoryBytes.value > maxMemory {
 		c.fail(a.MemoryBytes.at, "memory_bytes %d is more than %d; lower it", a.MemoryBytes.value, int64(maxMemory))
 	}
@@ -102,6 +109,14 @@ func (c *checker) agent(a agent) schemas.Principal {
 	}
 	if a.Thresholds != nil {
 		p.Thresholds = c.thresholds(a.Thresholds)
+	}
+	return p
+}
+
+func (c *checker) operator(o operator) schemas.Principal {
+	p := schemas.Principal{ID: o.ID.value, Kind: schemas.KindOperator, Owner: c.prose("owner", o.Owner), Role: schemas.Role(o.Role.value)}
+	if !p.Role.Valid() {
+		c.fail(or(o.Role.at, o.at), "the role of operator %q is %q; viewer, reviewer, operator and admin are possible", o.ID.value, o.Role.value)
 	}
 	return p
 }

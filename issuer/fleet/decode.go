@@ -37,9 +37,10 @@ func posOf(n ast.Node) pos {
 }
 
 type document struct {
-	TrustDomain text      `yaml:"trust_domain"`
-	Agents      []agent   `yaml:"agents"`
-	Services    []service `yaml:"services"`
+	TrustDomain text       `yaml:"trust_domain"`
+	Agents      []agent    `yaml:"agents"`
+	Services    []service  `yaml:"services"`
+	Operators   []operator `yaml:"operators"`
 }
 
 type agent struct {
@@ -51,6 +52,7 @@ type agent struct {
 	Rate        *rate       `yaml:"rate"`
 	Thresholds  *thresholds `yaml:"thresholds"`
 	MemoryBytes whole       `yaml:"memory_bytes"`
+	TwoPerson   flag        `yaml:"two_person"`
 }
 
 type ceiling struct {
@@ -71,6 +73,13 @@ type service struct {
 	Tools   tools  `yaml:"tools"`
 	Streams flag   `yaml:"streams"`
 	Meter   text   `yaml:"meter"`
+}
+
+type operator struct {
+	at    pos
+	ID    text `yaml:"id"`
+	Owner text `yaml:"owner"`
+	Role  text `yaml:"role"`
 }
 
 type rate struct {
@@ -105,6 +114,13 @@ func (s *service) UnmarshalYAML(n ast.Node) error {
 	type plain service
 	s.at = posOf(n)
 	return yaml.NodeToValue(n, (*plain)(s), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the declaration begins.
+func (o *operator) UnmarshalYAML(n ast.Node) error {
+	type plain operator
+	o.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(o), yaml.Strict())
 }
 
 // UnmarshalYAML keeps where the rate begins.

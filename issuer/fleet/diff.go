@@ -77,6 +77,8 @@ func facts(p schemas.Principal) map[string][]string {
 	put("serves", p.Serves...)
 	scalar("streams", strconv.FormatBool(p.Streams))
 	scalar("meter", p.Meter)
+	scalar("role", string(p.Role))
+	scalar("two_person", strconv.FormatBool(p.TwoPerson))
 	scalar("memory_bytes", num(p.MemoryBytes))
 	if c := p.Ceiling; c != nil {
 		scalar("ceiling", "set")

@@ -22,6 +22,7 @@
 //	    rate: {per_second: 200, burst: 400}
 //	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
 //	    memory_bytes: 1048576         # quota of its memory
+//	    two_person: true              # two operators must approve what is held
 //	services:
 //	  - id: pandas
 //	    owner: data@acme.example
@@ -29,6 +30,9 @@
 //	    tools: {pandas: {class: read, description: "dataframes"}}
 //	    streams: true                 # answers in parts
 //	    meter: tokens                 # answers state language-model usage
+//	operators:
+//	  - id: alice
+//	    role: reviewer                # viewer, reviewer, operator or admin
 package fleet
 
 import (
@@ -95,7 +99,7 @@ func Parse(name string, data []byte) (*File, error) {
 	if err != nil {
 		return nil, Errors{located(name, err)}
 	}
-	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}}
+	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
 	principals := c.document(doc)
 	if len(c.errs) > 0 {
 		slices.SortStableFunc(c.errs, func(a, b *Error) int {

@@ -23,6 +23,10 @@ import (
 // of an agent before it forgets who asked.
 const ResponseThreshold = time.Hour
 
+// AskThreshold is the same for what named operators ask: longer than any
+// command may take.
+const AskThreshold = 15 * time.Minute
+
 const offlineReadme = `The keys in this folder sign nothing after writ init. Move the folder to a
 place that is not connected to this machine, and keep it: with the operator's
 root key a new operator signing key can be named, should the present one be
@@ -141,7 +145,7 @@ func fill(dir, trustDomain string) error {
 	if d.err != nil {
 		return d.err
 	}
-	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}}
+	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}, Rights: digest()}
 	for _, name := range static {
 		d.account(name, &trust, opSigner)
 	}
@@ -190,7 +194,13 @@ func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
 	if d.err != nil {
 		return
 	}
-	token, err := staticAccount(name, public, signerPublic).Encode(opSigner)
+	d.populate(name, staticAccount(name, public, signerPublic), signer, opSigner)
+	trust.Accounts[name] = public
+}
+
+// populate writes a static account and its users.
+func (d *draft) populate(name string, claims *jwt.AccountClaims, signer, opSigner nkeys.KeyPair) {
+	token, err := claims.Encode(opSigner)
 	if err != nil {
 		d.err = err
 		return
@@ -198,10 +208,9 @@ func (d *draft) account(name string, trust *Trust, opSigner nkeys.KeyPair) {
 	d.write("accounts/"+name+".jwt", []byte(token))
 	for role, r := range roles {
 		if r.account == name {
-			d.user(role, r, public, signer)
+			d.user(role, r, claims.Subject, signer)
 		}
 	}
-	trust.Accounts[name] = public
 }
 
 // staticAccount is an account that Init makes once and nobody updates:
@@ -220,6 +229,9 @@ func staticAccount(name, public, signer string) *jwt.AccountClaims {
 		c.Exports.Add(&jwt.Export{
 			Name: "out", Subject: jwt.Subject(schemas.OutPrefix + ".*.>"), Type: jwt.Service,
 			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: ResponseThreshold,
+		}, &jwt.Export{
+			Name: "op", Subject: jwt.Subject(schemas.OpPrefix + ".*.>"), Type: jwt.Service,
+			ResponseType: jwt.ResponseTypeStream, ResponseThreshold: AskThreshold,
 		})
 	case MEMORY:
 		c.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: jwt.NoLimit, Streams: 1, Consumer: 16}

@@ -73,6 +73,7 @@ var ErrPermissions = errors.New("keys are readable by others")
 type Trust struct {
 	TrustDomain string            `json:"trust_domain"`
 	Accounts    map[string]string `json:"accounts"` // public keys of the static accounts
+	Rights      string            `json:"rights"`   // of which rights the users and accounts were made: digest
 	Operator    string            `json:"-"`        // JWT
 	JWTs        map[string]string `json:"-"`        // account JWT, by public key
 }
@@ -99,7 +100,7 @@ func Open(data string) (*Trust, error) {
 	}
 	for _, name := range static {
 		public := t.Accounts[name]
-		if public == "" && name == MEMORY {
+		if public == "" && name != SYS && name != CONTROL && name != DELIVER {
 			continue // a folder from before it, until Upgrade
 		}
 		if !nkeys.IsValidPublicAccountKey(public) {
@@ -197,11 +198,13 @@ const (
 	IdentityKey  KeyRole = "identity"  // signs users that may ask for capabilities
 	OperationKey KeyRole = "operation" // signs users bound to one operation
 	ServiceKey   KeyRole = "service"   // signs users of a service
+	OperatorKey  KeyRole = "operator"  // signs users of an operator
+	JoinKey      KeyRole = "join"      // signs users that may join
 )
 
 // Account derives one key of a principal's account. The account's own key and
-// the identity key are the same in all generations; operation and service keys
-// are replaced with each.
+// the identity key are the same in all generations; the others are replaced
+// with each.
 func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0

@@ -1,7 +1,11 @@
 package keys
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/jwt/v2"
 
@@ -23,7 +27,7 @@ const (
 	RoleIssuer   Role = "issuer"   // in CONTROL
 	RoleSystem   Role = "system"   // the issuer's, in SYS
 	RoleMemory   Role = "memory"   // the memory service's bucket, in MEMORY
-	RoleOperator Role = "operator" // people
+	RoleOperator Role = "operator" // who has the data folder
 
 	RoleInitMemory Role = "init-memory" // makes the bucket; used at start alone
 )
@@ -61,6 +65,20 @@ func kinds(ks ...schemas.Kind) []string {
 	return out
 }
 
+// asked gives the right to ask services on the subjects that named operators
+// may ask on.
+func asked(services ...string) []string {
+	var out []string
+	for _, subject := range schemas.RoleAdmin.Commands() {
+		for _, s := range services {
+			if strings.HasPrefix(subject, "writ.ctl."+s+".") {
+				out = append(out, subject)
+			}
+		}
+	}
+	return out
+}
+
 // follow gives the right to read the log, through direct gets and through one
 // consumer that Init made.
 func follow(consumer string) []string {
@@ -85,25 +103,28 @@ var roles = map[Role]rights{
 		kinds(schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied,
 			schemas.ResponseAccepted, schemas.ResponseHeld, schemas.ResponseDenied),
 		[]string{schemas.Assess},
-		follow("intake"), inboxOf(RoleOperator)),
+		follow("intake"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.> intake", schemas.CtlHealth}},
 	RoleLedger: {CONTROL, slices.Concat(kinds(schemas.LedgerAlarm), follow("ledger"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
 	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
-		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator)),
+		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.CtlHealth}},
 	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
 	RoleMonitor: {CONTROL, slices.Concat(
 		kinds(schemas.RiskChanged, schemas.ReviewRequested),
 		follow("monitor"), inboxOf(RoleIntake, RoleOperator, RoleIssuer)),
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
-	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>", schemas.CtlHead, schemas.CtlRisks},
+	// What named operators ask comes to the issuer, which knows them and asks
+	// on for them.
+	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation,
-			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied,
-			schemas.PolicyApplied, schemas.OperationEnded),
-		follow("issuer"), inboxOf(RoleOperator)),
-		[]string{schemas.OutPrefix + ".*.token.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
+			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
+			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted,
+			schemas.AgentInvited, schemas.OperationEnded),
+		follow("issuer"), inboxOf(RoleOperator, RoleIssuer)),
+		[]string{schemas.OutPrefix + ".*.token.>", schemas.OpPrefix + ".*.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
 	RoleSystem: {SYS, []string{
 		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.*.KICK",
 		"$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.*.CONNZ",
@@ -130,4 +151,29 @@ func (r rights) permissions(role Role) jwt.Permissions {
 	p.Sub.Allow.Add(InboxPrefix(role) + ".>")
 	p.Sub.Allow.Add(r.sub...)
 	return p
+}
+
+// digest is of all that stands in the users and static accounts, their keys
+// aside: a folder that was made for other rights is upgraded.
+func digest() string {
+	type made struct {
+		Account     *jwt.AccountClaims
+		Permissions map[Role]jwt.Permissions
+	}
+	all := map[string]made{}
+	for _, name := range static {
+		m := made{staticAccount(name, name, name), map[Role]jwt.Permissions{}}
+		for role, r := range roles {
+			if r.account == name {
+				m.Permissions[role] = r.permissions(role)
+			}
+		}
+		all[name] = m
+	}
+	b, err := json.Marshal(all) // sorts keys
+	if err != nil {
+		panic(err) // plain data
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }

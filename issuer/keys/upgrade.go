@@ -1,72 +1,115 @@
 package keys
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"path/filepath"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
 )
 
-// Upgrade gives a folder that an older version made what this one needs, and
-// reports whether anything was missing. Nobody else may use the folder
-// meanwhile. It needs the operator's signing key.
+// Upgrade gives a folder that another version made the accounts and users of
+// this one, and reports whether anything had to change. Nobody else may use the
+// folder meanwhile. It needs the operator's signing key.
 //
-// Older versions had the memory service's user in CONTROL. It gets a new one
-// in an account of its own, and the old one is revoked. What was interrupted is
-// done again from the beginning: trust.json, which names the account, is
-// written last.
+// Accounts keep their keys; every user is made anew, and the one in its place
+// is revoked. So credentials that were copied to other machines must be copied
+// again. What was interrupted is done again from the beginning: trust.json,
+// which says for which rights the folder was made, is written last.
 func Upgrade(data string) (changed bool, err error) {
 	t, err := Open(data)
 	if err != nil {
 		return false, err
 	}
-	if t.Accounts[MEMORY] != "" {
+	want := digest()
+	if t.Rights == want {
 		return false, nil
 	}
 	dir := filepath.Join(data, Dir)
-	seed, err := readSecret(filepath.Join(dir, "operator-signing.seed"))
+	operator, err := readSigner(dir, "operator-signing.seed")
 	if err != nil {
-		return false, fmt.Errorf("give the memory service its account: %w", err)
+		return false, fmt.Errorf("upgrade the keys: %w", err)
 	}
-	signer, err := nkeys.FromSeed(seed)
+	users, err := knownUsers(data)
 	if err != nil {
-		return false, fmt.Errorf("give the memory service its account: keys/operator-signing.seed is damaged; restore it from a backup")
+		return false, fmt.Errorf("upgrade the keys: %w", err)
 	}
 	d := &draft{dir: dir, replace: true}
-	if err := d.withdraw(t.JWTs[t.Accounts[CONTROL]], data, RoleMemory, signer); err != nil {
-		return false, fmt.Errorf("revoke the memory service's user in %s: %w", CONTROL, err)
+	for _, name := range static {
+		public := t.Accounts[name]
+		if public == "" {
+			d.account(name, t, operator)
+			continue
+		}
+		if err := d.renew(name, t.JWTs[public], users, operator); err != nil {
+			return false, fmt.Errorf("upgrade account %s: %w", name, err)
+		}
 	}
-	d.account(MEMORY, t, signer)
+	t.Rights = want
 	d.trust(t)
 	if d.err != nil {
-		return false, fmt.Errorf("give the memory service its account: %w", d.err)
+		return false, fmt.Errorf("upgrade the keys: %w", d.err)
 	}
 	return true, nil
 }
 
-// withdraw revokes the user of CONTROL whose credentials lie in the folder.
-func (d *draft) withdraw(control, data string, role Role, signer nkeys.KeyPair) error {
-	creds, err := Creds(data, role)
+// knownUsers reads the users whose credentials lie in the folder.
+func knownUsers(data string) ([]*jwt.UserClaims, error) {
+	var out []*jwt.UserClaims
+	for role := range roles {
+		creds, err := Creds(data, role)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a role that the other version had not
+		}
+		if err != nil {
+			return nil, err
+		}
+		token, err := jwt.ParseDecoratedJWT(creds)
+		if err != nil {
+			return nil, fmt.Errorf("credentials of %s: %w", role, err)
+		}
+		user, err := jwt.DecodeUserClaims(token)
+		if err != nil {
+			return nil, fmt.Errorf("credentials of %s: %w", role, err)
+		}
+		out = append(out, user)
+	}
+	return out, nil
+}
+
+// renew writes a static account as this version has it, with new users, and
+// revokes those that the folder held.
+func (d *draft) renew(name, token string, users []*jwt.UserClaims, operator nkeys.KeyPair) error {
+	old, err := jwt.DecodeAccountClaims(token)
 	if err != nil {
 		return err
 	}
-	token, err := jwt.ParseDecoratedJWT(creds)
+	signer, err := readSigner(d.dir, filepath.Join("accounts", name+".seed"))
 	if err != nil {
 		return err
 	}
-	user, err := jwt.DecodeUserClaims(token)
-	if err != nil {
-		return err
+	claims := staticAccount(name, old.Subject, mustPublic(signer))
+	claims.Revocations = maps.Clone(old.Revocations)
+	for _, user := range users {
+		if user.IssuerAccount == old.Subject {
+			claims.Revoke(user.Subject)
+		}
 	}
-	account, err := jwt.DecodeAccountClaims(control)
-	if err != nil {
-		return err
-	}
-	account.Revoke(user.Subject)
-	if control, err = account.Encode(signer); err != nil {
-		return err
-	}
-	d.write("accounts/"+CONTROL+".jwt", []byte(control))
+	d.populate(name, claims, signer, operator)
 	return d.err
+}
+
+func readSigner(dir, name string) (nkeys.KeyPair, error) {
+	seed, err := readSecret(filepath.Join(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	pair, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return nil, fmt.Errorf("keys/%s is damaged; restore it from a backup", name)
+	}
+	return pair, nil
 }

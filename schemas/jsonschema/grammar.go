@@ -33,6 +33,14 @@ func listOf(pattern string) object {
 
 func bounded(from, to int64) object { return object{"minimum": from, "maximum": to} }
 
+func roles() []string {
+	var out []string
+	for _, r := range schemas.Roles() {
+		out = append(out, string(r))
+	}
+	return out
+}
+
 func oneOf(values ...string) object { return object{"enum": values} }
 
 // refinements say what a Go type alone can't, by struct and key; "*" stands for
@@ -54,8 +62,9 @@ var refinements = map[string]object{
 	"*.ttl_seconds":      bounded(0, capability.MaxTTL),
 	"*.max_tokens":       bounded(0, capability.MaxMaxTokens),
 	"Principal.id":       matching(idPattern),
-	"Principal.kind":     oneOf(schemas.KindAgent, schemas.KindService),
-	"AgentStatus.kind":   oneOf(schemas.KindAgent, schemas.KindService),
+	"Principal.kind":     oneOf(schemas.KindAgent, schemas.KindService, schemas.KindOperator),
+	"Principal.role":     oneOf(roles()...),
+	"AgentStatus.kind":   oneOf(schemas.KindAgent, schemas.KindService, schemas.KindOperator),
 	"Principal.meter":    oneOf("tokens"),
 	"Principal.tools":    {"propertyNames": matching(idPattern)},
 	"Principal.serves":   listOf(`(call|read|write):` + resourcePattern),
@@ -69,7 +78,7 @@ var refinements = map[string]object{
 	"Alarm.what":         oneOf(schemas.AlarmForked, schemas.AlarmShortened, schemas.AlarmUnwitnessed),
 	"Violation.what":     oneOf("publish", "subscribe"),
 	"Change.action":      oneOf("add", "change", "remove"),
-	"ReviewReply.state":  oneOf("approved", "denied"),
+	"ReviewReply.state":  oneOf("approved", "denied", "endorsed"),
 	"Claims.scope":       matching(scopePattern + `( ` + scopePattern + `)*`),
 	"Claims.txn":         matching(hex32),
 	"Claims.iat":         {"minimum": 1},

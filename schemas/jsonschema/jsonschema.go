@@ -48,6 +48,7 @@ var (
 		reflect.TypeFor[schemas.ApplyRequest](), reflect.TypeFor[schemas.Change](), reflect.TypeFor[schemas.ApplyReply](),
 		reflect.TypeFor[schemas.EnrollRequest](), reflect.TypeFor[schemas.EnrollReply](),
 		reflect.TypeFor[schemas.IssueRequest](), reflect.TypeFor[schemas.IssueReply](),
+		reflect.TypeFor[schemas.JoinRequest](), reflect.TypeFor[schemas.LockdownRequest](), reflect.TypeFor[schemas.LockdownReply](),
 		reflect.TypeFor[schemas.RefreshRequest](), reflect.TypeFor[schemas.ReleaseRequest](),
 		reflect.TypeFor[schemas.LockRequest](), reflect.TypeFor[schemas.Receipt](),
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),

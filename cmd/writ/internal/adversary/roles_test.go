@@ -40,7 +40,7 @@ var jobs = map[keys.Role]job{
 	keys.RoleRelease:  {answer: true, appends: []string{"message.cancelled", "message.expired", "release.mark"}, hear: []string{"writ.ctl.health"}},
 	keys.RoleDeliver:  {deliver: true, hear: []string{"out._r.*"}},
 	keys.RoleMonitor:  {appends: []string{"risk.", "review.requested"}, hear: []string{schemas.Assess, "writ.ctl.monitor.", "writ.ctl.health"}},
-	keys.RoleIssuer:   {answer: true, appends: []string{"agent.", "token.", "review.approved", "review.denied", "policy.", "operation."}, hear: []string{"writ.out.*.token.", "writ.ctl.issuer.", "writ.ctl.health"}},
+	keys.RoleIssuer:   {answer: true, appends: []string{"agent.", "token.", "review.approved", "review.denied", "review.endorsed", "policy.", "operation."}, hear: []string{"writ.out.*.token.", "writ.op.*.", "writ.ctl.issuer.", "writ.ctl.health"}},
 	keys.RoleSystem:   {push: true, hear: []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
 	keys.RoleMemory:   {memory: true},
 	keys.RoleOperator: {operate: true},
@@ -129,11 +129,14 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 		for _, s := range []string{"writ.out.alice.op.call.reflect", "writ.out.alice._r.x", "writ.out.alice.token.issue", "in.call.shop", "out.op.call.reflect", "_INBOX.mailer.alice"} {
 			check("speak as an agent", s, false, a.mark())
 		}
-		for _, s := range []string{schemas.CtlApply, schemas.CtlEnroll, schemas.CtlIssue, schemas.CtlLock, schemas.CtlReview, schemas.CtlStatus, schemas.CtlRead, schemas.CtlVerify, schemas.CtlProve, schemas.CtlShow, schemas.CtlRisk, schemas.CtlHealth} {
-			check("act as an operator", s, job.operate, a.mark())
+		for _, s := range []string{schemas.CtlApply, schemas.CtlEnroll, schemas.CtlIssue, schemas.CtlLock, schemas.CtlReview, schemas.CtlStatus, schemas.CtlRead, schemas.CtlVerify, schemas.CtlProve, schemas.CtlShow, schemas.CtlRisk, schemas.CtlRisks, schemas.CtlHead, schemas.CtlHealth} {
+			// What named operators ask of other services, the issuer asks on.
+			on := role == keys.RoleIssuer && !strings.HasPrefix(s, "writ.ctl.issuer.")
+			check("act as an operator", s, job.operate || on, a.mark())
 		}
-		check("ask for a head", schemas.CtlHead, job.operate || role == keys.RoleIssuer, nil)
-		check("ask for risks", schemas.CtlRisks, job.operate || role == keys.RoleIssuer, nil)
+		for _, s := range []string{"writ.op.alice.issuer.lock", "writ.op.root.ledger.head"} {
+			check("be taken for a named operator", s, false, a.mark())
+		}
 		check("ask for a verdict", schemas.Assess, role == keys.RoleIntake, nil)
 		for _, s := range []string{"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.x.KICK"} {
 			check("change accounts", s, job.push, []byte("x"))
@@ -158,13 +161,12 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 		}
 		for other := range jobs {
 			// Whoever answers a role may publish to its inboxes: that is
-			// each service to the operator, the monitor to intake and
-			// issuer, the ledger to the issuer.
-			answers := other == role || other == keys.RoleOperator && slices.Contains([]keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleRelease, keys.RoleMonitor, keys.RoleIssuer}, role) ||
-				other == keys.RoleIntake && role == keys.RoleMonitor || other == keys.RoleIssuer && slices.Contains([]keys.Role{keys.RoleLedger, keys.RoleMonitor}, role)
+			// each service to operator and issuer, the monitor to intake.
+			answers := other == role || (other == keys.RoleOperator || other == keys.RoleIssuer) && slices.Contains([]keys.Role{keys.RoleIntake, keys.RoleLedger, keys.RoleRelease, keys.RoleMonitor, keys.RoleIssuer}, role) ||
+				other == keys.RoleIntake && role == keys.RoleMonitor
 			check("write into the inbox of "+string(other), keys.InboxPrefix(other)+".x", answers, a.mark())
 		}
-		for _, s := range slices.Concat(overhear(victims), []string{"writ.ctl.issuer.>", "writ.ctl.ledger.>", "writ.ctl.monitor.>", "writ.out.*.token.>", "out._r.*", "ev._fleet.>"}) {
+		for _, s := range slices.Concat(overhear(victims), []string{"writ.ctl.issuer.>", "writ.ctl.ledger.>", "writ.ctl.monitor.>", "writ.op.>", "writ.op.*.issuer.lock", "writ.out.*.token.>", "out._r.*", "ev._fleet.>"}) {
 			attempts++
 			mine := slices.ContainsFunc(job.hear, func(begin string) bool { return strings.HasPrefix(s, begin) })
 			if !mine && p.subscribe(t, s) {

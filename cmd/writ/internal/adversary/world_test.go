@@ -287,9 +287,9 @@ func (w *world) traces(attackers []*attacker) []string {
 	for _, e := range w.log() {
 		who, marked := attackerIn(e.Data)
 		switch {
-		case e.Actor != "" && e.Actor != "rig" && e.Actor != "writ" && !slices.Contains(agents, e.Actor) && e.Kind != schemas.AgentViolation:
+		case e.Actor != "" && e.Actor != "root/rig" && e.Actor != "writ" && e.Actor != "root/writ" && !slices.Contains(agents, e.Actor) && e.Kind != schemas.AgentViolation:
 			out = append(out, fmt.Sprintf("%d: %s of %s by %q", e.Seq, e.Kind, e.Agent, e.Actor))
-		case lockKinds[e.Kind] && e.Actor != "rig",
+		case lockKinds[e.Kind] && e.Actor != "root/rig",
 			// A lock by verdict is one's own fault, and nobody else's.
 			e.Lock != "" && !slices.ContainsFunc(attackers, func(a *attacker) bool { return a.id == e.Agent }):
 			out = append(out, fmt.Sprintf("%d: %s puts the lock %q on %s: %s", e.Seq, e.Kind, e.Lock, e.Agent, e.Reason))
