@@ -42,7 +42,9 @@ func Collect(ctx context.Context, ask Show, q schemas.ShowRequest) (checkpoint s
 		if n := len(records) + len(redactions); n > proof.MaxBundleRecords || size > proof.MaxBundle {
 			return "", nil, fmt.Errorf("%w: %d records and %d MiB are the most", ErrTooMuch, proof.MaxBundleRecords, proof.MaxBundle>>20)
 		}
-		checkpoint = page.Checkpoint
+		if checkpoint == "" {
+			checkpoint = page.Checkpoint // later pages are of the same size, and may lack its cosignatures
+		}
 		if !page.More {
 			break
 		}

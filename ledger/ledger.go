@@ -57,10 +57,19 @@
 // record says what was pruned, and a ledger whose contents are missing without
 // one does not verify.
 //
+// # Witnesses
+//
+// Where a policy says so, a signed checkpoint is shown to witnesses, and counts
+// as published once enough of them have cosigned it ([Ledger.Publish]). The
+// order is always: durable, signed, anchored, witnessed, published. What was
+// recorded is handed on without waiting for witnesses: an unreachable witness
+// stops nobody's work, and is told of instead. A witness that refuses has seen
+// another history: that raises an alarm, and the ledger's health fails.
+//
 // # What it does not do
 //
-// It knows nothing of routing. It doesn't keep somebody who holds the signing
-// key from signing two histories: witnesses do. It can't tell from the
+// It knows nothing of routing. It doesn't itself keep somebody who holds the
+// signing key from signing two histories: witnesses do. It can't tell from the
 // database and the anchor alone that records past the anchor were cut off:
 // EVENTS can.
 package ledger
@@ -78,6 +87,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/ledger/witness"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -101,6 +111,8 @@ type Options struct {
 	Secret      [32]byte      // root of the agents' keys
 	StreamID    uint64        // of EVENTS, see proof.StreamID; 0 where verifying: any one
 	Logger      *slog.Logger
+
+	Witnesses *witness.Policy // whose cosignatures publish a checkpoint; nil: nobody's are asked for
 }
 
 func (o *Options) fill() error {
@@ -188,7 +200,8 @@ type Ledger struct {
 	smu     sync.Mutex // guards signing
 	current atomic.Pointer[signed]
 
-	verified atomic.Pointer[schemas.Verified] // by Watch; nil before its first pass
+	verified  atomic.Pointer[schemas.Verified] // by Watch; nil before its first pass
+	published publication
 }
 
 // A signed checkpoint.

@@ -47,7 +47,10 @@ func (l *Ledger) open() (err error) {
 		return tampered(0, "the database does not open (%v); restore it from a backup, or move it aside and let the ledger be rebuilt from EVENTS", err)
 	}
 	l.db = db
-	return l.recover()
+	if err := l.recover(); err != nil {
+		return err
+	}
+	return l.loadPublished()
 }
 
 // recover finds the end of the chain and says what has to be fetched or

@@ -134,6 +134,9 @@ func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.Sho
 		if q.Size != 0 && q.Size != c.Size {
 			return fmt.Errorf("the anchor's checkpoint is over %d records, and not %d", c.Size, q.Size)
 		}
+		if p := readPublished(&r.l.o); p != nil && p.Checkpoint == c {
+			msg = p.note // the same, cosigned
+		}
 		rep, err = r.l.show(q, &signed{Checkpoint: c, note: msg})
 		return err
 	})

@@ -17,7 +17,7 @@ func (l *Ledger) Serve(nc *nats.Conn) error {
 	return errors.Join(
 		bus.Handle(nc, log, schemas.CtlHealth, func(context.Context, struct{}) (schemas.Health, error) {
 			h := schemas.Health{Service: "ledger", OK: true, Seq: l.Head().StreamSeq}
-			if err := firstError(l.Err(), l.alarm()); err != nil {
+			if err := firstError(l.Err(), l.alarm(), l.published.alarmed()); err != nil {
 				h.OK, h.Error = false, err.Error()
 			}
 			return h, nil

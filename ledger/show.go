@@ -30,7 +30,7 @@ func (l *Ledger) Show(ctx context.Context, q schemas.ShowRequest) (schemas.ShowR
 		if err != nil {
 			return schemas.ShowReply{}, err
 		}
-		return l.show(q, cur)
+		return l.show(q, l.cosigned(ctx, cur))
 	}
 	cur, err := l.checkpointOf(q.Size)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -113,6 +114,7 @@ func (l *Ledger) Head() schemas.Head {
 	cur := l.current.Load() // first: it may only cover less than what is durable
 	h := headOf(l.durable.get(), cur)
 	h.Verified = l.verified.Load()
+	h.Published = l.published.state(time.Now())
 	return h
 }
 

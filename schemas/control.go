@@ -413,6 +413,9 @@ type Head struct {
 	// Verified is what the continuous verification found last; nil before its
 	// first pass, and where none runs.
 	Verified *Verified `json:"verified,omitempty"`
+	// Published is missing where no witness policy is set: then what is signed
+	// is all there is.
+	Published *Published `json:"published,omitempty"`
 }
 
 // Verified is what a pass of the continuous verification found.
@@ -424,6 +427,23 @@ type Verified struct {
 	Records     uint64    `json:"records"`
 	FirstBadSeq uint64    `json:"first_bad_seq,omitempty"`
 	Error       string    `json:"error,omitempty"`
+}
+
+// Published is the newest checkpoint that enough witnesses have cosigned.
+type Published struct {
+	Size       uint64         `json:"size"`
+	Checkpoint string         `json:"checkpoint"` // with cosignatures; "" where there was none yet
+	UnmetFor   float64        `json:"unmet_s"`    // for how long a signed checkpoint has waited for its witnesses
+	Witnesses  []WitnessState `json:"witnesses"`
+}
+
+// WitnessState is how a witness of the policy last answered.
+type WitnessState struct {
+	Name    string `json:"name"`
+	URL     string `json:"url"`
+	Size    uint64 `json:"size"`    // that it cosigned last
+	Refused bool   `json:"refused"` // it has seen another history
+	Error   string `json:"error,omitempty"`
 }
 
 // HeadRequest asks for a head whose checkpoint covers at least Min records;

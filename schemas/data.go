@@ -189,6 +189,24 @@ const (
 	FloodOfMessages = "storm"
 )
 
+// An Alarm says why the ledger's head is not vouched for: the body of
+// ledger.alarm.
+type Alarm struct {
+	What        string `json:"what"`                   // forked, shortened or unwitnessed
+	Witness     string `json:"witness,omitempty"`      // who refuses, by its name in the policy
+	Size        uint64 `json:"size"`                   // of the checkpoint that was shown
+	WitnessSize uint64 `json:"witness_size,omitempty"` // cosigned by the witness last
+	Detail      string `json:"detail"`
+}
+
+// What of an Alarm: a witness has cosigned another history; a longer one; too
+// few witnesses cosign, for too long.
+const (
+	AlarmForked      = "forked"
+	AlarmShortened   = "shortened"
+	AlarmUnwitnessed = "unwitnessed"
+)
+
 // A Verdict is the monitor's judgement of one action. It is a pure function of
 // the events up to AsOf, the action and the action's time; all numbers are
 // integers, so that replay is exact to the bit.

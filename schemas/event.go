@@ -48,6 +48,8 @@ const (
 	// monitor
 	RiskChanged     Kind = "risk.changed"
 	ReviewRequested Kind = "review.requested"
+	// ledger
+	LedgerAlarm Kind = "ledger.alarm"
 )
 
 // A field is one header of an event.
@@ -123,6 +125,7 @@ var kinds = map[Kind]shape{
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},
 	ReviewRequested:  {fRef, controlMay},
+	LedgerAlarm:      {fReason, controlMay},
 }
 
 // A HeaderRule is the headers that an event of one kind must and may carry

@@ -11,15 +11,18 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/ledger/witness"
 	"github.com/writ-sh/writ/schemas"
 )
 
 type ledgerExportCmd struct {
-	Out   string `required:"" type:"path" placeholder:"FILE" help:"Where the bundle goes; the file must not be there yet."`
+	Out   string `type:"path" placeholder:"FILE" xor:"what" required:"" help:"Where the bundle goes; the file must not be there yet."`
+	Tiles string `type:"path" placeholder:"DIR" xor:"what" required:"" help:"Write the whole tree as tiles (C2SP tlog-tiles) instead, without contents; the folder must be empty or not there yet."`
 	Agent string `placeholder:"ID" help:"Only what concerns this agent or service."`
 	Trace string `placeholder:"TRACE" help:"Only this user request."`
 	From  uint64 `placeholder:"SEQ" help:"Only from this sequence on."`
@@ -39,9 +42,14 @@ type exportDoc struct {
 	Size       uint64 `json:"size"`
 	Root       string `json:"root"`
 	Checkpoint string `json:"checkpoint"`
+	// Cosignatures of witnesses that the checkpoint bears, verified or not.
+	Cosignatures int `json:"cosignatures"`
 }
 
 func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
+	if c.Tiles != "" {
+		return c.tiles(ctx, app)
+	}
 	if err := c.check(); err != nil {
 		return err
 	}
@@ -86,7 +94,7 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	doc := exportDoc{File: c.Out, Records: len(records), FirstSeq: ev.First, LastSeq: ev.Last, Complete: ev.Complete, Redacted: ev.Redacted,
-		Size: ev.Checkpoint.Size, Root: hex.EncodeToString(ev.Checkpoint.Root[:]), Checkpoint: checkpoint}
+		Size: ev.Checkpoint.Size, Root: hex.EncodeToString(ev.Checkpoint.Root[:]), Checkpoint: checkpoint, Cosignatures: cosignatures(checkpoint)}
 	if app.JSON {
 		return app.emit(doc)
 	}
@@ -214,10 +222,17 @@ func (a *App) shower() (ledger.Show, func() error, error) {
 	return ask, func() error { cl.close(); return nil }, nil
 }
 
+// cosignatures counts the lines of signatures behind the ledger's own.
+func cosignatures(checkpoint string) int {
+	_, sigs, _ := strings.Cut(checkpoint, "\n\n")
+	return strings.Count(sigs, "\n") - 1
+}
+
 type ledgerVerifyBundleCmd struct {
 	File   string `arg:"" type:"path" help:"The bundle."`
 	Policy string `type:"path" placeholder:"FILE" xor:"trust" help:"Policy that names the ledger's keys that count."`
 	Key    string `type:"path" placeholder:"FILE" xor:"trust" help:"The ledger's public key, in place of a policy."`
+	Older  string `name:"against" type:"path" placeholder:"FILE" help:"An older bundle of the same log, with which this one must agree."`
 	HTML   string `name:"html" type:"path" placeholder:"FILE" help:"Write what is proven as a page for people; the file must not be there yet."`
 }
 
@@ -235,6 +250,8 @@ type bundleDoc struct {
 	Redacted    int    `json:"redacted"`
 	Origin      string `json:"origin"`
 	Trusted     bool   `json:"trusted"` // the key came from who verifies
+
+	Cosignatures []proof.Cosignature `json:"cosignatures"` // of the policy's witnesses, verified
 }
 
 // selfAsserted is why a bundle without a policy is never ok.
@@ -245,11 +262,11 @@ func (c *ledgerVerifyBundleCmd) Run(app *App) error {
 	if err != nil {
 		return err
 	}
-	b, err := c.read()
+	b, err := readBundle(c.File)
 	if err != nil && !errors.Is(err, proof.ErrBundle) {
 		return err
 	}
-	doc := bundleDoc{Trusted: policy != nil}
+	doc := bundleDoc{Trusted: policy != nil, Cosignatures: []proof.Cosignature{}}
 	var ev *proof.Evidence
 	if err == nil {
 		doc.Records = len(b.Records)
@@ -259,6 +276,9 @@ func (c *ledgerVerifyBundleCmd) Run(app *App) error {
 		}
 		if err == nil {
 			ev, err = b.Verify(policy)
+		}
+		if err == nil {
+			err = c.against(ev, policy)
 		}
 	}
 	doc.judge(b, ev, err)
@@ -283,8 +303,24 @@ func (c *ledgerVerifyBundleCmd) Run(app *App) error {
 	return err
 }
 
-func (c *ledgerVerifyBundleCmd) read() (*proof.Bundle, error) {
-	data, err := readBounded(c.File, proof.MaxBundle)
+// against holds what is proven against an older bundle.
+func (c *ledgerVerifyBundleCmd) against(ev *proof.Evidence, policy *proof.Policy) error {
+	if c.Older == "" {
+		return nil
+	}
+	b, err := readBundle(c.Older)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Older, err)
+	}
+	older, err := b.Verify(policy)
+	if err != nil {
+		return fmt.Errorf("the older bundle proves nothing itself: %v", err)
+	}
+	return ev.Against(older)
+}
+
+func readBundle(path string) (*proof.Bundle, error) {
+	data, err := readBounded(path, proof.MaxBundle)
 	if err != nil {
 		return nil, advise(fmt.Errorf("read the bundle: %w", err), "name the file that writ ledger export wrote")
 	}
@@ -293,14 +329,14 @@ func (c *ledgerVerifyBundleCmd) read() (*proof.Bundle, error) {
 
 // policy is the verifier's, nil where there is none.
 func (c *ledgerVerifyBundleCmd) policy() (*proof.Policy, error) {
-	const next = "a policy has lines \"log VKEY\", with the text of keys/ledger.pub for VKEY"
+	const next = "a policy has lines \"log VKEY\", with the text of keys/ledger.pub for VKEY, and may have lines witness, group and quorum; docs/evidence.md shows one"
 	switch {
 	case c.Policy != "":
 		text, err := readBounded(c.Policy, 64<<10)
 		if err != nil {
 			return nil, advise(fmt.Errorf("read the policy: %w", err), next)
 		}
-		p, err := proof.ParsePolicy(text)
+		p, err := witness.ParseKeyPolicy(text)
 		return p, advise(err, next)
 	case c.Key != "":
 		text, err := readBounded(c.Key, 4<<10)
@@ -330,6 +366,7 @@ func (d *bundleDoc) judge(b *proof.Bundle, ev *proof.Evidence, err error) {
 	}
 	c := ev.Checkpoint
 	d.Root, d.Size, d.Checkpoint, d.Origin = hex.EncodeToString(c.Root[:]), c.Size, b.Checkpoint, c.Origin
+	d.Cosignatures = list(ev.Cosignatures)
 	d.FirstSeq, d.LastSeq, d.Complete, d.Redacted = ev.First, ev.Last, ev.Complete, ev.Redacted
 }
 
@@ -355,4 +392,7 @@ func (t *terminal) bundle(doc bundleDoc) {
 	}
 	t.facts([2]string{"events", seqText(doc.FirstSeq) + " to " + seqText(doc.LastSeq)}, [2]string{"selection", gaps},
 		[2]string{"redacted", strconv.Itoa(doc.Redacted)}, [2]string{"log", strconv.FormatUint(doc.Size, 10) + " records"}, [2]string{"root", doc.Root})
+	for _, c := range doc.Cosignatures {
+		t.facts([2]string{"witnessed", plain(c.Witness) + " at " + c.Time.Format(time.RFC3339)})
+	}
 }

@@ -26,6 +26,8 @@ type ledgerCmd struct {
 	Prove  ledgerProveCmd  `cmd:"" help:"Prove that an event is in the ledger."`
 	Export ledgerExportCmd `cmd:"" help:"Write a bundle of records that proves itself offline."`
 
+	Witness ledgerWitnessCmd `cmd:"" help:"Be a witness: cosign other machines' ledgers, and never two histories of one."`
+
 	VerifyBundle ledgerVerifyBundleCmd `cmd:"" help:"Verify a bundle offline, under keys of your own."`
 
 	Prune     ledgerPruneCmd     `cmd:"" help:"Move old contents to archives; every proof stays."`
@@ -135,6 +137,7 @@ func (c *ledgerHeadCmd) Run(ctx context.Context, app *App) error {
 		return app.emit(head)
 	}
 	app.facts([2]string{"records", strconv.FormatUint(head.Size, 10)}, [2]string{"newest event", seqText(head.StreamSeq)}, [2]string{"root", head.Root})
+	app.published(head.Published)
 	app.checkpoint(head.Checkpoint)
 	return nil
 }

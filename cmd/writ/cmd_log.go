@@ -243,7 +243,7 @@ func (t *terminal) logged(e *schemas.Event, format string) (bool, error) {
 
 func kindStyle(k schemas.Kind) style {
 	switch k {
-	case schemas.MessageDenied, schemas.ResponseDenied, schemas.MessageCancelled, schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentViolation:
+	case schemas.MessageDenied, schemas.ResponseDenied, schemas.MessageCancelled, schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentViolation, schemas.LedgerAlarm:
 		return red
 	case schemas.MessageHeld, schemas.ResponseHeld, schemas.AgentPaused, schemas.ReviewRequested, schemas.MessageExpired:
 		return yellow

@@ -85,6 +85,7 @@ func (t *terminal) status(doc statusDoc) {
 	if doc.Ledger != nil {
 		t.facts([2]string{"ledger", strconv.FormatUint(doc.Ledger.Size, 10) + " records, root " + doc.Ledger.Root})
 		t.verifiedLine(doc.Ledger.Verified)
+		t.published(doc.Ledger.Published)
 	}
 	var services []string
 	for _, s := range doc.Services {

@@ -21,6 +21,7 @@ type upCmd struct {
 	HTTPURL string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
 	Fleet   string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
 	Shadow  string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
+	Witness string `name:"witness-policy" type:"path" placeholder:"FILE" help:"Witness policy to take over into the data folder: whose cosignatures publish a checkpoint."`
 	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 	tlsFlags
@@ -80,7 +81,7 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
 	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor,
-		VerifyShare: c.share(), Logger: log})
+		Witnesses: c.Witness, VerifyShare: c.share(), Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

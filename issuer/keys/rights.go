@@ -20,7 +20,7 @@ const (
 	RoleInit     Role = "init"    // makes the log and its consumers; used at start alone
 	RoleRepair   Role = "repair"  // republishes a lost tail of the log; used then alone
 	RoleIntake   Role = "intake"  // takes what agents publish
-	RoleLedger   Role = "ledger"  // follows the log
+	RoleLedger   Role = "ledger"  // follows the log, and raises alarms in it
 	RoleRelease  Role = "release" // answers agents, in CONTROL
 	RoleDeliver  Role = "deliver" // delivers to agents: the one user of DELIVER
 	RoleMonitor  Role = "monitor"
@@ -107,7 +107,7 @@ var roles = map[Role]rights{
 		[]string{schemas.Assess},
 		follow("intake"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.> intake", schemas.CtlHealth}},
-	RoleLedger: {CONTROL, slices.Concat(follow("ledger"), inboxOf(RoleOperator, RoleIssuer)),
+	RoleLedger: {CONTROL, slices.Concat(kinds(schemas.LedgerAlarm), follow("ledger"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
 	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
 		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator, RoleIssuer)),

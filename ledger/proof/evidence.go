@@ -55,6 +55,8 @@ const (
 // Evidence is what a bundle proves, once Verify has passed.
 type Evidence struct {
 	Checkpoint Checkpoint
+	// Cosignatures are those that hold, of the policy's witnesses.
+	Cosignatures []Cosignature
 	// First and Last are the sequences that the records span. Redactions that
 	// stand apart behind all others explain erasures, and are not counted.
 	First, Last uint64
@@ -83,6 +85,8 @@ type Entry struct {
 var (
 	ErrUntrusted     = errors.New("the bundle is under a key that does not count")
 	ErrBadCheckpoint = errors.New("the checkpoint is not signed by that key")
+	ErrUnwitnessed   = errors.New("too few of the policy's witnesses have cosigned the checkpoint")
+	ErrForked        = errors.New("the bundles are of two histories")
 	ErrMissingLeaf   = errors.New("a record is missing")
 	ErrOrder         = errors.New("records are out of order")
 	ErrBadLeaf       = errors.New("a leaf is no record")
@@ -140,6 +144,12 @@ func (b *Bundle) Verify(p *Policy) (*Evidence, error) {
 		return nil, bad(first, ErrBadCheckpoint, "%w", err)
 	}
 	ev := &Evidence{Checkpoint: c, Entries: make([]Entry, len(b.Contents))}
+	if p.witnesses != nil {
+		ev.Cosignatures = p.witnesses.Cosigned([]byte(b.Checkpoint))
+		if !p.witnesses.Satisfied([]byte(b.Checkpoint)) {
+			return nil, bad(first, ErrUnwitnessed, "%d of them have", len(ev.Cosignatures))
+		}
+	}
 	for i := range b.Contents {
 		if ev.Entries[i].Record, err = b.leaf(i, c); err != nil {
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 )
@@ -13,7 +14,25 @@ import (
 // A Policy says whose signatures count for who verifies. It comes from them,
 // by a way of their own, and never out of what is to be verified.
 type Policy struct {
-	logs map[string]note.Verifier // by the key's text
+	logs      map[string]note.Verifier // by the key's text
+	witnesses Witnesses                // nil: none is asked for
+}
+
+// Witnesses say whose cosignatures of a checkpoint are asked for. Package
+// ledger/witness reads them from a policy; it stands apart because the
+// library's keys of other kinds would bring the network's packages in here.
+type Witnesses interface {
+	// Satisfied reports whether enough of them have cosigned a checkpoint.
+	Satisfied(checkpoint []byte) bool
+	// Cosigned lists the cosignatures that hold.
+	Cosigned(checkpoint []byte) []Cosignature
+}
+
+// A Cosignature is a witness's word that it saw no other history.
+type Cosignature struct {
+	Witness string    `json:"witness"` // its name in the policy
+	Key     string    `json:"key"`     // the name of its key
+	Time    time.Time `json:"time"`    // by the witness's clock
 }
 
 // ErrPolicy is matched where a policy can't be read, or can't be met.
@@ -50,14 +69,17 @@ func (p *Policy) trust(key string) error {
 //	quorum none  no witness is asked for
 //
 // The lines witness, group and quorum NAME, as witness policies have them
-// (N of M), are refused and not passed over: this version can't check
-// cosignatures, and a policy that asks for them is not met. Errors match
-// ErrPolicy.
-func ParsePolicy(text []byte) (*Policy, error) {
+// (N of M), are refused and not passed over: witness.ParseKeyPolicy, in package
+// ledger/witness, reads those. Errors match ErrPolicy.
+func ParsePolicy(text []byte) (*Policy, error) { return ParseWitnessedPolicy(text, nil) }
+
+// ParseWitnessedPolicy is ParsePolicy of a text whose lines about witnesses
+// were read already, as w.
+func ParseWitnessedPolicy(text []byte, w Witnesses) (*Policy, error) {
 	if len(text) > maxPolicy {
 		return nil, fmt.Errorf("%w: %d bytes, and %d are the most", ErrPolicy, len(text), maxPolicy)
 	}
-	p, quorum, n := &Policy{logs: map[string]note.Verifier{}}, false, 0
+	p, quorum, n := &Policy{logs: map[string]note.Verifier{}, witnesses: w}, false, 0
 	for line := range strings.Lines(string(text)) {
 		n++
 		line, _, _ = strings.Cut(line, "#")
@@ -71,7 +93,9 @@ func ParsePolicy(text []byte) (*Policy, error) {
 		case words[0] == "quorum" && len(words) == 2 && words[1] == "none" && !quorum:
 			quorum = true
 		case slices.Contains([]string{"witness", "group", "quorum"}, words[0]):
-			return nil, fmt.Errorf("%w: line %d: this version can't check witnesses' cosignatures, and does not pass over a policy that asks for them", ErrPolicy, n)
+			if w == nil {
+				return nil, fmt.Errorf("%w: line %d: it asks for witnesses, who are not checked here, and is not passed over", ErrPolicy, n)
+			}
 		default:
 			return nil, fmt.Errorf("%w: line %d: %.40q is neither \"log VKEY\" nor \"quorum none\"", ErrPolicy, n, strings.Join(words, " "))
 		}

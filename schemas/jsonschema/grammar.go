@@ -80,6 +80,7 @@ var refinements = map[string]object{
 	"Grant.public_key":           matching(nkeyPattern),
 	"Verdict.decision":           oneOf(schemas.Pass, schemas.Pause, schemas.Suspend),
 	"Verdict.p_ppm":              bounded(0, 1000000),
+	"Alarm.what":                 oneOf(schemas.AlarmForked, schemas.AlarmShortened, schemas.AlarmUnwitnessed),
 	"Violation.what":             oneOf("publish", "subscribe"),
 	"Change.action":              oneOf("add", "change", "remove"),
 	"ReviewReply.state":          oneOf("approved", "denied", "endorsed"),

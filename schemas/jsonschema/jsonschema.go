@@ -41,7 +41,7 @@ var (
 	bodies = []reflect.Type{
 		reflect.TypeFor[schemas.Principal](), reflect.TypeFor[schemas.Ceiling](), reflect.TypeFor[schemas.Exception](), reflect.TypeFor[schemas.Tool](),
 		reflect.TypeFor[schemas.Rate](), reflect.TypeFor[schemas.Thresholds](), reflect.TypeFor[schemas.Policy](),
-		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Certificate](), reflect.TypeFor[schemas.Verdict](),
+		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Alarm](), reflect.TypeFor[schemas.Certificate](), reflect.TypeFor[schemas.Verdict](),
 		reflect.TypeFor[schemas.Factor](),
 	}
 	control = []reflect.Type{
@@ -59,7 +59,7 @@ var (
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),
 		reflect.TypeFor[schemas.PageRequest](), reflect.TypeFor[schemas.Review](), reflect.TypeFor[schemas.ReviewsReply](),
 		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.StatusReply](),
-		reflect.TypeFor[schemas.Head](), reflect.TypeFor[schemas.HeadRequest](), reflect.TypeFor[schemas.VerifyReply](),
+		reflect.TypeFor[schemas.Head](), reflect.TypeFor[schemas.Published](), reflect.TypeFor[schemas.WitnessState](), reflect.TypeFor[schemas.HeadRequest](), reflect.TypeFor[schemas.VerifyReply](),
 		reflect.TypeFor[schemas.ProveRequest](), reflect.TypeFor[schemas.Proof](),
 		reflect.TypeFor[schemas.ShowRequest](), reflect.TypeFor[schemas.Shown](), reflect.TypeFor[schemas.ShowReply](),
 		reflect.TypeFor[schemas.ReadRequest](), reflect.TypeFor[schemas.Record](), reflect.TypeFor[schemas.ReadReply](),

@@ -21,6 +21,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -54,6 +55,9 @@ func split(address string, secure bool) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// TilesPath is where the ledger's tiles (C2SP tlog-tiles) are served.
+const TilesPath = "/log"
+
 // startHTTP serves the issuer's API, and what needs no credentials: public keys,
 // health, metrics.
 func (p *Plane) startHTTP(ctx context.Context) error {
@@ -83,7 +87,7 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s := &http.Server{Handler: handler(operator, api), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	s := &http.Server{Handler: handler(operator, api, p.ledger.Tile), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
@@ -100,8 +104,9 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	})
 }
 
-func handler(operator *nats.Conn, api http.Handler) http.Handler {
+func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET "+TilesPath+"/", http.StripPrefix(TilesPath, ledger.TileHandler(tiles)))
 	for _, path := range []string{"/v1/", "/openapi.json", "/.well-known/jwks.json"} {
 		mux.Handle(path, api)
 	}
@@ -164,12 +169,15 @@ var (
 	ledgerVerifiedTime    = prometheus.NewDesc("writ_ledger_verified_timestamp_seconds", "When the last pass of the continuous verification ended.", nil, nil)
 	ledgerVerifiedRecords = prometheus.NewDesc("writ_ledger_verified_records", "Records that the last pass of the continuous verification read.", nil, nil)
 	ledgerBadSeq          = prometheus.NewDesc("writ_ledger_first_bad_sequence", "First sequence that the continuous verification found wrong; 0 where it found none.", nil, nil)
+	published             = prometheus.NewDesc("writ_ledger_published_records", "Records of the newest checkpoint that enough witnesses have cosigned; missing where no policy is set.", nil, nil)
+	unmet                 = prometheus.NewDesc("writ_ledger_unpublished_seconds", "For how long a signed checkpoint has waited for its witnesses.", nil, nil)
+	refused               = prometheus.NewDesc("writ_ledger_witness_refused", "1 where the witness has seen another history.", []string{"witness"}, nil)
 	agentState            = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
 	agentRisk             = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, agentState, agentRisk} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, published, unmet, refused, agentState, agentRisk} {
 		ch <- d
 	}
 }
@@ -193,6 +201,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if head, err := bus.Call[schemas.Head](ctx, m.operator, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
 		ch <- prometheus.MustNewConstMetric(ledgerSize, prometheus.CounterValue, float64(head.Size))
 		collectVerified(ch, head.Verified)
+		collectPublished(ch, head.Published)
 	}
 	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
 	for {
@@ -228,6 +237,21 @@ func collectVerified(ch chan<- prometheus.Metric, v *schemas.Verified) {
 	ch <- prometheus.MustNewConstMetric(ledgerVerifiedTime, prometheus.GaugeValue, float64(v.Time.Unix()))
 	ch <- prometheus.MustNewConstMetric(ledgerVerifiedRecords, prometheus.GaugeValue, float64(v.Records))
 	ch <- prometheus.MustNewConstMetric(ledgerBadSeq, prometheus.GaugeValue, float64(v.FirstBadSeq))
+}
+
+func collectPublished(ch chan<- prometheus.Metric, p *schemas.Published) {
+	if p == nil {
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(published, prometheus.GaugeValue, float64(p.Size))
+	ch <- prometheus.MustNewConstMetric(unmet, prometheus.GaugeValue, p.UnmetFor)
+	for _, w := range p.Witnesses {
+		no := 0.0
+		if w.Refused {
+			no = 1
+		}
+		ch <- prometheus.MustNewConstMetric(refused, prometheus.GaugeValue, no, w.Name)
+	}
 }
 
 // announce writes where the control plane is, in one step, when it is ready.

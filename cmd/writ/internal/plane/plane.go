@@ -45,6 +45,7 @@ type Options struct {
 	Actor       string           // in whose name it is applied
 	Retention   time.Duration    // how long the log keeps an event; embed.Retention where 0
 	VerifyShare float64          // of one core, for verifying the ledger continuously, at most 1; 0: not at all
+	Witnesses   string           // a witness policy to take over into the data folder
 	Logger      *slog.Logger
 }
 
@@ -94,6 +95,9 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, fmt.Errorf("start: %w", err)
 	}
 	if err := p.server.Provision(ctx); err != nil {
+		return nil, err
+	}
+	if err := setWitnesses(o.Data, o.Witnesses); err != nil {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{

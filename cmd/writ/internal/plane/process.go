@@ -13,6 +13,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
 )
 
@@ -26,6 +27,7 @@ type Process struct {
 	shadow *monitor.Weights
 	log    *slog.Logger
 	stages *stages
+	ledger *ledger.Ledger // nil where it runs elsewhere
 
 	retention   time.Duration // of the log
 	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all

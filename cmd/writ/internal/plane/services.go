@@ -52,6 +52,12 @@ func (p *Process) startLedger(ctx context.Context) error {
 		return err
 	}
 	p.close = append(p.close, led.Close)
+	p.ledger = led
+	log, err := bus.NewAppender(conn)
+	if err != nil {
+		return err
+	}
+	publisher := newPublisher(led, log)
 	if err := p.repair(ctx, led, last); err != nil {
 		return err
 	}
@@ -84,6 +90,7 @@ func (p *Process) startLedger(ctx context.Context) error {
 		if p.verifyShare > 0 {
 			g.Go(func() error { return led.Watch(ctx, p.verifyShare) })
 		}
+		g.Go(func() error { return publisher.run(ctx) })
 		g.Go(func() error {
 			return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
 		})
@@ -97,7 +104,10 @@ func (p *Process) startLedger(ctx context.Context) error {
 			ready()
 			return nil
 		})
-		return g.Wait()
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		return publisher.last(ctx)
 	})
 }
 
@@ -216,8 +226,12 @@ func ledgerOptions(keysOf, data string) (ledger.Options, error) {
 	if err != nil {
 		return ledger.Options{}, fmt.Errorf("keys/ledger.pub: %w", err)
 	}
+	witnesses, err := readWitnesses(data)
+	if err != nil {
+		return ledger.Options{}, err
+	}
 	return ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
-		Signer: k.Signer, Verifier: verifier, Secret: k.Secret}, nil
+		Signer: k.Signer, Verifier: verifier, Secret: k.Secret, Witnesses: witnesses}, nil
 }
 
 func (p *Process) startMonitor(ctx context.Context) error {

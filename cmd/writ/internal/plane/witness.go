@@ -1,0 +1,97 @@
+package plane
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/ledger/witness"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// WitnessPolicy is the file of a data folder that says whose cosignatures
+// publish a checkpoint. Where it is missing, nobody's are asked for.
+const WitnessPolicy = "witness.policy"
+
+// lastRound bounds what is shown to witnesses at the end.
+const lastRound = time.Second
+
+// readWitnesses gives nil where no policy is set.
+func readWitnesses(data string) (*witness.Policy, error) {
+	text, err := os.ReadFile(filepath.Join(data, WitnessPolicy))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the witness policy: %w", err)
+	}
+	p, err := witness.ParsePolicy(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(data, WitnessPolicy), err)
+	}
+	return p, nil
+}
+
+// setWitnesses takes a policy over into the data folder, in one step.
+func setWitnesses(data, file string) error {
+	if file == "" {
+		return nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("the witness policy: %w", err)
+	}
+	if _, err := witness.ParsePolicy(text); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	path := filepath.Join(data, WitnessPolicy)
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return fmt.Errorf("the witness policy: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("the witness policy: %w", err)
+	}
+	return nil
+}
+
+// A publisher shows the ledger's checkpoints to witnesses.
+type publisher struct {
+	ledger *ledger.Ledger
+	client *http.Client
+	alarm  ledger.Alarm
+}
+
+func newPublisher(led *ledger.Ledger, log *bus.Appender) *publisher {
+	return &publisher{
+		ledger: led,
+		// A witness answers itself, or not at all.
+		client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		alarm: func(ctx context.Context, a schemas.Alarm) error {
+			_, err := log.Append(ctx, &schemas.Event{Kind: schemas.LedgerAlarm, Agent: schemas.Fleet, ID: "ledger-" + rand.Text(),
+				Source: source(keys.RoleLedger), Time: time.Now().UTC(), Reason: a.What + " at " + strconv.FormatUint(a.Size, 10) + " records",
+				ContentType: "application/json", Data: schemas.Marshal(a)})
+			return err
+		},
+	}
+}
+
+func (p *publisher) run(ctx context.Context) error {
+	return p.ledger.Publish(ctx, p.client, p.alarm)
+}
+
+// last shows the checkpoint that was signed at the end.
+func (p *publisher) last(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRound)
+	defer cancel()
+	return p.ledger.PublishLast(ctx, p.client, p.alarm)
+}
