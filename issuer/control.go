@@ -33,6 +33,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.status) },
 		func() error { return take(i, schemas.CtlJWKS, i.publishKeys) },
+		func() error { i.orders[schemas.CtlSignal] = i.signalFor; return nil },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
 		i.serveOperators,
 	} {

@@ -37,10 +37,14 @@ type Service struct {
 	mu      sync.Mutex
 	model   *Model
 	shadow  shadow
-	waiting []question // whose time has not come, in order of arrival
-	live    bool       // the fold has reached what was in the log at the start
-	saved   uint64     // last event of the newest snapshot
+	waiting []question    // whose time has not come, in order of arrival
+	live    bool          // the fold has reached what was in the log at the start
+	saved   uint64        // last event of the newest snapshot
+	told    chan struct{} // closed when the fold reaches toldAt; nil where nobody waits
+	toldAt  uint64
 	changed chan struct{}
+
+	signalling sync.Mutex // one outside signal at a time, from decision to fold; taken before mu
 }
 
 // A question is a request for verdicts.
@@ -129,6 +133,12 @@ func (s *Service) serve(ctx context.Context, ready func()) error {
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisks, s.risks); err != nil {
 		return err
 	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlSignal, s.signal); err != nil {
+		return err
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlToken, s.token); err != nil {
+		return err
+	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlHealth, s.health); err != nil {
 		return err
 	}
@@ -155,9 +165,10 @@ func (s *Service) fold(entry bus.Entry) error {
 		return fmt.Errorf("monitor: fold: %w", err)
 	}
 	s.shadow.apply(e)
-	if e.Kind == schemas.AgentViolation && s.live {
+	if (e.Kind == schemas.AgentViolation || e.Kind == schemas.RiskSignal) && s.live {
 		s.wake()
 	}
+	s.tellFolded()
 	s.answerReady(s.Now())
 	return nil
 }

@@ -25,6 +25,8 @@ const (
 	CtlShow     = "writ.ctl.ledger.show"     // ShowRequest → ShowReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
+	CtlSignal   = "writ.ctl.monitor.signal"  // SignalRequest → SignalReply
+	CtlToken    = "writ.ctl.monitor.token"   // TokenRequest → TokenReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
 )
 
@@ -59,6 +61,7 @@ var weakest = map[string]Role{
 	CtlApply: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
+	CtlSignal: RoleOperator, CtlToken: RoleOperator,
 	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
 }
 
@@ -83,11 +86,12 @@ func (r Role) Commands() []string {
 // ApplyRequest declares the whole fleet. Without Prune, principals that are
 // missing are an error that names them; with it they are killed and removed.
 type ApplyRequest struct {
-	TrustDomain string      `json:"trust_domain"`
-	Digest      string      `json:"digest"` // SHA-256 of the file, hex
-	Principals  []Principal `json:"principals"`
-	DryRun      bool        `json:"dry_run,omitempty"`
-	Prune       bool        `json:"prune,omitempty"`
+	TrustDomain string         `json:"trust_domain"`
+	Digest      string         `json:"digest"` // SHA-256 of the file, hex
+	Principals  []Principal    `json:"principals"`
+	Signals     []SignalSource `json:"signals,omitempty"` // with Add none: those that are there stay
+	DryRun      bool           `json:"dry_run,omitempty"`
+	Prune       bool           `json:"prune,omitempty"`
 	// Add declares principals beside those that are there, and leaves the
 	// trust domain and all others as they are.
 	Add   bool   `json:"add,omitempty"`

@@ -95,8 +95,9 @@ var DefaultRate = Rate{PerSecond: 200, Burst: 400}
 
 // A Policy is the fleet as a whole: the body of policy.applied.
 type Policy struct {
-	TrustDomain string `json:"trust_domain"`
-	Digest      string `json:"digest"` // SHA-256 of the fleet file, hex
+	TrustDomain string         `json:"trust_domain"`
+	Digest      string         `json:"digest"` // SHA-256 of the fleet file, hex
+	Signals     []SignalSource `json:"signals,omitempty"`
 }
 
 // A Grant is a capability as issued: the body of token.issued. The token

@@ -46,6 +46,7 @@ const (
 	OperationEnded Kind = "operation.ended"
 	// monitor
 	RiskChanged     Kind = "risk.changed"
+	RiskSignal      Kind = "risk.signal" // somebody outside said something about an agent
 	ReviewRequested Kind = "review.requested"
 )
 
@@ -118,6 +119,7 @@ var kinds = map[Kind]shape{
 	AgentInvited:     {fJTI | fExpires, controlMay | fExpires},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},
+	RiskSignal:       {fActor | fReason, controlMay},
 	ReviewRequested:  {fRef, controlMay},
 }
 

@@ -101,7 +101,7 @@ func readFleet(path string) (fleetFile, error) {
 }
 
 func (f fleetFile) request(actor string, dryRun, prune bool) schemas.ApplyRequest {
-	return schemas.ApplyRequest{TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals,
+	return schemas.ApplyRequest{TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Signals: f.Signals,
 		DryRun: dryRun, Prune: prune, Actor: actor}
 }
 

@@ -300,7 +300,7 @@ func (p *Plane) applyFleet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	_, err = bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{
-		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Actor: p.o.Actor})
+		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Signals: f.Signals, Actor: p.o.Actor})
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", p.o.Fleet, err)
 	}
