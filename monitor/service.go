@@ -16,12 +16,13 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// ServiceOptions of a Service. All but Snapshot, Shadow and Now are needed.
+// ServiceOptions of a Service. All but Snapshot, Weights, Shadow and Now are needed.
 type ServiceOptions struct {
 	Conn     *nats.Conn // in CONTROL, as the user monitor
 	Consumer string     // name of the consumer over all events
 	Source   string     // ce-source of what it appends
 	Snapshot string     // file that the model outlives a restart in; none where empty
+	Weights  *Weights   // that count; Reference where nil
 	Shadow   *Weights   // that judge beside the model's and decide nothing; none where nil
 	Logger   *slog.Logger
 	Now      func() time.Time // the clock; time.Now where nil
@@ -76,7 +77,7 @@ func NewService(o ServiceOptions) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{ServiceOptions: o, log: log, model: New(Options{}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	s := &Service{ServiceOptions: o, log: log, model: New(Options{Weights: o.Weights}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
 	if o.Shadow != nil {
 		s.shadow.model = New(Options{Weights: o.Shadow})
 	}

@@ -32,6 +32,12 @@ var Reference = Weights{
 // w is a weight as a constant: nothing is rounded at run time.
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
+// method names how evidences are taken and summed: weights are fitted to one.
+const method = "linear-3"
+
+// Version names the method and the weights, as verdicts do.
+func (w Weights) Version() string { return w.version() }
+
 // version names the method and the weights.
 func (w Weights) version() string {
 	var b []byte
@@ -40,5 +46,5 @@ func (w Weights) version() string {
 		b = binary.BigEndian.AppendUint64(b, uint64(x))
 	}
 	sum := sha256.Sum256(b)
-	return "linear-3." + hex.EncodeToString(sum[:4])
+	return method + "." + hex.EncodeToString(sum[:4])
 }

@@ -18,6 +18,7 @@ type upCmd struct {
 	Listen   string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
 	HTTP     string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where public keys, health and metrics are served; port 0 picks one (default: ${default})."`
 	Fleet    string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
+	Weights  string `type:"path" placeholder:"FILE" help:"Signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
 	Shadow   string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
@@ -52,8 +53,12 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	weights, err := servingWeights(c.Weights, app.Data)
+	if err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor, Logger: log})
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, Fleet: c.Fleet, Weights: weights, Shadow: shadow, Actor: app.actor, Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}

@@ -34,6 +34,7 @@ type Options struct {
 	Listen      string           // HOST:PORT of the NATS server; 127.0.0.1 and a free port
 	HTTP        string           // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
 	Fleet       string           // a fleet file to apply
+	Weights     *monitor.Weights // that judge; those built in where nil
 	Shadow      *monitor.Weights // that judge beside those that count
 	Actor       string           // in whose name it is applied
 	Logger      *slog.Logger
@@ -56,7 +57,7 @@ type Plane struct {
 // started is stopped again where something fails.
 func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	p := &Plane{o: o, Process: newProcess(o.Data, o.Data, o.Logger)}
-	p.shadow = o.Shadow
+	p.weights, p.shadow = o.Weights, o.Shadow
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))

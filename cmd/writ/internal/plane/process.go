@@ -17,13 +17,13 @@ import (
 // A Process is the services that run in this process, and what they stand on:
 // a NATS server, the keys that are here, and the ledger's folder.
 type Process struct {
-	inside nats.InProcessConnProvider // a server in this process; nil: the one at url
-	url    string
-	keys   string // data folder whose keys/ holds the services' own
-	data   string // data folder of the ledger and the monitor
-	shadow *monitor.Weights
-	log    *slog.Logger
-	stages *stages
+	inside          nats.InProcessConnProvider // a server in this process; nil: the one at url
+	url             string
+	keys            string // data folder whose keys/ holds the services' own
+	data            string // data folder of the ledger and the monitor
+	weights, shadow *monitor.Weights
+	log             *slog.Logger
+	stages          *stages
 
 	mu    sync.Mutex
 	conns []*nats.Conn

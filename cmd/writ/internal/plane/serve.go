@@ -44,13 +44,14 @@ var parts = map[string]part{
 	"monitor": {keys.RoleMonitor, (*Process).startMonitor},
 }
 
-// ServeOptions say what to serve. All but Shadow and Logger are needed; Shadow is
-// the monitor's alone.
+// ServeOptions say what to serve. All but Weights, Shadow and Logger are
+// needed; the weights are the monitor's alone.
 type ServeOptions struct {
 	Service string // issuer, broker, ledger or monitor
 	Server  string // address of the NATS server
 	Creds   string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
 	Data    string // the ledger's database and anchor, the monitor's snapshot
+	Weights *monitor.Weights
 	Shadow  *monitor.Weights
 	Logger  *slog.Logger
 }
@@ -67,7 +68,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 		return nil, err
 	}
 	p := newProcess(folder, o.Data, o.Logger)
-	p.url, p.shadow = o.Server, o.Shadow
+	p.url, p.weights, p.shadow = o.Server, o.Weights, o.Shadow
 	if err := what.start(p, ctx); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}
@@ -77,6 +78,9 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 // ErrCreds is matched where a credentials file is not the one that a service
 // starts with.
 var ErrCreds = errors.New("not this service's credentials")
+
+// KeysOf is the data folder in whose keys/ the credentials of a service lie.
+func KeysOf(service, creds string) (string, error) { return folderOf(creds, parts[service].role) }
 
 // folderOf is the data folder in whose keys/ a role's credentials lie.
 func folderOf(creds string, role keys.Role) (string, error) {

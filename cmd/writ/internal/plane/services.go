@@ -185,7 +185,7 @@ func (p *Process) startMonitor(ctx context.Context) error {
 		return err
 	}
 	s, err := monitor.NewService(monitor.ServiceOptions{Conn: conn, Consumer: string(keys.RoleMonitor),
-		Source: source(keys.RoleMonitor), Logger: p.log, Snapshot: filepath.Join(p.data, "monitor", "snapshot"), Shadow: p.shadow})
+		Source: source(keys.RoleMonitor), Logger: p.log, Snapshot: filepath.Join(p.data, "monitor", "snapshot"), Weights: p.weights, Shadow: p.shadow})
 	if err != nil {
 		return err
 	}
