@@ -233,10 +233,8 @@ func TestATokenCountsOnce(t *testing.T) {
 }
 
 func TestARequestStaysWithinTheDeclaration(t *testing.T) {
-	s := schemas.NewState()
-	fleet := schemas.Declared{Principals: []schemas.Principal{{ID: "analyst", Kind: schemas.KindAgent}, {ID: "writer", Kind: schemas.KindAgent}, {ID: "tools", Kind: schemas.KindService}},
-		Signals: []schemas.SignalSource{{ID: "edr", Agents: []string{"analyst", "tools"}, Weight: map[string]int{"malware": 60, "clean": -20}}}}
-	s = schemas.StateOf(fleet)
+	s := schemas.StateOf(schemas.Declared{Principals: []schemas.Principal{{ID: "analyst", Kind: schemas.KindAgent}, {ID: "writer", Kind: schemas.KindAgent}, {ID: "tools", Kind: schemas.KindService}},
+		Signals: []schemas.SignalSource{{ID: "edr", Agents: []string{"analyst", "tools"}, Weight: map[string]int{"malware": 60, "clean": -20}}}})
 	n := func(x int) *int { return &x }
 	good := schemas.SignalRequest{AgentID: "analyst", Source: "edr", Event: "malware", Reason: "found", Actor: "a"}
 	for name, c := range map[string]struct {
