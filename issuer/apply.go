@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writ-sh/writ/internal/secevent"
 	"github.com/writ-sh/writ/issuer/fleet"
 	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
@@ -79,12 +80,16 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest,
 		p.declare = append(p.declare, memoryService)
 	}
 	if req.Add {
+		if len(req.Signals) > 0 {
+			return p, schemas.Refuse(schemas.CodeMalformed, "sources of signals are declared with the whole file alone")
+		}
 		return p, nil // the file in force stays in force
 	}
 	if s.Guardrails != req.Guardrails {
 		p.changes = append(p.changes, schemas.Change{ID: "guardrails", Action: fleet.Modify, Detail: railsDetail(rails)})
 		p.revoke = append(p.revoke, offRails(s, rails, p)...)
 	}
+	p.changes = append(p.changes, fleet.DiffSignals(s.Signals, req.Signals)...)
 	p.policy = s.Policy != req.Digest || s.Guardrails != req.Guardrails || s.TrustDomain != trustDomain || len(p.changes) > 0
 	if len(p.remove) > 0 && !req.Prune && !req.DryRun {
 		return p, schemas.Refuse(schemas.CodeConflict, "the file no longer declares %s; with --prune they are killed and removed", strings.Join(p.remove, ", "))
@@ -148,6 +153,27 @@ func checkPrincipals(req schemas.ApplyRequest) error {
 			return schemas.Refuse(schemas.CodeMalformed, "%s is declared twice", p.ID)
 		}
 		seen[p.ID] = true
+	}
+	return checkSources(req.Signals)
+}
+
+func checkSources(list []schemas.SignalSource) error {
+	ids, issuers := map[string]bool{}, map[string]bool{}
+	if len(list) > schemas.MaxSources {
+		return schemas.Refuse(schemas.CodeMalformed, "%d sources of signals: %d are possible", len(list), schemas.MaxSources)
+	}
+	for _, s := range list {
+		err := s.Check()
+		if err == nil && s.JWKS != "" {
+			_, err = secevent.Keys([]byte(s.JWKS))
+		}
+		if err != nil {
+			return schemas.Refuse(schemas.CodeMalformed, "signals: %.80s: %v", s.ID, err)
+		}
+		if ids[s.ID] || s.Issuer != "" && issuers[s.Issuer] {
+			return schemas.Refuse(schemas.CodeMalformed, "signals: %s, or its issuer, is declared twice", s.ID)
+		}
+		ids[s.ID], issuers[s.Issuer] = true, true
 	}
 	return nil
 }
@@ -254,7 +280,7 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 		}
 	}
 	if p.policy {
-		policy := schemas.Policy{TrustDomain: req.TrustDomain, Digest: req.Digest, Guardrails: req.Guardrails}
+		policy := schemas.Policy{TrustDomain: req.TrustDomain, Digest: req.Digest, Guardrails: req.Guardrails, Signals: req.Signals}
 		if _, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, Actor: req.Actor, ContentType: jsonType, Data: schemas.Marshal(policy)}); err != nil {
 			return reply, err
 		}

@@ -35,6 +35,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlTokens, i.tokens) },
 		func() error { return take(i, schemas.CtlRevoke, i.revoke) },
 		func() error { return take(i, schemas.CtlJWKS, i.publishKeys) },
+		func() error { i.orders[schemas.CtlSignal] = i.signalFor; return nil },
 		func() error { return bus.Handle(i.Control, i.Logger, schemas.CtlHealth, i.health) },
 		i.serveOperators,
 	} {

@@ -178,6 +178,16 @@ func (i *Issuer) askOn(ctx context.Context, m *nats.Msg, subject string) {
 	i.sendOperator(m, out)
 }
 
+// signalFor hands a named operator's signal on to the monitor, with that name.
+func (i *Issuer) signalFor(ctx context.Context, by operator, data []byte) (any, error) {
+	var req schemas.SignalRequest
+	if err := schemas.Unmarshal(data, &req); err != nil {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	req.Operator = by.name
+	return bus.Call[schemas.SignalReply](ctx, i.Control, schemas.CtlSignal, req)
+}
+
 // gatherHealth asks all services, and hands on what each says as it comes.
 func (i *Issuer) gatherHealth(ctx context.Context, m *nats.Msg) {
 	ctx, cancel := context.WithTimeout(ctx, healthWait)

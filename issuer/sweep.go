@@ -109,7 +109,7 @@ func (i *Issuer) restate(ctx context.Context, now time.Time) {
 func (i *Issuer) restateOne(ctx context.Context, id string) error {
 	if id == schemas.Fleet {
 		policy := view(i, func(s *schemas.State) schemas.Policy {
-			return schemas.Policy{TrustDomain: s.TrustDomain, Digest: s.Policy, Guardrails: s.Guardrails}
+			return schemas.Policy{TrustDomain: s.TrustDomain, Digest: s.Policy, Guardrails: s.Guardrails, Signals: s.Signals}
 		})
 		_, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, ContentType: jsonType, Data: schemas.Marshal(policy)})
 		if why := view(i, func(s *schemas.State) string { return s.Lockdown }); why != "" && err == nil {

@@ -119,6 +119,7 @@ func refusalFactor(v *schemas.Verdict, units fixed, why string) {
 // conclude sets the agent's risk and what is to be done about it.
 func (m *Model) conclude(e *schemas.Event, a *agent, v *schemas.Verdict) {
 	v.Risk = max(v.ActionRisk, a.riskNow(e.Time))
+	m.sayings(a, e.Time, v)
 	th := m.fleet.ThresholdsOf(e.Agent)
 	switch {
 	case v.Risk >= th.Suspend:

@@ -68,8 +68,17 @@
 // the highest values of earlier harmless runs, see channel. And the surprise of
 // its runs is summed up, for the low and slow.
 //
-// The risk of an action is the highest of these. The agent's risk is the
-// highest of its actions', halved every ten minutes by the times of events. It
+// Who is declared outside (a classifier, an endpoint detection, an identity
+// provider) may say that an agent is more, or less, at risk, by so many points
+// of risk as it is declared with. The newest of each source and event counts and
+// fades with the half-life; of one source the worst and the best count, and all
+// sources add up, within 0 and 100. This needs no history, and stands beside what
+// the agent did: it can pause and suspend by itself, and can't lower what
+// behaviour says. No run under a signal of 40 or more teaches.
+//
+// The risk of an action is the highest of these, signals apart. The agent's risk is the
+// highest of its actions', halved every ten minutes by the times of events, or
+// what outside signals say, if that is more. It
 // is one number for all operations of an agent: an agent can't shed it by
 // giving a capability up. Thresholds, 70 and 90 by default, pause and suspend.
 //

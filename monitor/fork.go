@@ -14,6 +14,7 @@ import (
 func (m *Model) Fork() *Model {
 	f := *m
 	f.agents, f.pending = maps.Clone(m.agents), maps.Clone(m.pending)
+	f.heard = maps.Clone(m.heard)
 	f.toolWords = map[schemas.Action]toolWords{}
 	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent()
 	f.stems, f.factors = nil, nil
@@ -50,6 +51,7 @@ func (a *agent) clone() *agent {
 		c.usual[i].bins = slices.Clone(a.usual[i].bins)
 	}
 	c.baseline = a.baseline.clone()
+	c.said = slices.Clone(a.said)
 	c.refusals, c.approved, c.history = slices.Clone(a.refusals), slices.Clone(a.approved), slices.Clone(a.history)
 	copies := map[*run]*run{}
 	c.runs = make(map[string]*run, len(a.runs))

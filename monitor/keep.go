@@ -34,7 +34,7 @@ func (s *Service) resume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("monitor: snapshot: %w", err)
 	}
-	m, err := Restore(Options{}, b)
+	m, err := Restore(Options{Weights: s.Weights}, b)
 	if err == nil {
 		err = s.ownLog(ctx, m)
 	}

@@ -35,6 +35,8 @@ type Model struct {
 	pool    calibration             // of all
 	watch   watch
 	pending map[uint64]violation // whose risk.changed is not in the log yet
+	heard   map[id]hearing       // tokens of outside signals that could still be repeated
+	heardAt time.Time            // of the newest
 
 	extract   *extractor
 	factors   []schemas.Factor // of the last verdict
@@ -54,7 +56,7 @@ func New(o Options) *Model {
 	}
 	m := &Model{
 		weights: w, version: w.Version(), explainFrom: explainFrom,
-		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{},
+		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
 		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
 	}
 	if o.Explain {
@@ -115,6 +117,8 @@ func (m *Model) apply(e *schemas.Event) error {
 		delete(m.agent(e.Agent).held, e.Ref) // its run teaches nothing: nobody vouched for it
 	case schemas.AgentViolation:
 		return m.violation(e)
+	case schemas.RiskSignal:
+		return m.signal(e)
 	case schemas.RiskChanged:
 		delete(m.pending, e.Ref)
 		return m.judged(e)
@@ -241,15 +245,15 @@ func (m *Model) violation(e *schemas.Event) error {
 	a := m.agent(e.Agent)
 	a.refuse(a.violationUnits(v), e.Time)
 	if len(m.pending) < maxPending {
-		m.pending[e.Seq] = violation{e.Agent, e.ID}
+		m.pending[e.Seq] = violation{e.Agent, e.ID, "after the server refused what " + e.Agent + " tried"}
 	}
 	return nil
 }
 
-// A violation awaits its change of risk.
-type violation struct{ agent, id string }
+// A violation, or a signal from outside, awaits its change of risk.
+type violation struct{ agent, id, why string }
 
-// Changes are the changes of risk that violations brought about and that are
+// Changes are the changes of risk that violations and signals brought about and that are
 // not in the log yet, in order of the log, to be appended with the given time.
 // One violation always gives an event of the same id.
 func (m *Model) Changes(at time.Time, source string) []*schemas.Event {
@@ -261,7 +265,7 @@ func (m *Model) Changes(at time.Time, source string) []*schemas.Event {
 		v := m.Assess(e)
 		e.Verdict, e.Risk, e.Lock = schemas.Marshal(v), v.Risk, lockOf(v.Decision)
 		if e.Lock != "" {
-			e.Reason = fmt.Sprintf("risk %d after the server refused what %s tried", v.Risk, p.agent)
+			e.Reason = fmt.Sprintf("risk %d %s", v.Risk, p.why)
 		}
 		out = append(out, e)
 	}
@@ -328,7 +332,7 @@ func (m *Model) judged(e *schemas.Event) error {
 	if e.Kind != schemas.RiskChanged {
 		m.observe(a, e, v)
 	}
-	if v.ActionRisk >= a.riskNow(e.Time) {
+	if v.ActionRisk >= a.peakNow(e.Time) {
 		a.risk, a.riskAt = v.ActionRisk, e.Time
 	}
 	a.remember(e)
@@ -372,6 +376,9 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	}
 	if !isAnswer(e.Kind) {
 		a.acts(r, e.Time)
+	}
+	if a.saidNow(e.Time) >= learnBelow { // who is under suspicion teaches nothing
+		r.maxRisk = max(r.maxRisk, maxBehaviour)
 	}
 	if (c.standing == outOfScope || c.standing == forbidden) && len(r.votes.outside) < maxVoteTools && !slices.Contains(r.votes.outside, c.tool) {
 		r.votes.outside = append(r.votes.outside, c.tool)

@@ -4,17 +4,19 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/writ-sh/writ/schemas"
 )
 
 // A ReplayReport says whether a log's verdicts are those that its events make.
 type ReplayReport struct {
-	Events        uint64 `json:"events"`
-	Verdicts      uint64 `json:"verdicts"`
-	Mismatches    uint64 `json:"mismatches"`
-	FirstMismatch uint64 `json:"first_mismatch"` // sequence; 0 where there is none
-	OtherModel    uint64 `json:"other_model"`    // verdicts of another version of the model: folded, not compared
+	Events        uint64   `json:"events"`
+	Verdicts      uint64   `json:"verdicts"`
+	Mismatches    uint64   `json:"mismatches"`
+	FirstMismatch uint64   `json:"first_mismatch"`           // sequence; 0 where there is none
+	OtherModel    uint64   `json:"other_model"`              // verdicts of versions of the model that are not here: folded, not compared
+	Missing       []string `json:"missing_models,omitempty"` // these versions, sorted
 }
 
 // replayWindow is how many events may stand between a verdict's AsOf and the
@@ -28,10 +30,16 @@ const replayWindow = 1 << 14
 // as live. A verdict whose AsOf does not lie within the 16,384
 // events before it is a mismatch. Replay holds that many events, with at most
 // 64 KiB of each body. Only the verdicts that only admits are compared and
-// counted; nil admits all. All events are needed in any case, for each verdict
+// counted; nil admits all. Each verdict is held against the weights of its own
+// version: those built in, or one of those given. All events are needed in any case, for each verdict
 // rests on all that came before.
-func Replay(events iter.Seq2[*schemas.Event, error], only func(*schemas.Event) bool) (ReplayReport, error) {
-	r := replay{model: New(Options{}), only: only, due: map[uint64][]*schemas.Event{}}
+func Replay(events iter.Seq2[*schemas.Event, error], only func(*schemas.Event) bool, others ...*Weights) (ReplayReport, error) {
+	first := New(Options{})
+	r := replay{model: first, models: map[string]*Model{first.version: first}, only: only, due: map[uint64][]*schemas.Event{}}
+	for _, w := range others {
+		m := New(Options{Weights: w})
+		r.models[m.version] = m
+	}
 	for e, err := range events {
 		if err != nil {
 			return r.report, fmt.Errorf("replay: %w", err)
@@ -49,7 +57,8 @@ func Replay(events iter.Seq2[*schemas.Event, error], only func(*schemas.Event) b
 }
 
 type replay struct {
-	model  *Model
+	model  *Model            // one of models: all stand at the same event
+	models map[string]*Model // by version
 	only   func(*schemas.Event) bool
 	queue  []*schemas.Event            // read, not yet folded
 	due    map[uint64][]*schemas.Event // verdicts to recompute, by AsOf
@@ -67,8 +76,8 @@ func (r *replay) take(e *schemas.Event) error {
 	r.report.Events++
 	if len(e.Verdict) > 0 && (r.only == nil || r.only(e)) {
 		v, err := briefOf(e.Verdict)
-		if err == nil && v.Model != r.model.version {
-			r.report.OtherModel++
+		if err == nil && r.models[v.Model] == nil {
+			r.missing(v.Model)
 			return r.queued(e)
 		}
 		r.report.Verdicts++
@@ -103,8 +112,10 @@ func (r *replay) fold() error {
 	e := r.queue[0]
 	r.queue[0] = nil
 	r.queue = r.queue[1:]
-	if err := r.model.Apply(e); err != nil {
-		return err
+	for _, version := range sortedKeys(r.models) {
+		if err := r.models[version].Apply(e); err != nil {
+			return err
+		}
 	}
 	r.check()
 	return nil
@@ -112,12 +123,27 @@ func (r *replay) fold() error {
 
 func (r *replay) check() {
 	for _, e := range r.due[r.model.seq] {
-		v := r.model.Assess(e)
+		logged, err := briefOf(e.Verdict)
+		if err != nil {
+			r.mismatch(e)
+			continue
+		}
+		v := r.models[logged.Model].Assess(e)
 		if !bytes.Equal(schemas.Marshal(v), e.Verdict) || v.Risk != e.Risk || lockOf(v.Decision) != e.Lock {
 			r.mismatch(e)
 		}
 	}
 	delete(r.due, r.model.seq)
+}
+
+// missing counts a verdict of a version that is not here. Their names come from
+// the log: they are cut, and not more are named than anybody reads.
+func (r *replay) missing(version string) {
+	r.report.OtherModel++
+	version = version[:min(len(version), 40)]
+	if i, found := slices.BinarySearch(r.report.Missing, version); !found && len(r.report.Missing) < 16 {
+		r.report.Missing = slices.Insert(r.report.Missing, i, version)
+	}
 }
 
 func (r *replay) mismatch(e *schemas.Event) {

@@ -224,6 +224,8 @@ type agent struct {
 	rate, errors gauge
 	slow         fixed // see sumUp
 
+	said []saying // what outside sources say of it
+
 	held     map[uint64]*heldAction
 	approved []uint64
 
@@ -279,8 +281,11 @@ func (a *agent) forgetRun() {
 	}))
 }
 
-// riskNow is the agent's risk at a time, decayed, rounded to the nearest.
-func (a *agent) riskNow(at time.Time) int {
+// riskNow is the agent's risk at a time: of what it did, or what is said of it.
+func (a *agent) riskNow(at time.Time) int { return max(a.peakNow(at), a.saidNow(at)) }
+
+// peakNow is the risk of what the agent did, decayed, rounded to the nearest.
+func (a *agent) peakNow(at time.Time) int {
 	return int((decay(fixed(a.risk)*one, at.Sub(a.riskAt)) + one/2) >> 16)
 }
 
@@ -308,9 +313,9 @@ func (a *agent) noteRefusal(action schemas.Action) {
 	a.refusals = append(a.refusals, action)
 }
 
-// pardon forgets risk and refusals: an operator has looked.
+// pardon forgets risk, refusals and signals: an operator has looked.
 func (a *agent) pardon() {
-	a.risk, a.refused, a.refusals, a.slow = 0, 0, nil, 0
+	a.risk, a.refused, a.refusals, a.slow, a.said = 0, 0, nil, 0, nil
 }
 
 func (a *agent) hold(seq uint64, h *heldAction) {

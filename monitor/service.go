@@ -16,12 +16,13 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// ServiceOptions of a Service. All but Snapshot, Shadow and Now are needed.
+// ServiceOptions of a Service. All but Snapshot, Weights, Shadow and Now are needed.
 type ServiceOptions struct {
 	Conn     *nats.Conn // in CONTROL, as the user monitor
 	Consumer string     // name of the consumer over all events
 	Source   string     // ce-source of what it appends
 	Snapshot string     // file that the model outlives a restart in; none where empty
+	Weights  *Weights   // that count; Reference where nil
 	Shadow   *Weights   // that judge beside the model's and decide nothing; none where nil
 	Logger   *slog.Logger
 	Now      func() time.Time // the clock; time.Now where nil
@@ -37,10 +38,14 @@ type Service struct {
 	mu      sync.Mutex
 	model   *Model
 	shadow  shadow
-	waiting []question // whose time has not come, in order of arrival
-	live    bool       // the fold has reached what was in the log at the start
-	saved   uint64     // last event of the newest snapshot
+	waiting []question    // whose time has not come, in order of arrival
+	live    bool          // the fold has reached what was in the log at the start
+	saved   uint64        // last event of the newest snapshot
+	told    chan struct{} // closed when the fold reaches toldAt; nil where nobody waits
+	toldAt  uint64
 	changed chan struct{}
+
+	signalling sync.Mutex // one outside signal at a time, from decision to fold; taken before mu
 }
 
 // A question is a request for verdicts.
@@ -72,7 +77,7 @@ func NewService(o ServiceOptions) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{ServiceOptions: o, log: log, model: New(Options{}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	s := &Service{ServiceOptions: o, log: log, model: New(Options{Weights: o.Weights}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
 	if o.Shadow != nil {
 		s.shadow.model = New(Options{Weights: o.Shadow})
 	}
@@ -129,6 +134,12 @@ func (s *Service) serve(ctx context.Context, ready func()) error {
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisks, s.risks); err != nil {
 		return err
 	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlSignal, s.signal); err != nil {
+		return err
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlToken, s.token); err != nil {
+		return err
+	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlHealth, s.health); err != nil {
 		return err
 	}
@@ -155,9 +166,10 @@ func (s *Service) fold(entry bus.Entry) error {
 		return fmt.Errorf("monitor: fold: %w", err)
 	}
 	s.shadow.apply(e)
-	if e.Kind == schemas.AgentViolation && s.live {
+	if (e.Kind == schemas.AgentViolation || e.Kind == schemas.RiskSignal) && s.live {
 		s.wake()
 	}
+	s.tellFolded()
 	s.answerReady(s.Now())
 	return nil
 }

@@ -186,6 +186,8 @@ func (c *codec) model(m *Model) {
 	c.calibration(&m.pool)
 	c.watch(&m.watch)
 	table(c, &m.pending, number[uint64], (*codec).violation)
+	table(c, &m.heard, (*codec).id, (*codec).hearing)
+	c.instant(&m.heardAt)
 }
 
 func (c *codec) watch(w *watch) {
@@ -216,6 +218,21 @@ func (c *codec) fleet(p **schemas.State) {
 func (c *codec) violation(v *violation) {
 	text(c, &v.agent)
 	text(c, &v.id)
+	text(c, &v.why)
+}
+
+func (c *codec) hearing(h *hearing) {
+	text(c, &h.source)
+	number(c, &h.until)
+	c.id(&h.digest)
+}
+
+func (c *codec) saying(s *saying) {
+	text(c, &s.source)
+	text(c, &s.event)
+	text(c, &s.reason)
+	number(c, &s.points)
+	c.instant(&s.at)
 }
 
 func (c *codec) action(a *schemas.Action) {
@@ -241,6 +258,7 @@ func (c *codec) agent(a *agent) {
 	c.gauge(&a.rate)
 	c.gauge(&a.errors)
 	number(c, &a.slow)
+	list(c, &a.said, (*codec).saying)
 	c.held(a)
 	list(c, &a.approved, number[uint64])
 	number(c, &a.lastSeq)

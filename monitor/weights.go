@@ -32,7 +32,10 @@ var Reference = Weights{
 // w is a weight as a constant: nothing is rounded at run time.
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
-// Version names the method and the weights.
+// method names how evidences are taken and summed: weights are fitted to one.
+const method = "linear-3"
+
+// Version names the method and the weights, as verdicts do.
 func (w Weights) Version() string {
 	var b []byte
 	b = binary.BigEndian.AppendUint64(b, uint64(w.Base))
@@ -40,5 +43,5 @@ func (w Weights) Version() string {
 		b = binary.BigEndian.AppendUint64(b, uint64(x))
 	}
 	sum := sha256.Sum256(b)
-	return "linear-3." + hex.EncodeToString(sum[:4])
+	return method + "." + hex.EncodeToString(sum[:4])
 }

@@ -30,18 +30,21 @@ const (
 	CtlPrune    = "writ.ctl.ledger.prune"    // PruneRequest → PruneReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
+	CtlSignal   = "writ.ctl.monitor.signal"  // SignalRequest → SignalReply
+	CtlToken    = "writ.ctl.monitor.token"   // TokenRequest → TokenReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
 )
 
 // ApplyRequest declares the whole fleet. Without Prune, principals that are
 // missing are an error that names them; with it they are killed and removed.
 type ApplyRequest struct {
-	TrustDomain string      `json:"trust_domain"`
-	Digest      string      `json:"digest"` // SHA-256 of the file, hex
-	Principals  []Principal `json:"principals"`
-	Guardrails  string      `json:"guardrails,omitempty"` // Cedar policies; none where empty
-	DryRun      bool        `json:"dry_run,omitempty"`
-	Prune       bool        `json:"prune,omitempty"`
+	TrustDomain string         `json:"trust_domain"`
+	Digest      string         `json:"digest"` // SHA-256 of the file, hex
+	Principals  []Principal    `json:"principals"`
+	Guardrails  string         `json:"guardrails,omitempty"` // Cedar policies; none where empty
+	Signals     []SignalSource `json:"signals,omitempty"`    // with Add none: those that are there stay
+	DryRun      bool           `json:"dry_run,omitempty"`
+	Prune       bool           `json:"prune,omitempty"`
 	// Add declares principals beside those that are there, and leaves the
 	// trust domain and all others as they are.
 	Add   bool   `json:"add,omitempty"`

@@ -131,6 +131,8 @@ type Policy struct {
 	// Guardrails are Cedar policies that bound what may be granted, whatever
 	// the ceilings say.
 	Guardrails string `json:"guardrails,omitempty"`
+	// Signals are who outside may say that agents are at risk.
+	Signals []SignalSource `json:"signals,omitempty"`
 }
 
 // A Grant is a capability as issued: the body of token.issued. The token

@@ -13,13 +13,14 @@ type Declared struct {
 	Seq         uint64
 	TrustDomain string
 	Policy      string
-	Principals  []Principal       // by id
+	Principals  []Principal // by id
+	Signals     []SignalSource
 	Routes      map[string]string // prefix verb:resource → service
 }
 
 // Declared is what has been declared so far.
 func (s *State) Declared() Declared {
-	d := Declared{Seq: s.Seq, TrustDomain: s.TrustDomain, Policy: s.Policy, Routes: maps.Clone(s.routes)}
+	d := Declared{Seq: s.Seq, TrustDomain: s.TrustDomain, Policy: s.Policy, Signals: s.Signals, Routes: maps.Clone(s.routes)}
 	for _, id := range slices.Sorted(maps.Keys(s.Agents)) {
 		d.Principals = append(d.Principals, s.Agents[id].Principal)
 	}
@@ -29,7 +30,7 @@ func (s *State) Declared() Declared {
 // StateOf is the state that a fold of declarations alone has reached.
 func StateOf(d Declared) *State {
 	s := NewState()
-	s.Seq, s.TrustDomain, s.Policy = d.Seq, d.TrustDomain, d.Policy
+	s.Seq, s.TrustDomain, s.Policy, s.Signals = d.Seq, d.TrustDomain, d.Policy, d.Signals
 	maps.Copy(s.routes, d.Routes)
 	for _, p := range d.Principals {
 		s.Agents[p.ID] = newAgentState(p)

@@ -47,6 +47,7 @@ const (
 	OperationEnded Kind = "operation.ended"
 	// monitor
 	RiskChanged     Kind = "risk.changed"
+	RiskSignal      Kind = "risk.signal" // somebody outside said something about an agent
 	ReviewRequested Kind = "review.requested"
 	// ledger
 	LedgerAlarm Kind = "ledger.alarm"
@@ -124,6 +125,7 @@ var kinds = map[Kind]shape{
 	AgentInvited:     {fJTI | fExpires, controlMay | fExpires},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},
+	RiskSignal:       {fActor | fReason, controlMay},
 	ReviewRequested:  {fRef, controlMay},
 	LedgerAlarm:      {fReason, controlMay},
 }

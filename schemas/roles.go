@@ -35,6 +35,7 @@ var weakest = map[string]Role{
 	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
+	CtlSignal: RoleOperator, CtlToken: RoleOperator,
 	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
 }
 

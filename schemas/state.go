@@ -16,10 +16,11 @@ const ApprovalTTL = 10 * time.Minute
 type State struct {
 	Seq         uint64 // last event folded
 	TrustDomain string
-	Policy      string // digest of the fleet file in force
-	Guardrails  string // Cedar policies in force
-	Lockdown    string // why nobody may act; "" where they may
-	LockdownSeq uint64 // event that began or lifted it last
+	Policy      string         // digest of the fleet file in force
+	Guardrails  string         // Cedar policies in force
+	Signals     []SignalSource // who outside may say that agents are at risk
+	Lockdown    string         // why nobody may act; "" where they may
+	LockdownSeq uint64         // event that began or lifted it last
 	Agents      map[string]*Agent
 	routes      map[string]string       // prefix verb:resource → service
 	reserved    map[uint64]*reservation // by the action's sequence
@@ -84,7 +85,7 @@ func (s *State) Apply(e *Event) error {
 		if err := Unmarshal(e.Data, &p); err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
-		s.TrustDomain, s.Policy, s.Guardrails = p.TrustDomain, p.Digest, p.Guardrails
+		s.TrustDomain, s.Policy, s.Guardrails, s.Signals = p.TrustDomain, p.Digest, p.Guardrails, p.Signals
 		return nil
 	case PolicyLockdown:
 		if s.Lockdown == "" {
@@ -431,6 +432,16 @@ func (s *State) Route(action Action) string {
 		}
 		prefix = prefix[:cut]
 	}
+}
+
+// Source finds a source of signals; nil where none is declared so.
+func (s *State) Source(id string) *SignalSource {
+	for i := range s.Signals {
+		if s.Signals[i].ID == id {
+			return &s.Signals[i]
+		}
+	}
+	return nil
 }
 
 // ThresholdsOf gives the thresholds that hold for an agent.

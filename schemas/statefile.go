@@ -18,6 +18,7 @@ type stateFile struct {
 	TrustDomain string               `json:"trust_domain"`
 	Policy      string               `json:"policy"`
 	Guardrails  string               `json:"guardrails"`
+	Signals     []SignalSource       `json:"signals"`
 	Lockdown    string               `json:"lockdown"`
 	LockdownSeq uint64               `json:"lockdown_seq"`
 	Agents      map[string]agentFile `json:"agents"`
@@ -55,7 +56,7 @@ type approvalFile struct {
 // Keep gives the whole state, and capabilities that somebody else holds of it,
 // the same bytes for the same state.
 func (s *State) Keep(held []*Live) []byte {
-	f := stateFile{Seq: s.Seq, TrustDomain: s.TrustDomain, Policy: s.Policy, Guardrails: s.Guardrails,
+	f := stateFile{Seq: s.Seq, TrustDomain: s.TrustDomain, Policy: s.Policy, Guardrails: s.Guardrails, Signals: s.Signals,
 		Lockdown: s.Lockdown, LockdownSeq: s.LockdownSeq, Agents: make(map[string]agentFile, len(s.Agents)), Routes: s.routes}
 	k := newLineageKeeper(&f.lineage)
 	for _, id := range slices.Sorted(maps.Keys(s.Agents)) {
@@ -97,7 +98,7 @@ func OpenState(b []byte) (s *State, held []*Live, err error) {
 		return nil, nil, err
 	}
 	s = NewState()
-	s.Seq, s.TrustDomain, s.Policy, s.Guardrails, s.Lockdown, s.LockdownSeq = f.Seq, f.TrustDomain, f.Policy, f.Guardrails, f.Lockdown, f.LockdownSeq
+	s.Seq, s.TrustDomain, s.Policy, s.Guardrails, s.Signals, s.Lockdown, s.LockdownSeq = f.Seq, f.TrustDomain, f.Policy, f.Guardrails, f.Signals, f.Lockdown, f.LockdownSeq
 	for id, af := range f.Agents {
 		a := &Agent{Principal: af.Principal, Lock: af.Lock, LockSeq: af.LockSeq, LockReason: af.LockReason, Generation: af.Generation,
 			Grants: map[string]*Live{}, issues: o.line(af.Issues), accounts: map[string]*account{}, days: orEmpty(af.Days),

@@ -14,7 +14,7 @@ func TestEveryFieldOfTheStateIsKept(t *testing.T) {
 		of   reflect.Type
 		want []string
 	}{
-		{reflect.TypeFor[State](), []string{"Seq", "TrustDomain", "Policy", "Guardrails", "Lockdown", "LockdownSeq", "Agents", "routes", "reserved", "lapses"}},
+		{reflect.TypeFor[State](), []string{"Seq", "TrustDomain", "Policy", "Guardrails", "Signals", "Lockdown", "LockdownSeq", "Agents", "routes", "reserved", "lapses"}},
 		{reflect.TypeFor[Agent](), []string{"Principal", "Lock", "LockSeq", "LockReason", "Generation", "Grants", "Spent", "LastSeq",
 			"Risk", "RiskTime", "Held", "invited", "approvals", "issues", "accounts", "days"}},
 		{reflect.TypeFor[Live](), []string{"Grant", "Seq", "Ended", "line", "never"}},

@@ -58,6 +58,7 @@ type grammar struct {
 	Kill     killCmd     `cmd:"" group:"Operation" help:"Cut an agent off for good."`
 	Lockdown lockdownCmd `cmd:"" group:"Operation" help:"Break the glass: nobody in the fleet acts until it is lifted."`
 	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
+	Signal   signalCmd   `cmd:"" group:"Operation" help:"Hand on what somebody outside says of an agent's risk."`
 	Risk     riskCmd     `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
 
 	Log      logCmd      `cmd:"" group:"Record" help:"Show what happened."`

@@ -124,7 +124,8 @@ func readFleet(path string) (fleetFile, error) {
 
 func (f fleetFile) request(actor string, dryRun, prune bool) schemas.ApplyRequest {
 	return schemas.ApplyRequest{TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Guardrails: f.Policies,
-		DryRun: dryRun, Prune: prune, Actor: actor}
+		Signals: f.Signals,
+		DryRun:  dryRun, Prune: prune, Actor: actor}
 }
 
 func (t *terminal) changes(changes []schemas.Change) {

@@ -20,6 +20,7 @@ import (
 type monitorCmd struct {
 	Eval monitorEvalCmd `cmd:"" help:"Evaluate the monitor on labelled traces."`
 	Fit  monitorFitCmd  `cmd:"" help:"Fit the weights of the evidences to labelled traces."`
+	Sign monitorSignCmd `cmd:"" help:"Sign weights, so that a monitor may serve with them."`
 }
 
 // tracesFlags say which recorded runs are judged, and by what.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"strings"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/replay"
 	"github.com/writ-sh/writ/monitor"
@@ -11,27 +12,29 @@ import (
 )
 
 type replayCmd struct {
-	From  uint64  `placeholder:"SEQ" help:"Compare only what stands from this sequence on."`
-	To    uint64  `placeholder:"SEQ" help:"Read only up to this sequence."`
-	Agent string  `placeholder:"AGENT" help:"Compare only what is about this agent."`
-	Into  string  `placeholder:"SUBJECT-PREFIX" help:"Publish the events under this prefix on another NATS server or account, instead of comparing."`
-	URL   string  `name:"url" placeholder:"URL" help:"With --into: that server."`
-	Creds string  `type:"path" placeholder:"FILE" help:"With --into: credentials for it, none of this control plane's."`
-	Speed float64 `placeholder:"N" help:"With --into: N times as fast as it happened; as fast as it goes where missing."`
+	From    uint64   `placeholder:"SEQ" help:"Compare only what stands from this sequence on."`
+	To      uint64   `placeholder:"SEQ" help:"Read only up to this sequence."`
+	Agent   string   `placeholder:"AGENT" help:"Compare only what is about this agent."`
+	Into    string   `placeholder:"SUBJECT-PREFIX" help:"Publish the events under this prefix on another NATS server or account, instead of comparing."`
+	URL     string   `name:"url" placeholder:"URL" help:"With --into: that server."`
+	Creds   string   `type:"path" placeholder:"FILE" help:"With --into: credentials for it, none of this control plane's."`
+	Speed   float64  `placeholder:"N" help:"With --into: N times as fast as it happened; as fast as it goes where missing."`
+	Weights []string `type:"path" sep:"none" placeholder:"FILE" help:"Signed weights that judged some of it; may be given several times."`
 }
 
 type replayDoc struct {
-	Events        uint64 `json:"events"`
-	Verdicts      uint64 `json:"verdicts"`
-	Mismatches    uint64 `json:"mismatches"`
-	FirstMismatch uint64 `json:"first_mismatch"` // sequence; 0 where there is none
-	FirstReason   string `json:"first_reason"`
-	OtherModel    uint64 `json:"other_model"` // verdicts of another version of the model: folded, not compared
-	Decisions     uint64 `json:"decisions"`
-	Ends          uint64 `json:"ends"`
-	Locks         uint64 `json:"locks"`
-	Unchecked     uint64 `json:"unchecked"` // decisions that rest on what the log does not hold
-	Open          uint64 `json:"open"`      // ends that were decided and are not in the log yet
+	Events        uint64   `json:"events"`
+	Verdicts      uint64   `json:"verdicts"`
+	Mismatches    uint64   `json:"mismatches"`
+	FirstMismatch uint64   `json:"first_mismatch"` // sequence; 0 where there is none
+	FirstReason   string   `json:"first_reason"`
+	OtherModel    uint64   `json:"other_model"`              // verdicts of another version of the model: folded, not compared
+	Missing       []string `json:"missing_models,omitempty"` // these versions
+	Decisions     uint64   `json:"decisions"`
+	Ends          uint64   `json:"ends"`
+	Locks         uint64   `json:"locks"`
+	Unchecked     uint64   `json:"unchecked"` // decisions that rest on what the log does not hold
+	Open          uint64   `json:"open"`      // ends that were decided and are not in the log yet
 }
 
 // Run recomputes every verdict and decision from the record. It begins at the
@@ -43,12 +46,20 @@ func (c *replayCmd) Run(ctx context.Context, app *App) error {
 	if c.Into != "" || c.URL != "" || c.Creds != "" || c.Speed != 0 {
 		return c.into(ctx, app)
 	}
+	var others []*monitor.Weights
+	for _, path := range c.Weights {
+		w, err := servingWeights(path, app.Data)
+		if err != nil {
+			return err
+		}
+		others = append(others, w)
+	}
 	read, end, err := app.record(false)
 	if err != nil {
 		return err
 	}
 	step, done := app.progress("replayed: event")
-	doc, err := c.compare(watched(ctx, read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step))
+	doc, err := c.compare(watched(ctx, read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step), others)
 	err = errors.Join(err, end())
 	done()
 	if err != nil {
@@ -70,7 +81,7 @@ func (c *replayCmd) only(e *schemas.Event) bool {
 }
 
 // compare gives the log to the monitor and to what is done about its verdicts.
-func (c *replayCmd) compare(events iter.Seq2[*schemas.Event, error]) (replayDoc, error) {
+func (c *replayCmd) compare(events iter.Seq2[*schemas.Event, error], others []*monitor.Weights) (replayDoc, error) {
 	check := replay.NewCheck(c.only)
 	both := func(yield func(*schemas.Event, error) bool) {
 		for e, err := range events {
@@ -82,14 +93,14 @@ func (c *replayCmd) compare(events iter.Seq2[*schemas.Event, error]) (replayDoc,
 			}
 		}
 	}
-	verdicts, err := monitor.Replay(both, c.only)
+	verdicts, err := monitor.Replay(both, c.only, others...)
 	if err != nil {
 		return replayDoc{}, err
 	}
 	rest, err := check.Report()
 	doc := replayDoc{Events: verdicts.Events, Verdicts: verdicts.Verdicts, Decisions: rest.Decisions, Ends: rest.Ends, Locks: rest.Locks,
 		Mismatches: verdicts.Mismatches + rest.Mismatches, FirstMismatch: rest.First, FirstReason: rest.Reason,
-		OtherModel: verdicts.OtherModel, Unchecked: rest.Unchecked, Open: rest.Open}
+		OtherModel: verdicts.OtherModel, Missing: verdicts.Missing, Unchecked: rest.Unchecked, Open: rest.Open}
 	if first := verdicts.FirstMismatch; first != 0 && (rest.First == 0 || first <= rest.First) {
 		doc.FirstMismatch, doc.FirstReason = first, "the verdict comes out otherwise"
 	}
@@ -113,7 +124,7 @@ func watched(ctx context.Context, read reader, req schemas.ReadRequest, step fun
 
 func (t *terminal) replayed(r replayDoc) {
 	if r.OtherModel > 0 {
-		t.note("%d verdicts are of another version of the model, and were not compared", r.OtherModel)
+		t.note("%d verdicts are of versions of the model that are not here, and were not compared: %s; --weights names signed weights", r.OtherModel, plain(strings.Join(r.Missing, " ")))
 	}
 	if r.Unchecked > 0 {
 		t.note("%d decisions rest on what the log does not hold (a rate, a size, who was connected), and were not compared", r.Unchecked)

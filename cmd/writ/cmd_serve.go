@@ -18,6 +18,7 @@ type serveCmd struct {
 	Service string `arg:"" enum:"issuer,broker,ledger,monitor" help:"Which: ${enum}."`
 	Creds   string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
 	Shadow  string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
+	Weights string `type:"path" placeholder:"FILE" help:"Of the monitor: signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
 	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
@@ -41,7 +42,18 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Shadow: shadow, VerifyShare: c.share(),
+	if c.Weights != "" && c.Service != "monitor" {
+		return misuse("leave --weights out", "the %s judges nothing", c.Service)
+	}
+	folder, err := plane.KeysOf(c.Service, c.Creds)
+	if err != nil {
+		return c.notStarted(ctx, app, err)
+	}
+	weights, err := servingWeights(c.Weights, folder)
+	if err != nil {
+		return err
+	}
+	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Weights: weights, Shadow: shadow, VerifyShare: c.share(),
 		Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)

@@ -22,6 +22,7 @@ type upCmd struct {
 	HTTPURL string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
 	Fleet   string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
 	Shadow  string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
+	Weights string `type:"path" placeholder:"FILE" help:"Signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
 	Witness string `name:"witness-policy" type:"path" placeholder:"FILE" help:"Witness policy to take over into the data folder: whose cosignatures publish a checkpoint."`
 	verifying
 	retaining
@@ -84,8 +85,12 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	weights, err := servingWeights(c.Weights, app.Data)
+	if err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))
-	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Shadow: shadow, Actor: app.actor,
+	p, err := plane.Start(ctx, plane.Options{Data: app.Data, Listen: c.Listen, HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: secure, Fleet: c.Fleet, Weights: weights, Shadow: shadow, Actor: app.actor,
 		Witnesses: c.Witness, VerifyShare: c.share(), Logger: log})
 	if err != nil {
 		return c.notStarted(ctx, app, err)

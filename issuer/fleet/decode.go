@@ -43,6 +43,7 @@ type document struct {
 	Agents      []agent    `yaml:"agents"`
 	Services    []service  `yaml:"services"`
 	Operators   []operator `yaml:"operators"`
+	Signals     []signal   `yaml:"signals"`
 }
 
 type agent struct {
@@ -97,6 +98,23 @@ type operator struct {
 	Role  text `yaml:"role"`
 }
 
+type signal struct {
+	at       pos
+	ID       text    `yaml:"id"`
+	Issuer   text    `yaml:"issuer"`
+	Audience text    `yaml:"audience"`
+	JWKS     text    `yaml:"jwks"`
+	Agents   []text  `yaml:"agents"`
+	Weight   weights `yaml:"weight"`
+}
+
+type weight struct {
+	event  text
+	points int64
+}
+
+type weights []weight
+
 type rate struct {
 	at        pos
 	PerSecond decimal `yaml:"per_second"`
@@ -143,6 +161,39 @@ func (x *exception) UnmarshalYAML(n ast.Node) error {
 	type plain exception
 	x.at = posOf(n)
 	return yaml.NodeToValue(n, (*plain)(x), yaml.Strict())
+}
+
+// UnmarshalYAML keeps where the declaration begins.
+func (s *signal) UnmarshalYAML(n ast.Node) error {
+	type plain signal
+	s.at = posOf(n)
+	return yaml.NodeToValue(n, (*plain)(s), yaml.Strict())
+}
+
+// UnmarshalYAML keeps the events' places.
+func (ws *weights) UnmarshalYAML(n ast.Node) error {
+	m, ok := n.(ast.MapNode)
+	if !ok {
+		return mismatch(n, "a mapping of events to points of risk")
+	}
+	for r := m.MapRange(); r.Next(); {
+		var w weight
+		if err := w.event.UnmarshalYAML(r.Key()); err != nil {
+			return err
+		}
+		i, ok := r.Value().(*ast.IntegerNode)
+		if !ok {
+			return mismatch(r.Value(), "a whole number of points")
+		}
+		switch v := i.Value.(type) {
+		case uint64:
+			w.points = int64(min(v, math.MaxInt32))
+		case int64:
+			w.points = v
+		}
+		*ws = append(*ws, w)
+	}
+	return nil
 }
 
 // UnmarshalYAML keeps where the rate begins.

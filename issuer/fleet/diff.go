@@ -115,7 +115,7 @@ func facts(p schemas.Principal) map[string][]string {
 }
 
 // lists are the keys whose values are shown by what comes and goes.
-var lists = []string{"may_issue_for", "serves", "ceiling.scope", "ceiling.tools", "ceiling.forbidden_tools", "ceiling.jobs", "ceiling.operations", "ceiling.exceptions"}
+var lists = []string{"may_issue_for", "serves", "ceiling.scope", "ceiling.tools", "ceiling.forbidden_tools", "ceiling.jobs", "ceiling.operations", "ceiling.exceptions", "agents"}
 
 func difference(a, b map[string][]string) string {
 	keys := slices.Collect(maps.Keys(a))

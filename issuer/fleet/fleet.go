@@ -41,6 +41,13 @@
 //	operators:
 //	  - id: alice
 //	    role: reviewer                # viewer, reviewer, operator or admin
+//	signals:                          # who outside may say that agents are at risk
+//	  - id: edr
+//	    issuer: https://edr.example   # of security event tokens (RFC 8417), with
+//	    audience: https://writ.acme.example   # the aud that means us, and the
+//	    jwks: '{"keys":[…]}'          # public keys; none of the three where it sends none
+//	    agents: [analyst-7]           # whom it may speak about; "*" for all
+//	    weight: {session-revoked: 90, risk-level-change: 60}   # points of risk, -30 to 100
 package fleet
 
 import (
@@ -71,8 +78,9 @@ type File struct {
 	TrustDomain string
 	Principals  []schemas.Principal
 	Digest      string
-	Guardrails  string // name of a file of Cedar policies, relative to this one; "" for none
-	Policies    string // what stands in that file, where Load read it
+	Guardrails  string                 // name of a file of Cedar policies, relative to this one; "" for none
+	Policies    string                 // what stands in that file, where Load read it
+	Signals     []schemas.SignalSource // sorted by id
 }
 
 // An Error is one fault of a fleet file. Line and column count from 1.
@@ -140,6 +148,7 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
 	principals := c.document(doc)
+	signals := c.signals(doc.Signals)
 	if len(c.errs) > 0 {
 		slices.SortStableFunc(c.errs, func(a, b *Error) int {
 			if a.Line != b.Line {
@@ -151,7 +160,7 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	slices.SortFunc(principals, func(a, b schemas.Principal) int { return strings.Compare(a.ID, b.ID) })
 	sum := sha256.Sum256(data)
-	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Guardrails: doc.Guardrails.value, Digest: hex.EncodeToString(sum[:])}, nil
+	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Signals: signals, Guardrails: doc.Guardrails.value, Digest: hex.EncodeToString(sum[:])}, nil
 }
 
 // located turns an error of the YAML library or of ours into one with a place.

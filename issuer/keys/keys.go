@@ -26,6 +26,7 @@
 //	master.secret            agents' account keys: issuer only
 //	capability.seed          Ed25519, signs capabilities: issuer only
 //	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
+//	weights.note, .pub       signs the monitor's weights; made by the first signature
 //	ledger.secret            root of the ledger's per-agent keys: ledger only
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user

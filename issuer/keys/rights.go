@@ -114,7 +114,7 @@ var roles = map[Role]rights{
 		[]string{"writ.ctl.release.>", schemas.CtlHealth}},
 	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
 	RoleMonitor: {CONTROL, slices.Concat(
-		kinds(schemas.RiskChanged, schemas.ReviewRequested),
+		kinds(schemas.RiskChanged, schemas.RiskSignal, schemas.ReviewRequested),
 		follow("monitor"), inboxOf(RoleIntake, RoleOperator, RoleIssuer)),
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
 	// What named operators ask comes to the issuer, which knows them and asks

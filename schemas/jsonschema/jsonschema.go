@@ -41,6 +41,7 @@ var (
 	bodies = []reflect.Type{
 		reflect.TypeFor[schemas.Principal](), reflect.TypeFor[schemas.Ceiling](), reflect.TypeFor[schemas.Exception](), reflect.TypeFor[schemas.Tool](),
 		reflect.TypeFor[schemas.Rate](), reflect.TypeFor[schemas.Thresholds](), reflect.TypeFor[schemas.Policy](),
+		reflect.TypeFor[schemas.SignalSource](), reflect.TypeFor[schemas.Signal](),
 		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Alarm](), reflect.TypeFor[schemas.Certificate](), reflect.TypeFor[schemas.Verdict](),
 		reflect.TypeFor[schemas.Factor](),
 	}
@@ -69,6 +70,7 @@ var (
 		reflect.TypeFor[schemas.PruneRequest](), reflect.TypeFor[schemas.PruneArchive](), reflect.TypeFor[schemas.PruneReply](),
 		reflect.TypeFor[schemas.RisksRequest](), reflect.TypeFor[schemas.RisksReply](), reflect.TypeFor[schemas.AgentRisk](),
 		reflect.TypeFor[schemas.RiskRequest](), reflect.TypeFor[schemas.RiskReply](), reflect.TypeFor[schemas.RiskPoint](),
+		reflect.TypeFor[schemas.SignalRequest](), reflect.TypeFor[schemas.SignalReply](), reflect.TypeFor[schemas.TokenRequest](), reflect.TypeFor[schemas.TokenReply](),
 		reflect.TypeFor[schemas.Health](), reflect.TypeFor[schemas.Ack](), reflect.TypeFor[schemas.AckError](),
 	}
 	claims = []reflect.Type{

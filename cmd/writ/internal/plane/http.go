@@ -121,6 +121,7 @@ func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles) http.Han
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(schemas.Marshal(health))
 	})
+	mux.HandleFunc("POST /signals", takeTokens(operator))
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{operator})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))

@@ -40,6 +40,7 @@ type Options struct {
 	HTTP        string           // HOST:PORT of the HTTP server; 127.0.0.1 and a free port
 	HTTPURL     string           // scheme://host[:port] of a proxy in front of it
 	TLS         *ca.Config       // turns TLS on, where it is off; where it is on, what is chosen here replaces what was
+	Weights     *monitor.Weights // that judge; those built in where nil
 	Shadow      *monitor.Weights // that judge beside those that count
 	Fleet       string           // a fleet file to apply
 	Actor       string           // in whose name it is applied
@@ -68,7 +69,7 @@ type Plane struct {
 // started is stopped again where something fails.
 func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 	p := &Plane{o: o, Process: newProcess(o.Data, o.Data, o.Logger)}
-	p.shadow = o.Shadow
+	p.weights, p.shadow = o.Weights, o.Shadow
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))

@@ -20,14 +20,15 @@ import (
 // A Process is the services that run in this process, and what they stand on:
 // a NATS server, the keys that are here, and the ledger's folder.
 type Process struct {
-	inside nats.InProcessConnProvider // a server in this process; nil: the one at url
-	url    string
-	keys   string // data folder whose keys/ holds the services' own
-	data   string // data folder of the ledger and the monitor
-	shadow *monitor.Weights
-	log    *slog.Logger
-	stages *stages
-	ledger *ledger.Ledger // nil where it runs elsewhere
+	inside  nats.InProcessConnProvider // a server in this process; nil: the one at url
+	url     string
+	keys    string           // data folder whose keys/ holds the services' own
+	data    string           // data folder of the ledger and the monitor
+	weights *monitor.Weights // nil: those built in
+	shadow  *monitor.Weights
+	log     *slog.Logger
+	stages  *stages
+	ledger  *ledger.Ledger // nil where it runs elsewhere
 
 	retention   time.Duration // of the log
 	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all

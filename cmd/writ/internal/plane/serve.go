@@ -45,13 +45,14 @@ var parts = map[string]part{
 	"monitor": {keys.RoleMonitor, (*Process).startMonitor},
 }
 
-// ServeOptions say what to serve. All but Shadow and Logger are needed; Shadow is
-// the monitor's alone.
+// ServeOptions say what to serve. All but Weights, Shadow and Logger are
+// needed; the weights are the monitor's alone.
 type ServeOptions struct {
 	Service     string // issuer, broker, ledger or monitor
 	Server      string // address of the NATS server
 	Creds       string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
 	Data        string // the ledger's database and anchor, the monitor's snapshot
+	Weights     *monitor.Weights
 	Shadow      *monitor.Weights
 	VerifyShare float64 // as in Options
 	Logger      *slog.Logger
@@ -72,7 +73,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 		return nil, fmt.Errorf("%w: %s was made with --tls, and agents' certificates are bound by the server of writ up alone; make keys without it", ErrCreds, folder)
 	}
 	p := newProcess(folder, o.Data, o.Logger)
-	p.url, p.shadow, p.verifyShare = o.Server, o.Shadow, o.VerifyShare
+	p.url, p.weights, p.shadow, p.verifyShare = o.Server, o.Weights, o.Shadow, o.VerifyShare
 	if err := what.start(p, ctx); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}
@@ -82,6 +83,9 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 // ErrCreds is matched where a credentials file is not the one that a service
 // starts with.
 var ErrCreds = errors.New("not this service's credentials")
+
+// KeysOf is the data folder in whose keys/ the credentials of a service lie.
+func KeysOf(service, creds string) (string, error) { return folderOf(creds, parts[service].role) }
 
 // folderOf is the data folder in whose keys/ a role's credentials lie.
 func folderOf(creds string, role keys.Role) (string, error) {

@@ -240,7 +240,7 @@ func (p *Process) startMonitor(ctx context.Context) error {
 		return err
 	}
 	s, err := monitor.NewService(monitor.ServiceOptions{Conn: conn, Consumer: string(keys.RoleMonitor),
-		Source: source(keys.RoleMonitor), Logger: p.log, Snapshot: filepath.Join(p.data, "monitor", "snapshot"), Shadow: p.shadow})
+		Source: source(keys.RoleMonitor), Logger: p.log, Snapshot: filepath.Join(p.data, "monitor", "snapshot"), Weights: p.weights, Shadow: p.shadow})
 	if err != nil {
 		return err
 	}
@@ -364,7 +364,7 @@ func (p *Plane) applyFleet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	_, err = bus.Call[schemas.ApplyReply](ctx, operator, schemas.CtlApply, schemas.ApplyRequest{
-		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Guardrails: f.Policies, Actor: p.o.Actor})
+		TrustDomain: f.TrustDomain, Digest: f.Digest, Principals: f.Principals, Guardrails: f.Policies, Signals: f.Signals, Actor: p.o.Actor})
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", p.o.Fleet, err)
 	}

@@ -49,7 +49,7 @@ func classOf(e *schemas.Event) class {
 	}
 	c.name = classNames[apiActivity]
 	switch e.Kind {
-	case schemas.AgentViolation, schemas.RiskChanged, schemas.LedgerAlarm:
+	case schemas.AgentViolation, schemas.RiskChanged, schemas.RiskSignal, schemas.LedgerAlarm:
 		return set(detectionFinding, 1, "Create")
 	case schemas.ReviewRequested, schemas.ReviewEndorsed:
 		return set(detectionFinding, 2, "Update")
