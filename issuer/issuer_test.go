@@ -280,6 +280,28 @@ func TestDeclarationsAreRepeatedBeforeTheyAgeOut(t *testing.T) {
 	<-policy
 }
 
+// A lockdown stands until it is lifted, also where no fleet was ever applied
+// whole, and over a time in which the log forgets its event.
+func TestALockdownIsRepeatedBeforeItAgesOut(t *testing.T) {
+	for _, applied := range []bool{true, false} {
+		p := newPlane(t, embed.Options{})
+		if applied {
+			p.apply()
+		}
+		call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Reason: "fire", Actor: "amy"})
+		again := p.await("ev._fleet.policy.lockdown")
+		p.clock.advance(embed.Retention/2 + time.Minute)
+		select {
+		case e := <-again:
+			if e.Reason != "fire" {
+				t.Errorf("repeated %+v", e)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("applied %t: not repeated", applied)
+		}
+	}
+}
+
 func TestReviewsAreListedAndDecidedOnce(t *testing.T) {
 	p := newPlane(t, embed.Options{})
 	p.apply()
