@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -27,18 +28,17 @@ type plan struct {
 	changes []schemas.Change
 	declare []schemas.Principal // new or changed
 	remove  []string
-	revoke  []revocation
 	policy  bool // the policy event is due
 }
 
-// A revocation ends a grant that exceeds its agent's new ceiling.
+// A revocation ends a grant that what is declared no longer admits.
 type revocation struct {
 	grant schemas.Grant
 	why   string
 }
 
 // decideApply compares a declaration with the fleet.
-func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest, now time.Time) (plan, error) {
+func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest) (plan, error) {
 	if err := checkActor(req.Actor); err != nil {
 		return plan{}, err
 	}
@@ -71,10 +71,10 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest,
 			p.remove = append(p.remove, c.ID)
 			continue
 		}
-		p.declare = append(p.declare, wanted[c.ID])
-		if a := s.Agents[c.ID]; a != nil {
-			p.revoke = append(p.revoke, exceeding(a, wanted[c.ID], now)...)
+		if a := s.Agents[c.ID]; a != nil && a.Kind != wanted[c.ID].Kind {
+			return plan{}, schemas.Refuse(schemas.CodeConflict, "%s is of kind %s, and its credentials were made for that; to declare it as %s, apply a file without it with --prune first", a.ID, a.Kind, wanted[c.ID].Kind)
 		}
+		p.declare = append(p.declare, wanted[c.ID])
 	}
 	if s.Agents[schemas.MemoryID] == nil {
 		p.declare = append(p.declare, memoryService)
@@ -87,7 +87,6 @@ func decideApply(s *schemas.State, trustDomain string, req schemas.ApplyRequest,
 	}
 	if s.Guardrails != req.Guardrails {
 		p.changes = append(p.changes, schemas.Change{ID: "guardrails", Action: fleet.Modify, Detail: railsDetail(rails)})
-		p.revoke = append(p.revoke, offRails(s, rails, p)...)
 	}
 	p.changes = append(p.changes, fleet.DiffSignals(s.Signals, req.Signals)...)
 	p.policy = s.Policy != req.Digest || s.Guardrails != req.Guardrails || s.TrustDomain != trustDomain || len(p.changes) > 0
@@ -103,17 +102,16 @@ func railsDetail(rails *guard.Rails) string {
 	return fmt.Sprintf("%d enforced, %d in shadow mode", len(enforced), len(shadow))
 }
 
-// offRails lists the live grants that new guard rails forbid, but for those that
-// end anyway.
-func offRails(s *schemas.State, rails *guard.Rails, p plan) []revocation {
+// outdated lists the live grants that what is declared no longer admits: the
+// ceiling, the guard rails, or the right of whoever issued them.
+func outdated(s *schemas.State, rails *guard.Rails, now time.Time) []revocation {
 	var out []revocation
 	for _, a := range s.Agents {
-		if a.Observed() {
-			continue
-		}
 		for _, g := range a.Grants {
-			ends := g.Ended != "" || slices.ContainsFunc(p.revoke, func(r revocation) bool { return r.grant.JTI == g.JTI })
-			if why := OffRails(rails, a, g.Grant); !ends && why != "" {
+			if g.Over(now) != "" {
+				continue
+			}
+			if why := outdatedNow(s, a, g.Grant, rails, now); why != "" {
 				out = append(out, revocation{g.Grant, why})
 			}
 		}
@@ -122,23 +120,17 @@ func offRails(s *schemas.State, rails *guard.Rails, p plan) []revocation {
 	return out
 }
 
-// exceeding lists an agent's live grants that its new declaration no longer
-// admits.
-func exceeding(a *schemas.Agent, next schemas.Principal, now time.Time) []revocation {
-	var out []revocation
-	if next.Observed() {
-		return nil
+func outdatedNow(s *schemas.State, a *schemas.Agent, g schemas.Grant, rails *guard.Rails, now time.Time) string {
+	if by := s.Agents[g.ParentAgent]; g.ParentAgent != "" && (by == nil || !slices.Contains(by.MayIssueFor, a.ID)) {
+		return g.ParentAgent + " may no longer issue for it"
 	}
-	for _, g := range a.Grants {
-		if g.Ended != "" {
-			continue
-		}
-		if what := Exceeds(g.Grant, next.Ceiling, now); what != "" {
-			out = append(out, revocation{g.Grant, "the ceiling no longer admits " + what})
-		}
+	if a.Observed() {
+		return ""
 	}
-	slices.SortFunc(out, func(a, b revocation) int { return strings.Compare(a.grant.Operation, b.grant.Operation) })
-	return out
+	if what := Exceeds(g, a.Ceiling, now); what != "" {
+		return "the ceiling no longer admits " + what
+	}
+	return OffRails(rails, a, g)
 }
 
 // checkPrincipals holds a declaration against the grammar: the file was
@@ -258,7 +250,7 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 	i.applying.Lock()
 	defer i.applying.Unlock()
 	i.mu.RLock()
-	p, err := decideApply(i.state, i.Secrets.Trust.TrustDomain, req, i.Now())
+	p, err := decideApply(i.state, i.Secrets.Trust.TrustDomain, req)
 	i.mu.RUnlock()
 	reply := schemas.ApplyReply{Changes: p.changes}
 	if err != nil || req.DryRun {
@@ -266,13 +258,6 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 	}
 	if err := each(p.declare, func(d schemas.Principal) error { return i.declare(ctx, d, req.Actor) }); err != nil {
 		return reply, err
-	}
-	for _, r := range p.revoke {
-		revoked := endOf(r.grant, r.why)
-		revoked.ID, revoked.Kind, revoked.Actor = "issuer-revoked-"+r.grant.JTI, schemas.TokenRevoked, req.Actor
-		if err := i.end(ctx, r.grant, revoked, endOf(r.grant, "revoked: "+r.why)); err != nil {
-			return reply, err
-		}
 	}
 	for _, id := range p.remove {
 		if err := i.remove(ctx, id, req.Actor); err != nil {
@@ -285,11 +270,35 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 			return reply, err
 		}
 	}
+	if err := i.revokeOutdated(ctx, req.Actor); err != nil {
+		return reply, err
+	}
 	ids := make([]string, len(p.declare))
 	for n, d := range p.declare {
 		ids[n] = d.ID
 	}
 	return reply, i.pushes.several(ctx, ids)
+}
+
+// revokeOutdated ends what is no longer admitted, once all that is declared is
+// in the log: whatever was decided before that, for whom it be, is in the log
+// too when its turn is over. It looks at all grants, so that applying again
+// makes good what was cut short.
+func (i *Issuer) revokeOutdated(ctx context.Context, actor string) error {
+	for _, id := range view(i, func(s *schemas.State) []string { return slices.Collect(maps.Keys(s.Agents)) }) {
+		i.gates.pass(id)()
+	}
+	i.mu.RLock()
+	list := outdated(i.state, i.rails, i.Now())
+	i.mu.RUnlock()
+	for _, r := range list {
+		revoked := endOf(r.grant, r.why)
+		revoked.ID, revoked.Kind, revoked.Actor = "issuer-revoked-"+r.grant.JTI, schemas.TokenRevoked, actor
+		if err := i.end(ctx, r.grant, revoked, endOf(r.grant, "revoked: "+r.why)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // declare logs the declaration of a principal. It carries the lock and the

@@ -346,17 +346,13 @@ func TestLoweredCeilingRevokesWhatExceedsIt(t *testing.T) {
 		"operation":      {func(c *schemas.Ceiling) { c.Operations = []string{"x"} }, "the ceiling no longer admits operation op"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := fleetState(t, issued(nil))
-			req := schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "cd", Actor: "root", Prune: true, Principals: []schemas.Principal{aliceAs(c.change)}}
-			p, err := decideApply(s, "acme.example", req, noon)
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := fleetState(t, issued(nil), schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(aliceAs(c.change))})
+			revoke := outdated(s, nil, noon)
 			switch {
-			case c.why == "" && len(p.revoke) > 0:
-				t.Errorf("revoked: %v", p.revoke)
-			case c.why != "" && (len(p.revoke) != 1 || p.revoke[0].why != c.why):
-				t.Errorf("got %+v, want %q", p.revoke, c.why)
+			case c.why == "" && len(revoke) > 0:
+				t.Errorf("revoked: %v", revoke)
+			case c.why != "" && (len(revoke) != 1 || revoke[0].why != c.why):
+				t.Errorf("got %+v, want %q", revoke, c.why)
 			}
 		})
 	}
@@ -390,11 +386,11 @@ func TestApplyRefuses(t *testing.T) {
 			req := good
 			req.Principals = append([]schemas.Principal{}, good.Principals...)
 			c.change(&req)
-			_, err := decideApply(fleetState(t), "acme.example", req, noon)
+			_, err := decideApply(fleetState(t), "acme.example", req)
 			refused(t, err, c.code, c.text)
 		})
 	}
-	if _, err := decideApply(fleetState(t), "acme.example", good, noon); err != nil {
+	if _, err := decideApply(fleetState(t), "acme.example", good); err != nil {
 		t.Error(err)
 	}
 }

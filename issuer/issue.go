@@ -175,6 +175,8 @@ func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, generation int
 	switch {
 	case a == nil:
 		why = schemas.Refuse(schemas.CodeNotFound, "%s was removed from the fleet", g.Agent)
+	case i.state.Lockdown != "":
+		why = schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s; nobody gets a capability until an operator lifts it", i.state.Lockdown)
 	case a.Lock != schemas.Active:
 		why = lockRefusal(a)
 	case a.Generation != generation:
@@ -236,8 +238,8 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 	public := req.PublicKey
 	refusal := view(i, func(s *schemas.State) error {
 		a := s.Agents[id]
-		if a == nil {
-			return schemas.Refuse(schemas.CodeUnauthorized, "%s is not in this fleet", id)
+		if a == nil || a.Kind == schemas.KindOperator { // one asks as an agent or service here
+			return schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", id)
 		}
 		return lockRefusal(a)
 	})

@@ -279,6 +279,10 @@ func (i *Issuer) index(e *schemas.Event) error {
 			rails = guard.Broken(err)
 		}
 		i.rails = rails
+	case schemas.PolicyLockdown:
+		if i.state.TrustDomain == "" { // no fleet was applied whole, with which it would be repeated
+			i.told[schemas.Fleet] = e.Time
+		}
 	case schemas.AgentRemoved:
 		delete(i.told, e.Agent)
 		delete(i.svids, e.Agent)

@@ -2,10 +2,12 @@ package issuer_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -224,6 +226,45 @@ func TestLoweredCeilingRevokesLiveCapabilities(t *testing.T) {
 	}
 }
 
+// Capabilities are asked for while the ceiling is lowered: what was decided
+// under the old one and logged behind it does not stay.
+func TestNothingSlipsInWhileACeilingIsLowered(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	lower := fleetOf()
+	c := *analyst.Ceiling
+	c.Tools = []string{"matplotlib"}
+	lower.Principals[0].Ceiling = &c
+	for round := range 5 {
+		p.apply()
+		var asking sync.WaitGroup
+		stop := make(chan struct{})
+		for n := range 8 {
+			asking.Go(func() {
+				for k := 0; ; k++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					req := reportRequest()
+					req.OperationID = fmt.Sprintf("r%d-%d-%d", round, n, k)
+					if _, err := bus.Call[schemas.IssueReply](t.Context(), p.operator, schemas.CtlIssue, req); err != nil {
+						return // the lower ceiling
+					}
+				}
+			})
+		}
+		call[schemas.ApplyReply](p, schemas.CtlApply, lower)
+		close(stop)
+		asking.Wait()
+		for _, live := range call[schemas.TokensReply](p, schemas.CtlTokens, schemas.TokensRequest{AgentID: "analyst-7", PageRequest: schemas.PageRequest{Limit: 1000}}).Tokens {
+			if slices.Contains(live.Scope, "call:pandas") {
+				t.Fatalf("round %d: %s still holds %v", round, live.OperationID, live.Scope)
+			}
+		}
+	}
+}
+
 func TestDeclarationsAreRepeatedBeforeTheyAgeOut(t *testing.T) {
 	p := newPlane(t, embed.Options{})
 	p.apply()
@@ -237,6 +278,28 @@ func TestDeclarationsAreRepeatedBeforeTheyAgeOut(t *testing.T) {
 		t.Errorf("declared %+v", got)
 	}
 	<-policy
+}
+
+// A lockdown stands until it is lifted, also where no fleet was ever applied
+// whole, and over a time in which the log forgets its event.
+func TestALockdownIsRepeatedBeforeItAgesOut(t *testing.T) {
+	for _, applied := range []bool{true, false} {
+		p := newPlane(t, embed.Options{})
+		if applied {
+			p.apply()
+		}
+		call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Reason: "fire", Actor: "amy"})
+		again := p.await("ev._fleet.policy.lockdown")
+		p.clock.advance(embed.Retention/2 + time.Minute)
+		select {
+		case e := <-again:
+			if e.Reason != "fire" {
+				t.Errorf("repeated %+v", e)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("applied %t: not repeated", applied)
+		}
+	}
 }
 
 func TestReviewsAreListedAndDecidedOnce(t *testing.T) {

@@ -116,8 +116,8 @@ func (i *Issuer) logJoin(ctx context.Context, id string, req schemas.JoinRequest
 // decideJoin says whether a join token still counts.
 func decideJoin(s *schemas.State, id string, req schemas.JoinRequest, now time.Time) (*schemas.Event, error) {
 	a := s.Agents[id]
-	if a == nil {
-		return nil, schemas.Refuse(schemas.CodeUnauthorized, "%s is not in this fleet", clip(id))
+	if a == nil || a.Kind == schemas.KindOperator {
+		return nil, schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", clip(id))
 	}
 	if err := lockRefusal(a); err != nil {
 		return nil, err

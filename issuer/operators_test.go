@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -278,6 +279,44 @@ func TestAJoinTokenRegistersOneKey(t *testing.T) {
 		if _, r := command[schemas.IssueReply](t, nc, "out.token.join", schemas.JoinRequest{ID: token.JoinID, PublicKey: public}); r == nil {
 			t.Errorf("%s: it still counts", name)
 		}
+	}
+}
+
+// Capabilities are asked for while the fleet is locked down: what stands behind
+// the lockdown in the log is handed out to nobody.
+func TestNothingIsHandedOutThatALockdownOvertook(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	for round := range 20 {
+		var asking sync.WaitGroup
+		var mu sync.Mutex
+		last, started := uint64(0), make(chan struct{}, 1)
+		for n := range 8 {
+			asking.Go(func() {
+				for k := 0; ; k++ {
+					req := reportRequest()
+					req.OperationID = fmt.Sprintf("l%d-%d-%d", round, n, k)
+					got, err := bus.Call[schemas.IssueReply](t.Context(), p.operator, schemas.CtlIssue, req)
+					if err != nil {
+						return // the lockdown
+					}
+					mu.Lock()
+					last = max(last, got.Seq)
+					mu.Unlock()
+					select {
+					case started <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		<-started
+		r := call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Reason: "fire", Actor: "amy"})
+		asking.Wait()
+		if last > r.Seq {
+			t.Fatalf("round %d: what stands under %d was handed out, behind the lockdown at %d", round, last, r.Seq)
+		}
+		call[schemas.LockdownReply](p, schemas.CtlLockdown, schemas.LockdownRequest{Lift: true, Reason: "over", Actor: "amy"})
 	}
 }
 

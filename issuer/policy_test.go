@@ -49,15 +49,18 @@ func (err2) Error() string { return "damaged" }
 func TestNewGuardRailsEndWhatTheyForbid(t *testing.T) {
 	s := fleetState(t, issued(func(g *schemas.Grant) { g.Scope = []string{"read:data.sales", "write:report"} }))
 	req := schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "ab", Actor: "root", Prune: true, Guardrails: noReports, Principals: []schemas.Principal{aliceAs(nil)}}
-	p, err := decideApply(s, "acme.example", req, noon)
-	if err != nil || len(p.revoke) != 1 || p.revoke[0].why != "guard rail no-reports forbids write:report" || !p.policy {
+	p, err := decideApply(s, "acme.example", req)
+	if err != nil || !p.policy {
 		t.Fatalf("%+v, %v", p, err)
+	}
+	if revoke := outdated(s, railsOf(t, noReports), noon); len(revoke) != 1 || revoke[0].why != "guard rail no-reports forbids write:report" {
+		t.Errorf("revoked %+v", revoke)
 	}
 	if i := slices.IndexFunc(p.changes, func(c schemas.Change) bool { return c.ID == "guardrails" }); i < 0 || p.changes[i].Detail != "1 enforced, 1 in shadow mode" {
 		t.Errorf("changes %+v", p.changes)
 	}
 	req.Guardrails = "nonsense"
-	_, err = decideApply(s, "acme.example", req, noon)
+	_, err = decideApply(s, "acme.example", req)
 	refused(t, err, 400, "guardrails")
 	f := now
 	f.rails = railsOf(t, noReports)
@@ -109,10 +112,9 @@ func TestNoCapabilityOutlivesAnException(t *testing.T) {
 	shorter := aliceAs(func(c *schemas.Ceiling) {
 		c.Exceptions = []schemas.Exception{{Scope: "read:data.hr", Until: noon.Add(time.Second), Reason: "audit"}}
 	})
-	p, err := decideApply(fleetState(t, declared, held), "acme.example", schemas.ApplyRequest{TrustDomain: "acme.example", Digest: "cd", Actor: "root", Prune: true,
-		Principals: []schemas.Principal{shorter}}, noon)
-	if err != nil || len(p.revoke) != 1 || p.revoke[0].why != "the ceiling no longer admits read:data.hr for so long" {
-		t.Errorf("%+v, %v", p.revoke, err)
+	declaredAnew := schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(shorter)}
+	if revoke := outdated(fleetState(t, declared, held, declaredAnew), nil, noon); len(revoke) != 1 || revoke[0].why != "the ceiling no longer admits read:data.hr for so long" {
+		t.Errorf("%+v", revoke)
 	}
 }
 
@@ -165,4 +167,76 @@ func TestObserveModeNotesWhatItWouldRefuse(t *testing.T) {
 	if _, err := decideIssue(fleetState(t, declared, killed), operatorAsks, request(nil), f); err == nil {
 		t.Error("a killed agent in observe mode gets a capability")
 	}
+}
+
+// An agent that was only watched keeps nothing of what it got then, once it is
+// held to ceiling and guard rails, also where those are the same as before.
+func TestWhatWasObservedEndsWhereItIsEnforced(t *testing.T) {
+	watched := aliceAs(nil)
+	watched.Mode = schemas.ModeObserve
+	held := issued(func(g *schemas.Grant) { g.Scope = []string{"write:report"} })
+	rails := railsOf(t, noReports)
+	if revoke := outdated(fleetState(t, declared(watched), held), rails, noon); len(revoke) > 0 {
+		t.Errorf("while it is watched: %+v", revoke)
+	}
+	revoke := outdated(fleetState(t, declared(watched), held, declared(aliceAs(nil))), rails, noon)
+	if len(revoke) != 1 || revoke[0].why != "guard rail no-reports forbids write:report" {
+		t.Errorf("enforced: %+v", revoke)
+	}
+}
+
+// What an agent issued ends when it loses the right to issue for the other: who
+// was handed it could refresh it for ever, and do so in observe mode too.
+func TestARightToIssueThatIsTakenBackEndsWhatWasIssued(t *testing.T) {
+	child := func(parent, operation string, act ...string) schemas.Event {
+		return issued(func(g *schemas.Grant) {
+			g.Scope, g.ForbiddenTools, g.TraceID = []string{"call:pandas"}, []string{"bash", "http"}, "11111111111111111111111111111111"
+			g.ParentAgent, g.ParentOperation, g.Act = parent, operation, act
+			if operation != "" {
+				g.Parent, g.Expires = "j-plan", noon.Truncate(time.Second).Add(5*time.Minute)
+			}
+		})
+	}
+	lowered := func(id string) schemas.Event {
+		return declared(schemas.Principal{ID: id, Kind: schemas.KindAgent, Ceiling: &schemas.Ceiling{Scope: []string{"read:data.sales"}, Tools: []string{"pandas"}, MaxTokens: 50, ForbiddenTools: []string{"http"}}})
+	}
+	watched := aliceAs(nil)
+	watched.Mode = schemas.ModeObserve
+	for name, events := range map[string][]schemas.Event{
+		"derived":            {planned(), child("planner", "plan", "planner")},
+		"derived, observed":  {declared(watched), planned(), child("planner", "plan", "planner")},
+		"by right":           {child("orchestrator", "", "orchestrator")},
+		"by right, observed": {declared(watched), child("orchestrator", "", "orchestrator")},
+	} {
+		before := planState(t, events...)
+		if g := before.Agents["alice"].Grants["op"]; g.Over(noon) != "" {
+			t.Fatalf("%s: it does not count: %s", name, g.Over(noon))
+		}
+		if revoke := outdated(before, nil, noon); len(revoke) > 0 {
+			t.Errorf("%s, before: %+v", name, revoke)
+		}
+		by := before.Agents["alice"].Grants["op"].ParentAgent
+		revoke := outdated(planState(t, append(events, lowered(by))...), nil, noon)
+		if len(revoke) != 1 || revoke[0].grant.Agent != "alice" || revoke[0].why != by+" may no longer issue for it" {
+			t.Errorf("%s: %+v", name, revoke)
+		}
+	}
+}
+
+// An agent's credentials never become an operator's, whatever it asks while the
+// fleet changes.
+func TestAnAgentsIdStaysAnAgents(t *testing.T) {
+	operator := schemas.Principal{ID: "alice", Kind: schemas.KindOperator, Role: schemas.RoleAdmin}
+	_, err := decideApply(fleetState(t), "acme.example", schemas.ApplyRequest{TrustDomain: "acme.example", Actor: "root", Add: true, Principals: []schemas.Principal{operator}})
+	refused(t, err, 409, "alice is of kind agent, and its credentials were made for that")
+	removed := schemas.Event{Kind: schemas.AgentRemoved, Agent: "alice"}
+	if _, err := decideApply(fleetState(t, removed), "acme.example", schemas.ApplyRequest{TrustDomain: "acme.example", Actor: "root", Add: true, Principals: []schemas.Principal{operator}}); err != nil {
+		t.Errorf("after its removal: %v", err)
+	}
+	invited := schemas.Event{Kind: schemas.AgentInvited, Agent: "alice", JTI: "j-join", Expires: noon.Add(time.Hour)}
+	_, err = decideJoin(fleetState(t, invited, declared(operator)), "alice", schemas.JoinRequest{ID: "j-join", PublicKey: anyKey}, noon)
+	refused(t, err, 401, "alice is no agent or service")
+	i := &Issuer{state: fleetState(t, declared(operator))}
+	_, err = i.renewIdentity(t.Context(), "alice", schemas.RefreshRequest{PublicKey: anyKey})
+	refused(t, err, 401, "alice is no agent or service")
 }

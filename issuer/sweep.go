@@ -108,14 +108,7 @@ func (i *Issuer) restate(ctx context.Context, now time.Time) {
 
 func (i *Issuer) restateOne(ctx context.Context, id string) error {
 	if id == schemas.Fleet {
-		policy := view(i, func(s *schemas.State) schemas.Policy {
-			return schemas.Policy{TrustDomain: s.TrustDomain, Digest: s.Policy, Guardrails: s.Guardrails, Signals: s.Signals}
-		})
-		_, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, ContentType: jsonType, Data: schemas.Marshal(policy)})
-		if why := view(i, func(s *schemas.State) string { return s.Lockdown }); why != "" && err == nil {
-			_, err = i.append(ctx, &schemas.Event{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Reason: why})
-		}
-		return err
+		return i.restateFleet(ctx)
 	}
 	p := view(i, func(s *schemas.State) *schemas.Principal {
 		if a := s.Agents[id]; a != nil {
@@ -128,6 +121,26 @@ func (i *Issuer) restateOne(ctx context.Context, id string) error {
 		return nil
 	}
 	return i.declare(ctx, *p, "")
+}
+
+// restateFleet repeats what holds for all. No lockdown begins or is lifted
+// meanwhile: one that was lifted must not come back.
+func (i *Issuer) restateFleet(ctx context.Context) error {
+	defer i.locks.pass(schemas.Fleet)()
+	i.mu.RLock()
+	policy := schemas.Policy{TrustDomain: i.state.TrustDomain, Digest: i.state.Policy, Guardrails: i.state.Guardrails, Signals: i.state.Signals}
+	lockdown := i.state.Lockdown
+	i.mu.RUnlock()
+	if policy.TrustDomain != "" {
+		if _, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, ContentType: jsonType, Data: schemas.Marshal(policy)}); err != nil {
+			return err
+		}
+	}
+	if lockdown == "" {
+		return nil
+	}
+	_, err := i.append(ctx, &schemas.Event{Kind: schemas.PolicyLockdown, Agent: schemas.Fleet, Reason: lockdown})
+	return err
 }
 
 // stale lists whose declaration is due to be repeated, oldest first.

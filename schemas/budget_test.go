@@ -116,6 +116,19 @@ func TestChildrenTogetherUseNoMoreThanTheirParentHas(t *testing.T) {
 	w.free("alice", "op", 0)
 }
 
+// A hijacked agent hands a little of its budget to one that is only observed,
+// and has it spend all.
+func TestAnObservedChildSpendsNoMoreThanItsParentHandedOn(t *testing.T) {
+	w := till(t)
+	w.declare(Principal{ID: "bob", Kind: KindAgent, Mode: ModeObserve})
+	w.grant("bob", "part", handed("alice", "op", "j-op"), func(g *Grant) { g.MaxTokens = 20 })
+	w.use("bob", "part", "j-part", 20)
+	if _, r := w.s.Admit("bob", "part", Action{VerbCall, "pandas"}, Digest{1}, 10, w.now); r == nil || r.Code != CodeBudget {
+		t.Errorf("an observed child uses its parent's tokens beyond what it was handed: %v", r)
+	}
+	w.free("alice", "op", 80)
+}
+
 func TestADayHasItsBudget(t *testing.T) {
 	w := till(t, func(p *Principal) { p.Ceiling = &Ceiling{MaxTokensPerDay: 130} })
 	w.now = w.now.Truncate(24 * time.Hour).Add(12 * time.Hour)

@@ -128,6 +128,7 @@ func (s *State) Apply(e *Event) error {
 			}
 		}
 	case AgentRemoved:
+		s.withdraw(a)
 		a.cutOff("removed from the fleet")
 		for seq, r := range s.reserved {
 			if r.agent == a {
@@ -150,10 +151,13 @@ func (s *State) Apply(e *Event) error {
 		}
 	case AgentPaused:
 		a.lock(Paused, e)
+		s.withdraw(a)
 	case AgentSuspended:
 		a.lock(Suspended, e)
+		s.withdraw(a)
 	case AgentKilled:
 		a.lock(Killed, e)
+		s.withdraw(a)
 	case AgentResumed:
 		if a.Lock != Killed {
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, e.Reason
@@ -220,12 +224,32 @@ func (s *State) declare(e *Event) error {
 		s.Agents[p.ID] = a
 	}
 	s.unroute(a)
+	if !p.Role.May(CtlReview) {
+		s.withdraw(a)
+	}
 	a.Principal = p
 	a.LastSeq = e.Seq
 	for _, prefix := range p.Serves {
 		s.routes[prefix] = p.ID
 	}
 	return nil
+}
+
+// withdraw takes back what an operator has endorsed and nobody approved yet: who
+// may not decide any more has not decided, nor has who bears the name next.
+func (s *State) withdraw(by *Agent) {
+	if by.Kind != KindOperator {
+		return
+	}
+	for _, a := range s.Agents {
+		for seq, held := range a.Held {
+			if held.Actor == by.ID {
+				open := *held // events in the state are never changed
+				open.Actor = ""
+				a.Held[seq] = &open
+			}
+		}
+	}
 }
 
 func (s *State) unroute(a *Agent) {
@@ -378,7 +402,7 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, tok
 		}
 		if r.Meter == MeterTokens {
 			n, refusal := g.toReserve(a, r, tokens, at)
-			if refusal != nil && !a.Observed() {
+			if refusal != nil && (!a.Observed() || g.Parent() != nil) { // a parent's budget is not the observed agent's
 				return ad, refusal
 			}
 			ad.Reserve = n // none where it is over and only observed

@@ -635,3 +635,42 @@ func TestObserveModeEnforcesNoVerdict(t *testing.T) {
 		}
 	}
 }
+
+// The first of two approvals counts as long as who gave it may give it: neither
+// a thief whose operator was locked since, nor who was lowered, nor whoever
+// bears a removed operator's name.
+func TestAnEndorsementEndsWithTheRightToGiveIt(t *testing.T) {
+	operator := func(role Role) Principal { return Principal{ID: "rita", Kind: KindOperator, Role: role} }
+	for name, c := range map[string]struct {
+		change func(*world)
+		want   string
+	}{
+		"nothing":          {func(*world) {}, "rita"},
+		"restated":         {func(w *world) { w.declare(operator(RoleReviewer)) }, "rita"},
+		"raised":           {func(w *world) { w.declare(operator(RoleAdmin)) }, "rita"},
+		"another locked":   {func(w *world) { w.apply(Event{Kind: AgentKilled, Agent: "bob"}) }, "rita"},
+		"lowered":          {func(w *world) { w.declare(operator(RoleViewer)) }, ""},
+		"lowered, raised":  {func(w *world) { w.declare(operator(RoleViewer)); w.declare(operator(RoleReviewer)) }, ""},
+		"paused":           {func(w *world) { w.apply(Event{Kind: AgentPaused, Agent: "rita"}) }, ""},
+		"suspended":        {func(w *world) { w.apply(Event{Kind: AgentSuspended, Agent: "rita"}) }, ""},
+		"killed":           {func(w *world) { w.apply(Event{Kind: AgentKilled, Agent: "rita"}) }, ""},
+		"removed":          {func(w *world) { w.apply(Event{Kind: AgentRemoved, Agent: "rita"}) }, ""},
+		"removed, renewed": {func(w *world) { w.apply(Event{Kind: AgentRemoved, Agent: "rita"}); w.declare(operator(RoleReviewer)) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, Principal{ID: "pandas", Serves: []string{"call:pandas"}})
+			w.declare(operator(RoleReviewer))
+			w.grant("alice", "op")
+			seq := w.hold("op", "call:pandas", Digest{1})
+			w.apply(Event{Kind: ReviewEndorsed, Agent: "alice", Ref: seq, Actor: "rita"})
+			before := w.s.Agents["alice"].Held[seq]
+			c.change(w)
+			if got := w.s.Agents["alice"].Held[seq]; got == nil || got.Actor != c.want {
+				t.Errorf("endorsed by %+v, want %q", got, c.want)
+			}
+			if before.Actor != "rita" {
+				t.Error("an event in the state was changed")
+			}
+		})
+	}
+}
