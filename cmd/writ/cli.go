@@ -59,6 +59,7 @@ type grammar struct {
 	Lockdown lockdownCmd `cmd:"" group:"Operation" help:"Break the glass: nobody in the fleet acts until it is lifted."`
 	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
 	Risk     riskCmd     `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
+	Webhook  webhookCmd  `cmd:"" group:"Operation" help:"Tell chat systems what needs a look, signed."`
 
 	Log      logCmd      `cmd:"" group:"Record" help:"Show what happened."`
 	Trace    traceCmd    `cmd:"" group:"Record" help:"Show one user request as a tree."`
