@@ -312,7 +312,11 @@ func TestSecretsChangeOverAndWebhooksEndWithoutARestart(t *testing.T) {
 	r.await(older, 1)
 	r.await(newer, 1)
 	must(t, Remove(r.data, "older"))
-	time.Sleep(2 * look) // it is looked for once in that time
+	r.until("the removed one ends", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return strings.Contains(r.logged.String(), "served no longer as it was\" webhook=older")
+	})
 	r.kill("a-1")
 	r.await(newer, 2)
 	r.await(older, 1)

@@ -123,6 +123,7 @@ func (s *Sender) adjust(ctx context.Context, wg *sync.WaitGroup, all map[string]
 		r.end()
 		<-r.ended // two never deliver at the same time
 		delete(all, id)
+		s.Logger.Info("a webhook is served no longer as it was", "webhook", id)
 	}
 	for id, h := range want {
 		ctx, end := context.WithCancel(ctx)
