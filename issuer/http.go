@@ -32,9 +32,11 @@ const (
 
 // Handler is the issuer's face over HTTP, for agents that are not on NATS: the
 // same requests, carried out by the same code, as out.token.issue, refresh and
-// release. origins are the addresses under which clients know it.
+// release; and for named operators: those of their commands that decide held
+// actions and lock agents. It serves once Run says that it is ready. origins are
+// the addresses under which clients know it.
 //
-// Who asks is shown by the identity credential that writ enroll wrote, with a
+// Who asks is shown by the credential that writ enroll wrote, with a
 // DPoP proof (RFC 9449) of its very NKey: the user JWT names the key, the key
 // signs the proof. There is no secret to share, and a credential that was
 // copied from the wire or a log is worth nothing. Proofs carry the issuer's
@@ -44,11 +46,20 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issuer: %w", err)
 	}
-	h := &face{i: i, proofs: proofs, slots: make(chan struct{}, httpAtOnce)}
+	h := &face{i: i, proofs: proofs}
 	mux := http.NewServeMux()
+	agents := make(chan struct{}, httpAtOnce)
 	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, what) })
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			h.serve(w, r, route{method: http.MethodPost, slots: agents, who: i.identityOf, limits: i.limits, over: tooMany, do: func(ctx context.Context, agent string, data []byte) (any, error) {
+				if what == "revoke" {
+					return i.giveUp(ctx, agent, data)
+				}
+				return i.tokenFor(ctx, agent, what, data)
+			}})
+		})
 	}
+	h.commands(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		problem(w, schemas.Refuse(schemas.CodeNotFound, "there is no %.80s; see /openapi.json", r.URL.Path))
 	})
@@ -72,38 +83,45 @@ func document(w http.ResponseWriter, contentType string, body []byte) {
 type face struct {
 	i      *Issuer
 	proofs *dpop.Checker
-	slots  chan struct{}
 }
 
-func (h *face) serve(w http.ResponseWriter, r *http.Request, what string) {
+// A route is who may ask under a path, how often, and what is done.
+type route struct {
+	method string
+	slots  chan struct{} // agents' and operators' are apart: no flood of the ones delays the others
+	who    func(token string) (accounts.Identity, error)
+	limits *limiters
+	over   func() *schemas.Refusal
+	do     func(ctx context.Context, id string, data []byte) (any, error)
+}
+
+func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
+	case to.slots <- struct{}{}:
+		defer func() { <-to.slots }()
 	default:
 		w.Header().Set("Retry-After", "1")
 		problem(w, schemas.Refuse(schemas.CodeUnavailable, "the issuer has too much to do; ask again"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), httpWithin)
-	defer cancel()
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: schemas.CodeMalformed, Detail: "only POST is possible here"}.Write(w)
+	if r.Method != to.method {
+		w.Header().Set("Allow", to.method)
+		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: schemas.CodeMalformed, Detail: "only " + to.method + " is possible here"}.Write(w)
 		return
 	}
 	w.Header().Set(dpop.HeaderNonce, h.proofs.NonceFor())
-	agent, err := h.authenticate(r)
+	id, err := h.authenticate(r, to.who)
 	if err != nil {
 		status := httpcap.Challenge(w, "", false, err)
 		httpcap.Problem{Status: status, Code: status, Reason: httpcap.Reason(err), Detail: err.Error()}.Write(w)
 		return
 	}
-	if !h.i.limits.of(agent).AllowN(h.i.Now(), 1) {
+	if !to.limits.of(id).AllowN(h.i.Now(), 1) {
 		w.Header().Set("Retry-After", "1")
-		problem(w, tooMany())
+		problem(w, to.over())
 		return
 	}
-	answer, err := h.carryOut(ctx, agent, what, w, r)
+	answer, err := h.carryOut(id, w, r, to)
 	if err != nil {
 		h.fail(w, r, err)
 		return
@@ -114,17 +132,17 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, what string) {
 	_, _ = w.Write(schemas.Marshal(answer)) // the client went away
 }
 
-// authenticate says which agent asks. What is wrong is told in the words of
-// capability and dpop.
-func (h *face) authenticate(r *http.Request) (agent string, err error) {
+// authenticate says who asks. What is wrong is told in the words of capability
+// and dpop.
+func (h *face) authenticate(r *http.Request, whose func(token string) (accounts.Identity, error)) (id string, err error) {
 	scheme, token, err := httpcap.Authorization(r)
 	if err != nil {
 		return "", err
 	}
 	if scheme != "dpop" {
-		return "", fmt.Errorf("%w: use the scheme DPoP, with the agent's identity and a proof of its NKey", httpcap.ErrScheme)
+		return "", fmt.Errorf("%w: use the scheme DPoP, with the credential's user JWT and a proof of its NKey", httpcap.ErrScheme)
 	}
-	who, err := h.i.identityOf(token)
+	who, err := whose(token)
 	if err != nil {
 		return "", fmt.Errorf("identity: %w", err)
 	}
@@ -155,6 +173,26 @@ func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
 		defer i.mu.RUnlock()
 		return i.byKey[account]
 	})
+	return i.inForce(who, err, schemas.KindAgent)
+}
+
+// operatorOf is the same for the credential of a named operator: what was signed
+// before a lock, or for another role, counts no more.
+func (i *Issuer) operatorOf(token string) (accounts.Identity, error) {
+	who, err := i.maker.ReadOperator(token, func(account string) (string, int) {
+		i.mu.RLock()
+		defer i.mu.RUnlock()
+		id := i.byKey[account]
+		if a := i.state.Agents[id]; a != nil {
+			return id, a.Generation
+		}
+		return "", 0
+	})
+	return i.inForce(who, err, schemas.KindOperator)
+}
+
+// inForce judges what was read of a credential.
+func (i *Issuer) inForce(who accounts.Identity, err error, kind string) (accounts.Identity, error) {
 	switch {
 	case errors.Is(err, accounts.ErrNotSigned):
 		return who, fmt.Errorf("%w: %w", capability.ErrSignature, err)
@@ -165,8 +203,8 @@ func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
 	defer i.mu.RUnlock()
 	a, now := i.state.Agents[who.ID], i.Now()
 	switch {
-	case a == nil || a.Kind != schemas.KindAgent:
-		return who, fmt.Errorf("%w: %s is no agent of this fleet any more", capability.ErrRevoked, who.ID)
+	case a == nil || a.Kind != kind:
+		return who, fmt.Errorf("%w: %s is no %s of this fleet any more", capability.ErrRevoked, who.ID, kind)
 	case a.Lock == schemas.Killed:
 		return who, fmt.Errorf("%w: %s was killed", capability.ErrRevoked, who.ID)
 	case !who.Issued.After(i.born[who.ID].Truncate(time.Second)):
@@ -177,23 +215,27 @@ func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
 	return who, nil
 }
 
-// carryOut does what an agent asks.
-func (h *face) carryOut(ctx context.Context, agent, what string, w http.ResponseWriter, r *http.Request) (any, error) {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
-		return nil, schemas.Refuse(schemas.CodeMalformed, "Content-Type is not %s", jsonType)
+// carryOut reads a request and does what it asks.
+func (h *face) carryOut(id string, w http.ResponseWriter, r *http.Request, to route) (any, error) {
+	ctx := r.Context()
+	var data []byte
+	if to.method == http.MethodPost {
+		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
+			return nil, schemas.Refuse(schemas.CodeMalformed, "Content-Type is not %s", jsonType)
+		}
+		var err error
+		data, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxTokenRequest))
+		var long *http.MaxBytesError
+		switch {
+		case errors.As(err, &long):
+			return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has more than %d bytes", long.Limit)
+		case err != nil:
+			return nil, schemas.Refuse(schemas.CodeMalformed, "the request ends early")
+		}
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTokenRequest))
-	var long *http.MaxBytesError
-	switch {
-	case errors.As(err, &long):
-		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has more than %d bytes", long.Limit)
-	case err != nil:
-		return nil, schemas.Refuse(schemas.CodeMalformed, "the request ends early")
-	}
-	if what == "revoke" {
-		return h.i.giveUp(ctx, agent, body)
-	}
-	return h.i.tokenFor(ctx, agent, what, body)
+	ctx, cancel := context.WithTimeout(ctx, httpWithin)
+	defer cancel()
+	return to.do(ctx, id, data)
 }
 
 // A revokeRequest is as in RFC 7009, in JSON.
@@ -228,7 +270,7 @@ func (i *Issuer) giveUp(ctx context.Context, agent string, body []byte) (any, er
 func (h *face) fail(w http.ResponseWriter, r *http.Request, err error) {
 	refusal := bus.AsRefusal(err)
 	if refusal.Code == schemas.CodeUnavailable {
-		h.i.Logger.Error("token request failed", "path", r.URL.Path, "error", err)
+		h.i.Logger.Error("request over HTTP failed", "path", r.URL.Path, "error", err)
 		refusal = schemas.Refuse(schemas.CodeUnavailable, "the issuer could not do it now; ask again")
 	}
 	if refusal.Code == schemas.CodeUnauthorized { // RFC 9110, section 15.5.2

@@ -37,6 +37,13 @@ func newAPI(t *testing.T) *api {
 	t.Helper()
 	p := newPlane(t, embed.Options{})
 	p.apply()
+	return p.api()
+}
+
+// api serves the issuer of a plane.
+func (p *plane) api() *api {
+	t := p.t.(*testing.T)
+	t.Helper()
 	s := httptest.NewUnstartedServer(nil)
 	a := &api{plane: p, url: "http://" + s.Listener.Addr().String()}
 	h, err := p.issuer.Handler([]string{a.url})
@@ -80,9 +87,16 @@ func (a *api) callerOf(creds []byte) *caller {
 // request makes a good one: POST with a proof and the newest nonce.
 func (c *caller) request(path string, body any) *http.Request {
 	c.t.Helper()
-	r, err := http.NewRequestWithContext(c.t.Context(), "POST", c.url+path, bytes.NewReader(schemas.Marshal(body)))
+	return c.signed("POST", path, bytes.NewReader(schemas.Marshal(body)))
+}
+
+func (c *caller) signed(method, path string, body io.Reader) *http.Request {
+	c.t.Helper()
+	r, err := http.NewRequestWithContext(c.t.Context(), method, c.url+path, body)
 	must(c.t, err)
-	r.Header.Set("Content-Type", "application/json")
+	if body != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
 	r.Header.Set("Authorization", "DPoP "+c.jwt)
 	c.prove(r, c.prover)
 	return r
@@ -116,7 +130,7 @@ func (a *api) do(r *http.Request) (*http.Response, []byte) {
 			a.t.Errorf("%s %s was answered %s, and is not in the document: %v: %s", r.Method, r.URL, res.Status, err, sent)
 		}
 	}
-	if r.Method == "POST" || res.StatusCode < 300 {
+	if _, err := a.doc.operation(r); r.Method == "POST" || err == nil || res.StatusCode < 300 {
 		if err := a.doc.answer(r, res, body); err != nil {
 			a.t.Errorf("%s %s: the answer %s is not in the document: %v: %s", r.Method, r.URL, res.Status, err, body)
 		}
@@ -127,10 +141,21 @@ func (a *api) do(r *http.Request) (*http.Response, []byte) {
 // send posts, and takes the nonce where it is told to.
 func (c *caller) send(path string, body any) (*http.Response, []byte) {
 	c.t.Helper()
-	res, b := c.do(c.request(path, body))
+	return c.persist(func() *http.Request { return c.request(path, body) })
+}
+
+// get is send for what is read.
+func (c *caller) get(path string) (*http.Response, []byte) {
+	c.t.Helper()
+	return c.persist(func() *http.Request { return c.signed("GET", path, nil) })
+}
+
+func (c *caller) persist(make func() *http.Request) (*http.Response, []byte) {
+	c.t.Helper()
+	res, b := c.do(make())
 	if res.StatusCode == http.StatusUnauthorized && strings.Contains(res.Header.Get("WWW-Authenticate"), "use_dpop_nonce") {
 		c.nonce = res.Header.Get(dpop.HeaderNonce)
-		res, b = c.do(c.request(path, body))
+		res, b = c.do(make())
 	}
 	return res, b
 }

@@ -89,7 +89,8 @@ type Issuer struct {
 	orders map[string]order // what operators may ask here, by control subject
 	gates  *gates           // one command at a time issues for a principal
 	locks  *gates           // one command at a time locks a principal, or declares it
-	limits *limiters
+	limits *limiters        // of agents' requests
+	paces  *limiters        // of operators' commands
 
 	applying sync.Mutex // one declaration of the fleet at a time
 
@@ -132,7 +133,7 @@ func New(o Options) (*Issuer, error) {
 		return nil, err
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
-		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(), limits: newLimiters(tokensPerSecond, tokensBurst),
+		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(), limits: newLimiters(tokensPerSecond, tokensBurst), paces: newLimiters(operatorLimit, 2*operatorLimit),
 		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, nil

@@ -92,15 +92,14 @@ func (i *Issuer) overOperators(ctx context.Context, id string) error {
 // serveOperators answers named operators.
 func (i *Issuer) serveOperators() error {
 	open := make(chan struct{}, ordersOpen)
-	limits := newLimiters(operatorLimit, 2*operatorLimit)
 	_, err := i.Control.Subscribe(schemas.OpPrefix+".*.>", func(m *nats.Msg) {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(m.Subject, schemas.OpPrefix+"."), ".")
 		if !strings.HasPrefix(m.Reply, "_R_.") {
 			i.Logger.Error("command of an operator passed over: the server made no inbox for its answer", "operator", name, "subject", m.Subject)
 			return
 		}
-		if !limits.of(name).AllowN(i.Now(), 1) {
-			i.answerOperator(m, nil, schemas.Refuse(schemas.CodeRate, "over %d commands in a second; slow down", operatorLimit))
+		if !i.paces.of(name).AllowN(i.Now(), 1) {
+			i.answerOperator(m, nil, tooManyCommands())
 			return
 		}
 		select {
@@ -133,6 +132,21 @@ func (i *Issuer) obey(ctx context.Context, m *nats.Msg, name, subject string) {
 	default:
 		i.askOn(ctx, m, subject)
 	}
+}
+
+// command carries out one of those that the issuer itself answers, for an
+// operator who is known: what came over HTTP goes the way of what came over
+// NATS.
+func (i *Issuer) command(ctx context.Context, name, subject string, data []byte) (any, error) {
+	by, err := i.mayAsk(name, subject)
+	if err != nil {
+		return nil, err
+	}
+	return i.orders[subject](ctx, by, data)
+}
+
+func tooManyCommands() *schemas.Refusal {
+	return schemas.Refuse(schemas.CodeRate, "over %d commands in a second; slow down", operatorLimit)
 }
 
 // mayAsk decides whether an operator may give a command now. The server's

@@ -60,6 +60,7 @@ type grammar struct {
 	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
 	Signal   signalCmd   `cmd:"" group:"Operation" help:"Hand on what somebody outside says of an agent's risk."`
 	Risk     riskCmd     `cmd:"" group:"Operation" help:"Explain an agent's present risk."`
+	Webhook  webhookCmd  `cmd:"" group:"Operation" help:"Tell chat systems what needs a look, signed."`
 
 	Log      logCmd      `cmd:"" group:"Record" help:"Show what happened."`
 	Trace    traceCmd    `cmd:"" group:"Record" help:"Show one user request as a tree."`

@@ -34,7 +34,7 @@ func (e Entry) Event() (*schemas.Event, error) {
 // A Follower hands over the log, in order, from a sequence on.
 type Follower struct {
 	Conn     *nats.Conn
-	Consumer string   // made beforehand, for this role; acknowledges nothing
+	Consumer string   // made beforehand, for this role; acknowledges nothing. Without one the log is looked at once a second
 	Filters  []string // its filter subjects; none means all
 	From     uint64   // first sequence wanted
 	// CaughtUp, if set, is called once, when all that was in the log at the
@@ -80,6 +80,9 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 	}
 	if f.CaughtUp != nil {
 		f.CaughtUp(end)
+	}
+	if f.Consumer == "" {
+		return r.poll(ctx)
 	}
 	cons, err := js.Consumer(ctx, schemas.Stream, f.Consumer)
 	if err != nil {
@@ -144,6 +147,26 @@ type reader struct {
 	cons    uint64 // newest consumer sequence seen
 	fn      func(Entry) error
 	reached func(uint64)
+}
+
+// poll hands over what a look at the log shows, once a second.
+func (r *reader) poll(ctx context.Context) error {
+	tick := time.NewTicker(idlePoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		end, err := r.catchUp(ctx)
+		if err != nil && (ctx.Err() != nil || !passing(err)) {
+			return err
+		}
+		if err == nil && r.reached != nil {
+			r.reached(end)
+		}
+	}
 }
 
 // live hands over what the consumer delivers.

@@ -12,12 +12,12 @@ import (
 
 // Why ReadIdentity takes no notice of a user JWT.
 var (
-	ErrNoIdentity = errors.New("not the credential of an agent's identity; writ enroll makes one")
-	ErrNotSigned  = errors.New("not signed with the agent's identity key")
+	ErrNoIdentity = errors.New("not the credential of an agent's identity or of an operator; writ enroll makes one")
+	ErrNotSigned  = errors.New("not signed with the key for that in force")
 )
 
-// An Identity is what an agent's identity credential says. Whether its key is in
-// the hand of who shows it, is for the transport to prove.
+// An Identity is what an agent's identity credential, or an operator's, says.
+// Whether its key is in the hand of who shows it, is for the transport to prove.
 type Identity struct {
 	ID        string
 	PublicKey string // user NKey
@@ -29,6 +29,17 @@ type Identity struct {
 // operation's nor a service's. of knows whose account is whose. Times are for
 // the caller to judge.
 func (m *Maker) ReadIdentity(token string, of func(account string) (id string)) (Identity, error) {
+	return m.read(token, keys.IdentityKey, func(account string) (string, int) { return of(account), 0 })
+}
+
+// ReadOperator reads a user JWT that Operator signed with the keys of the
+// generation that counts, and no other. of knows whose account is whose, and
+// the generation.
+func (m *Maker) ReadOperator(token string, of func(account string) (id string, generation int)) (Identity, error) {
+	return m.read(token, keys.OperatorKey, of)
+}
+
+func (m *Maker) read(token string, role keys.KeyRole, of func(account string) (string, int)) (Identity, error) {
 	if len(token) > MaxUserJWT {
 		return Identity{}, fmt.Errorf("%w: it is longer than %d bytes", ErrNoIdentity, MaxUserJWT)
 	}
@@ -36,16 +47,16 @@ func (m *Maker) ReadIdentity(token string, of func(account string) (id string)) 
 	if err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrNoIdentity, err)
 	}
-	id := of(c.IssuerAccount)
+	id, generation := of(c.IssuerAccount)
 	if id == "" {
 		return Identity{}, fmt.Errorf("%w: its account is not of this fleet", ErrNotSigned)
 	}
-	pair, err := m.secrets.Account(id, 0, keys.IdentityKey)
+	pair, err := m.secrets.Account(id, generation, role)
 	if err != nil {
 		return Identity{}, err
 	}
 	if c.Issuer != pair.Public() {
-		return Identity{}, ErrNotSigned
+		return Identity{}, fmt.Errorf("%w: %s has another %s key", ErrNotSigned, id, role)
 	}
 	return Identity{id, c.Subject, time.Unix(c.IssuedAt, 0), time.Unix(c.Expires, 0)}, nil
 }

@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/hooks"
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/keys"
@@ -87,7 +89,10 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s := &http.Server{Handler: handler(operator, api, p.ledger.Tile), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	if p.hooks, err = p.newWebhooks(); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s := &http.Server{Handler: handler(operator, api, p.ledger.Tile, p.hooks), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
@@ -104,7 +109,25 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 	})
 }
 
-func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles) http.Handler {
+// newWebhooks prepares what follows the log for webhooks. It reads with the
+// right to read the log that there is with the least beside it.
+func (p *Plane) newWebhooks() (*hooks.Sender, error) {
+	conn, err := p.connect(keys.RoleLedger)
+	if err != nil {
+		return nil, err
+	}
+	return hooks.New(hooks.Options{Data: p.o.Data, Conn: conn, Base: cmp.Or(p.o.HTTPURL, p.http), Logger: p.log,
+		End: func(ctx context.Context) (uint64, error) {
+			last, _, err := streamSeq(ctx, conn)
+			return last, err
+		}}), nil
+}
+
+func (p *Plane) startWebhooks(ctx context.Context) error {
+	return p.stages.start(ctx, "webhooks", p.hooks.Run)
+}
+
+func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles, hooks prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+TilesPath+"/", http.StripPrefix(TilesPath, ledger.TileHandler(tiles)))
 	for _, path := range []string{"/v1/", "/openapi.json", "/.well-known/jwks.json"} {
@@ -123,7 +146,7 @@ func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles) http.Han
 	})
 	mux.HandleFunc("POST /signals", takeTokens(operator))
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{operator})
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{operator}, hooks)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	return mux
 }

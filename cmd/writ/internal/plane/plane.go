@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/hooks"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/ca"
@@ -60,6 +61,7 @@ type Plane struct {
 	server *embed.Server
 	issuer *issuer.Issuer
 	http   string
+	hooks  *hooks.Sender
 	tls    *tls.Config // nil where TLS is off
 
 	announced bool // runtime.json is ours
@@ -102,7 +104,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.applyFleet, p.listen, p.startHTTP, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.applyFleet, p.listen, p.startHTTP, p.startWebhooks, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err
