@@ -40,5 +40,5 @@ func (w Weights) Version() string {
 		b = binary.BigEndian.AppendUint64(b, uint64(x))
 	}
 	sum := sha256.Sum256(b)
-	return "linear-3." + hex.EncodeToString(sum[:4])
+	return "linear-4." + hex.EncodeToString(sum[:4])
 }
