@@ -17,9 +17,10 @@ type Weights struct {
 // package eval: of 2,600 runs of one benchmark and 650 of another, with jobs
 // that recur and jobs that are new, with tight capabilities and without, each
 // injection and each task weighing the same. They are the means of nine fits,
-// each without a third of the tasks and a third of the injections, rounded, as writ
-// monitor fit --cross-fit 3 makes them. Evidences
-// that these runs hardly needed keep a small weight, for other attacks do.
+// each without a third of the tasks and a third of the injections, rounded: as
+// writ monitor fit --cross-fit makes them, if of fewer runs than are recorded.
+// Evidences that these runs hardly needed keep a small weight, for other attacks
+// do.
 var Reference = Weights{
 	Base: w(-4.93),
 	Of: [evidences]fixed{
