@@ -73,9 +73,13 @@ func take[Req, Rep any](i *Issuer, subject string, fn func(context.Context, Req)
 }
 
 // overOperators refuses commands that act on operators to all but admins: who
-// may enrol an admin is one.
+// may enrol an admin is one. Nobody with a name acts on the built-in memory
+// service: whoever may enrol it receives what every agent remembers.
 func (i *Issuer) overOperators(ctx context.Context, id string) error {
 	by, _ := ctx.Value(operatorKey{}).(operator)
+	if by.name != "" && id == schemas.MemoryID {
+		return schemas.Refuse(schemas.CodeForbidden, "%s is part of the control plane: only the data folder's own credential acts on it", id)
+	}
 	if by.name == "" || by.role == schemas.RoleAdmin {
 		return nil
 	}

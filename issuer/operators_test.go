@@ -91,6 +91,13 @@ func TestAdminsAloneActOnOperators(t *testing.T) {
 	if _, r := command[schemas.Receipt](t, nc, schemas.CtlLock, schemas.LockRequest{AgentID: "admin-1", Lock: schemas.Killed, Reason: "x", Actor: "x"}); r == nil || r.Code != schemas.CodeForbidden {
 		t.Errorf("an operator killed an admin: %v", r)
 	}
+	for who, nc := range map[string]*nats.Conn{"an operator": nc, "an admin": admin} {
+		for _, req := range []schemas.EnrollRequest{{ID: schemas.MemoryID, Actor: "x"}, {ID: schemas.MemoryID, JoinTTLSeconds: 60, Actor: "x"}} {
+			if _, r := command[schemas.EnrollReply](t, nc, schemas.CtlEnroll, req); r == nil || r.Code != schemas.CodeForbidden {
+				t.Errorf("%s receives what all agents remember: %v", who, r)
+			}
+		}
+	}
 	if _, r := command[schemas.EnrollReply](t, nc, schemas.CtlEnroll, schemas.EnrollRequest{ID: "analyst-7", Actor: "x"}); r != nil {
 		t.Errorf("an operator can't enrol an agent: %v", r)
 	}

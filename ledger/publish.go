@@ -39,6 +39,7 @@ type publication struct {
 	policy  *witness.Policy // nil: none is set
 	last    *signed         // the newest that the policy was met for; nil where there is none
 	owed    time.Time       // since when a signed checkpoint has waited; zero where none does
+	met     time.Time       // when an earlier process saw the policy met last; zero once this one has
 	asked   []*asked
 	unmet   bool          // for longer than patience
 	changed chan struct{} // closed at the next publication; nil while nobody waits
@@ -68,6 +69,11 @@ func (l *Ledger) loadPublished() error {
 	}
 	if last := readPublished(&l.o); last != nil && p.policy.Satisfied(last.note) {
 		p.last = last
+		// A restart does not begin the wait anew: who restarts often would never
+		// be told of it.
+		if info, err := l.o.FS.Stat(l.o.FS.PathJoin(l.o.AnchorDir, publishedFile)); err == nil {
+			p.met = info.ModTime()
+		}
 	}
 	return nil
 }
@@ -144,6 +150,9 @@ func (p *publication) begin(cur *signed, now time.Time) (due []*asked) {
 	}
 	if p.owed.IsZero() {
 		p.owed = now
+		if !p.met.IsZero() && p.met.Before(now) {
+			p.owed = p.met
+		}
 	}
 	for _, a := range p.asked {
 		if !now.Before(a.next) {
@@ -263,7 +272,7 @@ func (l *Ledger) publish(s *signed) error {
 	p := &l.published
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last, p.owed, p.unmet = s, time.Time{}, false
+	p.last, p.owed, p.met, p.unmet = s, time.Time{}, time.Time{}, false
 	if p.changed != nil {
 		close(p.changed)
 		p.changed = nil

@@ -127,6 +127,12 @@ func (c *ledgerRestoreCmd) Run(ctx context.Context, app *App) error {
 	keysOf := app.Data
 	if _, err := os.Stat(filepath.Join(app.Data, keys.Dir)); errors.Is(err, fs.ErrNotExist) {
 		keysOf = c.Dir
+		if _, err := os.Stat(c.Dir); err != nil {
+			return advise(fmt.Errorf("find the backup: %w", err), "name a folder that writ ledger backup wrote")
+		}
+		if _, err := os.Stat(filepath.Join(c.Dir, keys.Dir)); err != nil {
+			return advise(fmt.Errorf("the backup holds no keys, and neither does %s", app.Data), "put the control plane's own keys/ into the data folder first; new ones can't read it")
+		}
 	}
 	o, err := ledgerAt(keysOf, c.Dir)
 	if err != nil {

@@ -32,6 +32,9 @@ func (c *initCmd) Run(app *App) error {
 		if errors.Is(err, keys.ErrExists) {
 			return advise(err, "writ up --data "+app.Data+" uses the keys that are there")
 		}
+		if errors.Is(err, keys.ErrHistory) {
+			return advise(err, "put keys/ back, or choose another folder with --data")
+		}
 		return advise(err, "check that you may write to "+app.Data)
 	}
 	if secure != nil {
@@ -138,9 +141,9 @@ func (t *terminal) changes(changes []schemas.Change) {
 }
 
 type enrollCmd struct {
-	ID   string        `arg:"" help:"An agent, a service or an operator of the fleet."`
-	Out  string        `xor:"what" required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials."`
-	Join time.Duration `xor:"what" required:"" placeholder:"DURATION" help:"Print a token instead, valid once and this long, with which writ join makes credentials elsewhere; 24h at most."`
+	ID   string         `arg:"" help:"An agent, a service or an operator of the fleet."`
+	Out  string         `xor:"what" required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials."`
+	Join *time.Duration `xor:"what" required:"" placeholder:"DURATION" help:"Print a token instead, valid once and this long, with which writ join makes credentials elsewhere; 24h at most."`
 	svidFlags
 }
 
@@ -148,7 +151,7 @@ func (c *enrollCmd) Run(ctx context.Context, app *App) error {
 	if err := schemas.CheckID("id", c.ID); err != nil {
 		return misuse("give an id as it stands in the fleet file", "%w", err)
 	}
-	if c.Join != 0 {
+	if c.Join != nil {
 		return c.invite(ctx, app)
 	}
 	if err := canReplace(c.Out); err != nil {

@@ -54,8 +54,9 @@ func parseJoinToken(s string) (t joinToken, err error) {
 
 // invite prints a join token.
 func (c *enrollCmd) invite(ctx context.Context, app *App) error {
-	if c.Join < time.Second || c.Join > 24*time.Hour || c.Join%time.Second != 0 {
-		return misuse("give a duration such as 1h", "--join %s is not 1s to 24h in whole seconds", c.Join)
+	ttl := *c.Join
+	if ttl < time.Second || ttl > 24*time.Hour || ttl%time.Second != 0 {
+		return misuse("give a duration such as 1h", "--join %s is not 1s to 24h in whole seconds", ttl)
 	}
 	url := app.Server
 	if url == "" {
@@ -66,7 +67,7 @@ func (c *enrollCmd) invite(ctx context.Context, app *App) error {
 		url = r.NATS
 	}
 	reply, err := call[schemas.EnrollReply](ctx, app, schemas.CtlEnroll,
-		schemas.EnrollRequest{ID: c.ID, JoinTTLSeconds: int64(c.Join / time.Second), Actor: app.actor})
+		schemas.EnrollRequest{ID: c.ID, JoinTTLSeconds: int64(ttl / time.Second), Actor: app.actor})
 	if err != nil {
 		return err
 	}

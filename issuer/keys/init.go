@@ -45,10 +45,15 @@ func Init(data, trustDomain string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make keys: %w", err)
 	}
+	for _, name := range []string{"ledger", "anchor", "nats"} {
+		if entries, err := os.ReadDir(filepath.Join(data, name)); err == nil && len(entries) > 0 {
+			return fmt.Errorf("%s holds a control plane's %s, and %w: put keys/ back from a backup; new ones can't open it", data, name, ErrHistory)
+		}
+	}
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
-	draft, err := os.MkdirTemp(data, "keys-draft-")
+	draft, err := os.MkdirTemp(data, draftPrefix)
 	if err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
@@ -62,8 +67,25 @@ func Init(data, trustDomain string) error {
 		}
 		return fmt.Errorf("make keys: %w", err)
 	}
-	return syncDir(data)
+	return errors.Join(dropDrafts(data), syncDir(data))
 }
+
+// dropDrafts removes what a process left that was killed while it made keys:
+// they are nobody's, and look like somebody's.
+func dropDrafts(data string) error {
+	left, err := filepath.Glob(filepath.Join(data, draftPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("remove an unfinished folder of keys: %w", err)
+		}
+	}
+	return nil
+}
+
+const draftPrefix = "keys-draft-"
 
 // CheckTrustDomain reports whether a trust domain may be chosen.
 func CheckTrustDomain(s string) error {

@@ -72,6 +72,10 @@ var static = []string{SYS, CONTROL, DELIVER, MEMORY, AUTH}
 // ErrExists is matched where Init finds a folder that is there already.
 var ErrExists = errors.New("keys exist already")
 
+// ErrHistory is matched where a folder has no keys, and what was written with
+// keys that it had.
+var ErrHistory = errors.New("its keys are missing")
+
 // ErrPermissions is matched where others than the owner may read a key.
 var ErrPermissions = errors.New("keys are readable by others")
 

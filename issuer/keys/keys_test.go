@@ -385,3 +385,34 @@ func TestEveryRoleHasListsOfRights(t *testing.T) {
 		}
 	}
 }
+
+// A folder whose keys are lost must not get new ones in silence: its ledger would
+// look tampered with, and the real keys would have nowhere to go back to.
+func TestInitMakesNoKeysBesideHistory(t *testing.T) {
+	for _, name := range []string{"ledger", "anchor", "nats"} {
+		data := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(data, name, "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := Init(data, "acme.example"); !errors.Is(err, ErrHistory) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(filepath.Join(data, Dir)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: keys were made: %v", name, err)
+		}
+	}
+}
+
+func TestInitRemovesWhatAKilledOneLeft(t *testing.T) {
+	data := t.TempDir()
+	left := filepath.Join(data, draftPrefix+"123", "creds")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(left)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an unfinished folder of keys stays: %v", err)
+	}
+}

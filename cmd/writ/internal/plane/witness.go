@@ -10,11 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/ledger/witness"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -54,12 +58,46 @@ func setWitnesses(data, file string) error {
 	if _, err := witness.ParsePolicy(text); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
+	if err := checkLogs(data, string(text)); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
 	path := filepath.Join(data, WitnessPolicy)
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return fmt.Errorf("the witness policy: %w", err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
 		return fmt.Errorf("the witness policy: %w", err)
+	}
+	return nil
+}
+
+// checkLogs demands that a policy that names ledgers names this one: it is written
+// once, for the control plane and for who verifies.
+func checkLogs(data, policy string) error {
+	own, err := keys.OpenLedger(data)
+	if err != nil {
+		return err
+	}
+	named := false
+	for line := range strings.Lines(policy) {
+		line, _, _ = strings.Cut(line, "#")
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] != "log" {
+			continue
+		}
+		if len(words) != 2 {
+			return fmt.Errorf("%w: a line %q is not log VKEY", proof.ErrPolicy, words)
+		}
+		if _, err := note.NewVerifier(words[1]); err != nil {
+			return fmt.Errorf("%w: log %s: %w", proof.ErrPolicy, words[1], err)
+		}
+		if words[1] == own.Verifier {
+			return nil
+		}
+		named = true
+	}
+	if named {
+		return fmt.Errorf("%w: it names other ledgers than this one, whose key is %s", proof.ErrPolicy, own.Verifier)
 	}
 	return nil
 }
