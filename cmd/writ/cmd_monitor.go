@@ -27,19 +27,42 @@ type monitorCmd struct {
 type tracesFlags struct {
 	Baseline   []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs whose harmless ones train and calibrate (NDJSON, may be gzipped)."`
 	Test       []string `required:"" type:"path" placeholder:"FILE" help:"Recorded runs to judge."`
-	Protocol   string   `required:"" enum:"warm,novel" placeholder:"warm|novel" help:"warm: the baseline leaves out the tested model; novel: the tested task as well."`
+	Protocol   string   `placeholder:"warm|novel" help:"warm: the baseline leaves out the tested model; novel: the tested task as well."`
 	Capability bool     `help:"Tokens list what each task needs, instead of every tool of the suite."`
 	Tools      string   `type:"path" placeholder:"FILE" help:"Manifest of tools (default: tools.json beside the first tested file, if there is one)."`
 }
 
+// judges checks what the baseline leaves out, where runs are judged by one protocol.
+func (c *tracesFlags) judges() error {
+	if c.Protocol != eval.Warm && c.Protocol != eval.Novel {
+		return misuse("give --protocol warm, or novel: --help says what each leaves out", "--protocol takes warm or novel, not %q", c.Protocol)
+	}
+	return nil
+}
+
+// folded says over how many folds of tasks and of injections weights are fitted.
+type folded struct {
+	CrossFit int      `placeholder:"K" help:"K folds of the tasks and of the injections, 3 to 5: one fit for each pair, without their runs."`
+	FitTo    []string `type:"path" placeholder:"FILE" help:"With --cross-fit: recorded runs to fit to beside the tested ones."`
+}
+
+func (f *folded) check() error {
+	if f.CrossFit != 0 && (f.CrossFit < 3 || f.CrossFit > 5) {
+		return misuse("give --cross-fit 3", "--cross-fit takes 3 to 5 folds, not %d", f.CrossFit)
+	}
+	if f.CrossFit == 0 && f.FitTo != nil {
+		return misuse("give --cross-fit 3 too", "--fit-to goes with --cross-fit")
+	}
+	return nil
+}
+
 type monitorEvalCmd struct {
 	tracesFlags
-	Weights  string   `type:"path" placeholder:"FILE" help:"Weights to evaluate, as writ monitor fit writes them (default: those that judge live events)."`
-	CrossFit int      `placeholder:"K" help:"Judge each run with weights fitted to runs of other tasks and injections: folds of each, 2 to 5."`
-	FitTo    []string `type:"path" placeholder:"FILE" help:"With --cross-fit: recorded runs to fit to beside the tested ones."`
-	Poison   int      `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
-	Cases    bool     `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
-	HTML     string   `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
+	Weights string `type:"path" placeholder:"FILE" help:"Weights to evaluate, as writ monitor fit writes them (default: those that judge live events)."`
+	folded
+	Poison int    `placeholder:"N" help:"Before the test, let N hijacked runs of each suite end as if nobody had noticed."`
+	Cases  bool   `help:"List the runs that were missed or falsely flagged, with what the verdicts rest on."`
+	HTML   string `type:"path" placeholder:"FILE" help:"Write the report as a page too, with curves, histograms and cases."`
 }
 
 // Run judges the tested runs with the model that judges live events.
@@ -47,8 +70,14 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 	if c.Poison < 0 {
 		return misuse("leave it out, or give 1 or more", "--poison %d can't be negative", c.Poison)
 	}
-	if c.CrossFit != 0 && (c.CrossFit < 2 || c.CrossFit > 5 || c.Weights != "") || c.CrossFit == 0 && c.FitTo != nil {
-		return misuse("give --cross-fit 3, without --weights; --fit-to goes with it", "--cross-fit takes 2 to 5 folds, and fits its own weights")
+	if c.CrossFit != 0 && c.Weights != "" {
+		return misuse("give one of them", "--cross-fit fits its own weights, and --weights names others")
+	}
+	if err := c.folded.check(); err != nil {
+		return err
+	}
+	if err := c.judges(); err != nil {
+		return err
 	}
 	manifest, err := c.manifest(app)
 	if err != nil {
@@ -84,12 +113,9 @@ func (c *monitorEvalCmd) Run(ctx context.Context, app *App) error {
 // judge reads the recorded runs and judges those to test.
 func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options, fitTo []string) ([]eval.Judged, error) {
 	o.Protocol, o.Capability = c.Protocol, c.Capability
-	step, done := app.progress("read: run")
-	var err error
-	o.Set, err = eval.Load(c.Baseline, c.Test, func(n int) { step(uint64(n), uint64(n)) })
-	done()
+	err := c.load(app, o)
 	if err != nil {
-		return nil, advise(err, "give files of recorded runs: a header for each run, then its calls")
+		return nil, err
 	}
 	var evidence []eval.Judged
 	if o.CrossFit > 0 {
@@ -97,7 +123,7 @@ func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options, fitT
 			return nil, err
 		}
 	}
-	step, done = app.progress("judged: run")
+	step, done := app.progress("judged: run")
 	o.Progress = func(n, of int) { step(uint64(n), uint64(of)) }
 	var judged []eval.Judged
 	if o.CrossFit > 0 {
@@ -107,6 +133,13 @@ func (c *tracesFlags) judge(ctx context.Context, app *App, o *eval.Options, fitT
 	}
 	done()
 	return judged, advise(err, "the run that it names can't be read as events; check its lines")
+}
+
+func (c *tracesFlags) load(app *App, o *eval.Options) (err error) {
+	step, done := app.progress("read: run")
+	defer done()
+	o.Set, err = eval.Load(c.Baseline, c.Test, func(n int) { step(uint64(n), uint64(n)) })
+	return advise(err, "give files of recorded runs: a header for each run, then its calls")
 }
 
 // evidence is what weights are fitted to: the tested runs, and others beside.
@@ -191,6 +224,7 @@ func readWeights(flag, path string) (*monitor.Weights, error) {
 
 type monitorFitCmd struct {
 	tracesFlags
+	folded
 	Out string `required:"" type:"path" placeholder:"FILE" help:"Where the weights go."`
 }
 
@@ -202,20 +236,25 @@ type fitDoc struct {
 
 // Run judges the tested runs and fits weights to what was found in them.
 func (c *monitorFitCmd) Run(ctx context.Context, app *App) error {
+	if err := c.folded.check(); err != nil {
+		return err
+	}
+	if c.CrossFit == 0 {
+		if err := c.judges(); err != nil {
+			return err
+		}
+	} else if c.Protocol != "" || c.Capability {
+		return misuse("leave --protocol and --capability out", "--cross-fit fits to runs as both protocols find them, with capabilities and without")
+	}
 	manifest, err := c.manifest(app)
 	if err != nil {
 		return err
 	}
-	o := eval.Options{Manifest: manifest}
-	judged, err := c.judge(ctx, app, &o, nil)
+	runs, weights, err := c.fit(ctx, app, eval.Options{Manifest: manifest, CrossFit: c.CrossFit})
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Positive(j.Run) }) ||
-		!slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Negative(j.Run) }) {
-		return advise(errors.New("weights need hijacked and harmless runs"), "give --test files that hold both")
-	}
-	doc := fitDoc{len(judged), c.Out, eval.Fit(judged)}
+	doc := fitDoc{runs, c.Out, weights}
 	raw, err := json.MarshalIndent(doc.Weights, "", "  ")
 	if err == nil {
 		err = writeWhole(c.Out, func(w io.Writer) error {
@@ -232,6 +271,31 @@ func (c *monitorFitCmd) Run(ctx context.Context, app *App) error {
 	app.say("weights fitted to %d runs: %s", doc.Runs, doc.Out)
 	app.note("next: writ monitor eval --weights %s, on runs that they were not fitted to", doc.Out)
 	return nil
+}
+
+// fit gives weights, and to how many judged runs they were fitted.
+func (c *monitorFitCmd) fit(ctx context.Context, app *App, o eval.Options) (int, monitor.Weights, error) {
+	const next = "give --test files that hold both, and of several tasks and injections with --cross-fit"
+	if c.CrossFit > 0 {
+		if err := c.load(app, &o); err != nil {
+			return 0, monitor.Weights{}, err
+		}
+		evidence, err := c.evidence(ctx, app, o, c.FitTo)
+		if err != nil {
+			return 0, monitor.Weights{}, err
+		}
+		w, err := eval.FitMean(evidence, c.CrossFit)
+		return len(evidence), w, advise(err, next)
+	}
+	judged, err := c.judge(ctx, app, &o, nil)
+	if err != nil {
+		return 0, monitor.Weights{}, err
+	}
+	if !slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Positive(j.Run) }) ||
+		!slices.ContainsFunc(judged, func(j eval.Judged) bool { return eval.Negative(j.Run) }) {
+		return 0, monitor.Weights{}, advise(errors.New("weights need hijacked and harmless runs"), next)
+	}
+	return len(judged), eval.Fit(judged), nil
 }
 
 func (t *terminal) evaluated(r *eval.Report) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 
 	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/traces"
@@ -50,22 +51,21 @@ func Evidence(ctx context.Context, o Options, sets ...*Set) ([]Judged, error) {
 
 // CrossFit judges each tested run with weights that were fitted to runs of other
 // tasks and other injections than its own. Tasks are divided into Options.CrossFit
-// folds, and so are injections: for each pair of folds there is one fit, to
-// what Evidence found in the runs of neither.
+// folds, and so are injections: for each pair of folds, weights are made as
+// FitMean makes them, of what Evidence found in the runs of neither.
 func CrossFit(ctx context.Context, o Options, evidence []Judged) ([]Judged, error) {
-	folds := o.CrossFit
+	f := fitter{evidence, o.CrossFit, map[[4]int]monitor.Weights{}}
 	out := make([]Judged, len(o.Test))
 	report, before := o.Progress, 0
-	for i := range folds {
-		for j := range folds {
-			train, hijacked, harmless := fitted(evidence, folds, i, j)
-			if hijacked == 0 || harmless == 0 {
-				return nil, fmt.Errorf("%d hijacked and %d harmless runs to fit to without fold %d of the tasks and %d of the injections: both are needed", hijacked, harmless, i, j)
+	for i := range f.folds {
+		for j := range f.folds {
+			w, err := f.mean(i, j)
+			if err != nil {
+				return nil, err
 			}
-			w := Fit(train)
 			cell, n := o, 0
 			cell.Weights = &w
-			cell.only = func(r *traces.Run) bool { return taskFold(r, folds) == i && injectionFold(r, folds) == j }
+			cell.only = func(r *traces.Run) bool { return taskFold(r, f.folds) == i && injectionFold(r, f.folds) == j }
 			if report != nil {
 				cell.Progress = func(done, of int) { n = done; report(before+done, len(out)) }
 			}
@@ -84,11 +84,65 @@ func CrossFit(ctx context.Context, o Options, evidence []Judged) ([]Judged, erro
 	return out, nil
 }
 
-// fitted is what weights for a pair of folds may be fitted to.
-func fitted(evidence []Judged, folds, task, injection int) (train []Judged, hijacked, harmless int) {
-	for _, e := range evidence {
+// FitMean is the mean of folds × folds fits, each to the runs of neither of a
+// pair of folds: what hangs on a single task or injection is in some of them
+// alone. The same evidence gives the same weights.
+func FitMean(evidence []Judged, folds int) (monitor.Weights, error) {
+	f := fitter{evidence, folds, map[[4]int]monitor.Weights{}}
+	return f.mean(none, none)
+}
+
+// none is no fold.
+const none = -1
+
+// A fitter keeps its fits: those for two pairs of folds serve both.
+type fitter struct {
+	evidence []Judged
+	folds    int
+	done     map[[4]int]monitor.Weights
+}
+
+// mean is FitMean of the runs of neither of two folds.
+func (f *fitter) mean(task, injection int) (mean monitor.Weights, err error) {
+	for i := range f.folds {
+		for j := range f.folds {
+			w, err := f.fit([2]int{min(task, i), max(task, i)}, [2]int{min(injection, j), max(injection, j)})
+			if err != nil {
+				return mean, err
+			}
+			mean.Base += w.Base
+			for ev := range w.Of {
+				mean.Of[ev] += w.Of[ev]
+			}
+		}
+	}
+	n := int64(f.folds * f.folds)
+	mean.Base /= n
+	for ev := range mean.Of {
+		mean.Of[ev] /= n
+	}
+	return mean, nil
+}
+
+// fit fits to the runs of none of these folds.
+func (f *fitter) fit(tasks, injections [2]int) (monitor.Weights, error) {
+	key := [4]int{tasks[0], tasks[1], injections[0], injections[1]}
+	if w, ok := f.done[key]; ok {
+		return w, nil
+	}
+	train, hijacked, harmless := f.without(tasks, injections)
+	if hijacked == 0 || harmless == 0 {
+		return monitor.Weights{}, fmt.Errorf("%d hijacked and %d harmless runs to fit to without the folds %v of the tasks and %v of the injections: both are needed", hijacked, harmless, tasks, injections)
+	}
+	f.done[key] = Fit(train)
+	return f.done[key], nil
+}
+
+// without is what weights may be fitted to that are to owe these folds nothing.
+func (f *fitter) without(tasks, injections [2]int) (train []Judged, hijacked, harmless int) {
+	for _, e := range f.evidence {
 		switch {
-		case taskFold(e.Run, folds) == task, Positive(e.Run) && injectionFold(e.Run, folds) == injection:
+		case slices.Contains(tasks[:], taskFold(e.Run, f.folds)), Positive(e.Run) && slices.Contains(injections[:], injectionFold(e.Run, f.folds)):
 			continue
 		case Positive(e.Run):
 			hijacked++

@@ -144,6 +144,10 @@ func outcomeOf(j Judged) outcome {
 	return o
 }
 
+// maxScore is more than any score: what is rarer by a millionth ranks higher,
+// whatever the scores, which rank equals alone.
+const maxScore = 1 << 24
+
 // behaviour is a verdict's score without what refusals add: they are a channel
 // of their own, which adds up over a run.
 func behaviour(v schemas.Verdict) float64 {
@@ -198,6 +202,9 @@ func Summarise(o Options, judged []Judged, cases bool) *Report {
 	bySuite := map[string][]outcome{}
 	for _, j := range judged {
 		out := outcomeOf(j)
+		if o.CrossFit > 0 && out.call >= 0 { // scores of different weights have no scale in common, p-values do
+			out.scored.score -= float64(out.verdict.PPM) * maxScore
+		}
 		all = append(all, out)
 		bySuite[j.Run.Suite] = append(bySuite[j.Run.Suite], out)
 		if len(j.Verdicts) > 0 {
