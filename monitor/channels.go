@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"slices"
 	"time"
 
 	"github.com/writ-sh/writ/schemas"
@@ -26,6 +27,13 @@ const (
 )
 
 var channelIDs = [channels]string{"rate", "latency", "errors", "spend"}
+
+// Timed reports whether a factor hangs on the clock and on what others answered
+// when: the same actions at another pace have other ones. None of them is part of
+// the score.
+func Timed(factor string) bool {
+	return factor == "slow" || slices.Contains(channelIDs[:], factor)
+}
 
 // channelUnits are what the value of a channel is shown in, and its divisor.
 var channelUnits = [channels]struct {

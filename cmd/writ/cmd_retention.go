@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -37,47 +38,39 @@ type pruneDoc struct {
 // Run archives what may be pruned, verifies each archive, and only then has
 // the contents deleted.
 func (c *ledgerPruneCmd) Run(ctx context.Context, app *App) error {
-	before, err := c.before(time.Now())
+	doc, err := c.prune(ctx, app)
 	if err != nil {
 		return err
-	}
-	key, err := app.ledgerKey(c.Key)
-	if err != nil {
-		return err
-	}
-	policy, err := proof.TrustKey(key)
-	if err != nil {
-		return advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
-	}
-	cl, err := app.dial()
-	if err != nil {
-		return err
-	}
-	defer cl.close()
-	req := schemas.PruneRequest{Before: before, Reason: c.Reason, Actor: app.actor}
-	doc := pruneDoc{DryRun: c.DryRun, Archives: []schemas.PruneArchive{}}
-	if doc.PruneReply, err = askWithin[schemas.PruneReply](ctx, cl, keepWithin, schemas.CtlPrune, req); err != nil {
-		return err
-	}
-	if doc.LastSeq != 0 && !c.DryRun {
-		a := archiver{dir: c.Archive, key: key, policy: policy, show: func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
-			return ask[schemas.ShowReply](ctx, cl, schemas.CtlShow, q)
-		}}
-		if err := a.all(ctx, doc.FirstSeq, doc.LastSeq); err != nil {
-			return err
-		}
-		limit := doc.Limit
-		req.LastSeq, req.Archives, doc.Archives = doc.LastSeq, a.done, a.done
-		if doc.PruneReply, err = askWithin[schemas.PruneReply](ctx, cl, keepWithin, schemas.CtlPrune, req); err != nil {
-			return err
-		}
-		doc.Limit = limit
 	}
 	if app.JSON {
 		return app.emit(doc)
 	}
 	app.pruned(doc)
 	return nil
+}
+
+func (c *ledgerPruneCmd) prune(ctx context.Context, app *App) (pruneDoc, error) {
+	before, err := c.before(time.Now())
+	if err != nil {
+		return pruneDoc{}, err
+	}
+	key, err := app.ledgerKey(c.Key)
+	if err != nil {
+		return pruneDoc{}, err
+	}
+	policy, err := proof.TrustKey(key)
+	if err != nil {
+		return pruneDoc{}, advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
+	}
+	cl, err := app.dial()
+	if err != nil {
+		return pruneDoc{}, err
+	}
+	defer cl.close()
+	a := archiver{dir: c.Archive, key: key, policy: policy, show: func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
+		return ask[schemas.ShowReply](ctx, cl, schemas.CtlShow, q)
+	}}
+	return a.prune(ctx, cl, schemas.PruneRequest{Before: before, Reason: c.Reason, Actor: app.actor}, c.DryRun)
 }
 
 func (c *ledgerPruneCmd) before(now time.Time) (time.Time, error) {
@@ -121,6 +114,22 @@ type archiver struct {
 	done   []schemas.PruneArchive
 }
 
+// prune asks what may be pruned, archives it, and has it deleted.
+func (a *archiver) prune(ctx context.Context, cl *client, req schemas.PruneRequest, dry bool) (doc pruneDoc, err error) {
+	doc = pruneDoc{DryRun: dry, Archives: []schemas.PruneArchive{}}
+	if doc.PruneReply, err = askWithin[schemas.PruneReply](ctx, cl, keepWithin, schemas.CtlPrune, req); err != nil || doc.LastSeq == 0 || dry {
+		return doc, err
+	}
+	if err := a.all(ctx, doc.FirstSeq, doc.LastSeq); err != nil {
+		return doc, err
+	}
+	limit := doc.Limit
+	req.LastSeq, req.Archives, doc.Archives = doc.LastSeq, a.done, a.done
+	doc.PruneReply, err = askWithin[schemas.PruneReply](ctx, cl, keepWithin, schemas.CtlPrune, req)
+	doc.Limit = limit
+	return doc, err
+}
+
 func (a *archiver) all(ctx context.Context, first, last uint64) error {
 	if err := os.MkdirAll(a.dir, 0o700); err != nil {
 		return advise(fmt.Errorf("the folder of archives: %w", err), "name another folder with --archive")
@@ -152,7 +161,8 @@ func (a *archiver) one(ctx context.Context, first, last uint64) error {
 	}
 	name := fmt.Sprintf("events-%012d-%012d.bundle", first, last)
 	path := filepath.Join(a.dir, name)
-	if err := writeNew(path, data); err != nil {
+	// One that an interrupted run left must prove the same.
+	if err := writeNew(path, data); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	read, err := os.ReadFile(path)

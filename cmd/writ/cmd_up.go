@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
@@ -23,6 +24,7 @@ type upCmd struct {
 	Shadow  string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
 	Witness string `name:"witness-policy" type:"path" placeholder:"FILE" help:"Witness policy to take over into the data folder: whose cosignatures publish a checkpoint."`
 	verifying
+	retaining
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 	tlsFlags
 }
@@ -62,6 +64,9 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err := c.verifying.check(); err != nil {
 		return err
 	}
+	if err := c.retaining.check(); err != nil {
+		return err
+	}
 	if c.Fleet != "" {
 		if _, err := readFleet(c.Fleet); err != nil {
 			return err
@@ -89,7 +94,12 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if p.TLS() == nil {
 		app.note("Without TLS: it listens on loopback only, and connections are not encrypted. writ up --tls turns it on.")
 	}
+	retained, over := context.WithCancel(ctx)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { c.run(retained, app, log) })
 	failed := p.Wait(ctx)
+	over()
+	keeping.Wait()
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
 	app.note("Stopping; interrupt again to end at once.")

@@ -76,9 +76,13 @@ func (l *longLog) fill(n int) {
 	l.put(&schemas.Event{Kind: schemas.PolicyApplied, Agent: schemas.Fleet, Data: schemas.Marshal(schemas.Policy{TrustDomain: "long.example"})})
 	l.put(&schemas.Event{Kind: schemas.AgentDeclared, Agent: "tools", Data: schemas.Marshal(schemas.Principal{ID: "tools", Kind: schemas.KindService,
 		Serves: []string{"call:mail", "call:search"}, Tools: map[string]schemas.Tool{"search": {Class: "read"}, "mail": {Class: "write"}}})})
+	ceiling := schemas.Ceiling{Tools: []string{"mail", "search"}, TTLSeconds: 7200}
+	for job := range 8 {
+		ceiling.Jobs = append(ceiling.Jobs, fmt.Sprintf("job-%d", job))
+	}
 	for a := range agents {
 		id := fmt.Sprintf("agent-%d", a)
-		l.put(&schemas.Event{Kind: schemas.AgentDeclared, Agent: id, Data: schemas.Marshal(schemas.Principal{ID: id, Kind: schemas.KindAgent})})
+		l.put(&schemas.Event{Kind: schemas.AgentDeclared, Agent: id, Data: schemas.Marshal(schemas.Principal{ID: id, Kind: schemas.KindAgent, Ceiling: &ceiling})})
 	}
 	for done, run := 0, 0; done < n; run++ {
 		l.now = l.now.Add(time.Second)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -252,6 +253,8 @@ func TestRetentionOfALivingControlPlane(t *testing.T) {
 		t.Fatalf("pruned %+v; event %d is old, EVENTS began at %d and begins at %d", pruned, seq, gone, now)
 	}
 	l.archivesHold(archive, pruned, l.data)
+	l.agedOut(pruned.LastSeq + 200)
+	l.retains(archive, len(pruned.Archives))
 
 	dir := filepath.Join(t.TempDir(), "backup")
 	var backup backupDoc
@@ -333,6 +336,30 @@ func (l *living) agedOut(seq uint64) (first uint64) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// retains demands that the policy of writ up prunes by itself, into the same
+// folder, and ends when it is told.
+func (l *living) retains(dir string, before int) {
+	l.Helper()
+	ctx, cancel := context.WithCancel(l.ctx)
+	app := &App{globals: globals{Data: l.data}, terminal: newTerminal(io.Discard, io.Discard), actor: "writ"}
+	var policy sync.WaitGroup
+	policy.Go(func() {
+		retaining{Retain: time.Second, Archive: dir}.run(ctx, app, slog.New(slog.DiscardHandler))
+	})
+	for {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			l.Fatal(err)
+		}
+		if len(files) > before {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cancel()
+	policy.Wait()
 }
 
 // archivesHold verifies the archives as somebody elsewhere does.

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/eval"
 	"github.com/writ-sh/writ/monitor/traces"
 	"github.com/writ-sh/writ/schemas"
@@ -28,7 +29,7 @@ type Attacked struct {
 	FalseHeld int     `json:"harmless_held"`
 	Seen      int     `json:"seen_by_recipient"` // calls that were not accepted and reached the service: must be 0
 	Verdicts  int     `json:"verdicts"`          // of tested calls, in the log
-	Differ    int     `json:"differ"`            // of these, that are not eval's
+	Differ    int     `json:"differ"`            // of these, that judge the behaviour otherwise than eval
 }
 
 // vouchedThresholds hold while harmless runs are learned: what stands out is held
@@ -220,12 +221,21 @@ func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) 
 	for _, j := range judged {
 		for i, have := range logged["run-"+j.Run.ID] {
 			a.Verdicts++
-			if i >= len(j.Verdicts) || have.Score != j.Verdicts[i].Score || have.ActionRisk != j.Verdicts[i].ActionRisk {
+			if i >= len(j.Verdicts) || !alike(have, j.Verdicts[i]) {
 				a.Differ++
 			}
 		}
 	}
 	return a, nil
+}
+
+// alike reports whether two verdicts judge the same behaviour alike. Their paces
+// are not the same: recorded runs are driven as fast as the control plane goes.
+func alike(a, b schemas.Verdict) bool {
+	untimed := func(v schemas.Verdict) []schemas.Factor {
+		return slices.DeleteFunc(slices.Clone(v.Factors), func(f schemas.Factor) bool { return monitor.Timed(f.ID) })
+	}
+	return a.Score == b.Score && a.PPM == b.PPM && slices.Equal(untimed(a), untimed(b))
 }
 
 // verdicts are those of the log, by operation, in its order.

@@ -344,7 +344,7 @@ func (d *driver) settle(ctx context.Context, agent string) error {
 			continue
 		}
 		if _, err := bus.Call[schemas.ReviewReply](ctx, d.Operator, schemas.CtlReview, schemas.ReviewRequest{
-			Seq: r.Seq, Reason: "recorded run: denied", Actor: d.Actor}); err != nil {
+			Seq: r.Seq, Reason: "recorded run: denied", Actor: d.Actor}); err != nil && !over(err) {
 			return fmt.Errorf("deny %d: %w", r.Seq, err)
 		}
 	}
@@ -354,6 +354,13 @@ func (d *driver) settle(ctx context.Context, agent string) error {
 		return fmt.Errorf("resume: %w", err)
 	}
 	return nil
+}
+
+// over reports whether an action is no longer held: a suspension, or its expiry,
+// cancelled it between the list and the decision.
+func over(err error) bool {
+	var r *schemas.Refusal
+	return errors.As(err, &r) && r.Code == schemas.CodeNotFound
 }
 
 // giveUp ends the operation, so that the monitor learns from it. An agent that
