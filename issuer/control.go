@@ -29,6 +29,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlIssue, i.issueForOperator) },
 		func() error { return take(i, schemas.CtlLock, i.lock) },
 		func() error { return take(i, schemas.CtlLockdown, i.lockdown) },
+		func() error { return take(i, schemas.CtlRotate, i.rotate) },
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.status) },
@@ -50,7 +51,9 @@ func (i *Issuer) health(context.Context, struct{}) (schemas.Health, error) {
 	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At()}, nil
 }
 
-func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) { return i.jwks, nil }
+func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) {
+	return i.JWKS(), nil
+}
 
 func (i *Issuer) issueForOperator(ctx context.Context, req schemas.IssueRequest) (schemas.IssueReply, error) {
 	return i.issue(ctx, asker{name: req.Actor}, req)

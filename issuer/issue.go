@@ -118,13 +118,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 	if claims.Confirmation.JKT, err = b.jkt(claims.Audience == i.Secrets.Trust.TrustDomain, g.PublicKey); err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if g.Token, err = i.signer.Sign(claims); err != nil {
-		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "%v", err)
-	}
-	seq, err := i.append(ctx, &schemas.Event{
-		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by, Act: g.Act,
-		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(g)}, ContentType: jsonType, Data: schemas.Marshal(g),
-	})
+	seq, err := i.signed(ctx, &g, claims, by)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -139,6 +133,20 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 		}
 	}
 	return reply, nil
+}
+
+// signed signs a grant and logs it. No rotation comes in between: what a key
+// signed stands in the log before the event that replaces the key.
+func (i *Issuer) signed(ctx context.Context, g *schemas.Grant, claims capability.Claims, by string) (seq uint64, err error) {
+	i.signing.RLock()
+	defer i.signing.RUnlock()
+	if g.Token, err = i.signer.Sign(claims); err != nil {
+		return 0, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+	}
+	return i.append(ctx, &schemas.Event{
+		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by, Act: g.Act,
+		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(*g)}, ContentType: jsonType, Data: schemas.Marshal(*g),
+	})
 }
 
 // spanBehind hangs a grant under the one that it was derived from, in the trace

@@ -30,13 +30,11 @@ package issuer
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -81,8 +79,6 @@ type Issuer struct {
 	log    *bus.Appender
 	reader *bus.Reader
 	maker  *accounts.Maker
-	signer *capability.Signer
-	jwks   []byte
 	wire   *wire
 	pushes *pushes
 	folded *bus.Watermark
@@ -91,6 +87,11 @@ type Issuer struct {
 	locks  *gates           // one command at a time locks a principal, or declares it
 	limits *limiters        // of agents' requests
 	paces  *limiters        // of operators' commands
+
+	signing sync.RWMutex // guards the fields below: the key that signs is another from its event on
+	ring    *keys.Ring
+	signer  *capability.Signer
+	jwks    []byte
 
 	applying sync.Mutex // one declaration of the fleet at a time
 
@@ -116,31 +117,16 @@ func New(o Options) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	signer, err := capability.NewSigner(o.Secrets.Trust.TrustDomain, o.Secrets.Capability)
-	if err != nil {
-		return nil, err
-	}
-	public, ok := o.Secrets.Capability.Public().(ed25519.PublicKey)
-	if !ok {
-		return nil, errors.New("issuer: the capability key is not Ed25519")
-	}
-	jwks, err := capability.MarshalJWKS(public)
-	if err != nil {
-		return nil, err
-	}
 	reader, err := bus.NewReader(o.Control)
 	if err != nil {
 		return nil, err
 	}
-	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), signer: signer, jwks: jwks,
+	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), ring: o.Secrets.Capability,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(), limits: newLimiters(tokensPerSecond, tokensBurst), paces: newLimiters(operatorLimit, 2*operatorLimit),
 		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}}
 	i.pushes = newPushes(i)
-	return i, nil
+	return i, i.takeKeys()
 }
-
-// JWKS is the set of keys that verify capabilities.
-func (i *Issuer) JWKS() []byte { return slices.Clone(i.jwks) }
 
 // Run serves until the context ends or the log can no longer be followed.
 // ready is called when every account stands on every server and requests are

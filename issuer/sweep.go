@@ -33,6 +33,7 @@ func (i *Issuer) sweepLoop(ctx context.Context) error {
 		}
 		now := i.Now()
 		i.endOperations(ctx, now)
+		i.tendKeys(ctx, now)
 		if now.Sub(counted) >= countPause {
 			counted = now
 			if err := i.wire.count(ctx); err != nil && ctx.Err() == nil {

@@ -16,6 +16,7 @@ const (
 	CtlReviews  = "writ.ctl.issuer.reviews"  // PageRequest → ReviewsReply
 	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
 	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
+	CtlRotate   = "writ.ctl.issuer.rotate"   // RotateRequest → RotateReply
 	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
 	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
 	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
@@ -66,6 +67,7 @@ func (r *LockRequest) By() *string     { return &r.Actor }
 func (r *RevokeRequest) By() *string   { return &r.Actor }
 func (r *ReviewRequest) By() *string   { return &r.Actor }
 func (r *LockdownRequest) By() *string { return &r.Actor }
+func (r *RotateRequest) By() *string   { return &r.Actor }
 
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
@@ -198,6 +200,21 @@ type LockdownReply struct {
 	ElapsedMS       float64  `json:"elapsed_ms"`
 	Checkpoint      string   `json:"checkpoint"` // signed; covers Seq
 	Partial         bool     `json:"partial"`
+}
+
+// RotateRequest has another key sign capabilities from now on.
+type RotateRequest struct {
+	// Compromised says that a thief may have the keys: nothing that was signed
+	// before verifies any more.
+	Compromised bool   `json:"compromised,omitempty"`
+	Reason      string `json:"reason"`
+	Actor       string `json:"actor"`
+}
+
+// RotateReply says which key signs from the event on.
+type RotateReply struct {
+	Rotation
+	Seq uint64 `json:"seq"`
 }
 
 // A Receipt proves what a lock did. It is complete when release has worked

@@ -253,3 +253,12 @@ func Marshal(v any) []byte {
 	}
 	return b
 }
+
+// Rotation is the body of policy.rotated: which key signs capabilities from
+// that event on.
+type Rotation struct {
+	KeyID       string    `json:"kid"`                   // RFC 7638 thumbprint
+	Replaced    string    `json:"replaced"`              // the key that signed before
+	Until       time.Time `json:"until,omitzero"`        // how long what that signed can verify
+	Compromised bool      `json:"compromised,omitempty"` // nothing signed before verifies any more
+}

@@ -43,7 +43,8 @@ const (
 	PolicyApplied  Kind = "policy.applied"
 	PolicyLockdown Kind = "policy.lockdown" // nobody acts until it is lifted
 	PolicyLifted   Kind = "policy.lifted"
-	AgentInvited   Kind = "agent.invited" // a join token was made
+	PolicyRotated  Kind = "policy.rotated" // another key signs capabilities
+	AgentInvited   Kind = "agent.invited"  // a join token was made
 	OperationEnded Kind = "operation.ended"
 	// monitor
 	RiskChanged     Kind = "risk.changed"
@@ -122,6 +123,7 @@ var kinds = map[Kind]shape{
 	PolicyApplied:    {0, controlMay},
 	PolicyLockdown:   {fReason, controlMay},
 	PolicyLifted:     {fReason, controlMay},
+	PolicyRotated:    {fReason | fActor, controlMay},
 	AgentInvited:     {fJTI | fExpires, controlMay | fExpires},
 	OperationEnded:   {fOperation | fReason, controlMay},
 	RiskChanged:      {fVerdict | fRisk, controlMay},

@@ -42,6 +42,8 @@ type grammar struct {
 	Provision provisionCmd `cmd:"" group:"Control plane" operator:"no" help:"Make the streams on a NATS server elsewhere."`
 	Serve     serveCmd     `cmd:"" group:"Control plane" operator:"no" help:"Run one service against a NATS server elsewhere."`
 
+	Keys keysCmd `cmd:"" group:"Control plane" help:"List the keys, and replace them."`
+
 	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
 	Join   joinCmd   `cmd:"" group:"Fleet" operator:"no" help:"Make a key here, and register it with a join token."`

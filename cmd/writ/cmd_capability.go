@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -235,14 +234,14 @@ func (c *verifyCmd) keySet(ctx context.Context, app *App) (jwks []byte, own stri
 
 const needJWKS = "give the issuer's public keys with --jwks FILE or --jwks URL"
 
-// localKeySet derives the public key from the data folder's own, where no
+// localKeySet takes the public keys from the data folder's own, where no
 // control plane runs that would publish it.
 func localKeySet(data string) ([]byte, error) {
 	secrets, err := keys.OpenSecrets(data)
 	if err != nil {
 		return nil, advise(err, needJWKS)
 	}
-	return capability.MarshalJWKS(secrets.Capability.Public().(ed25519.PublicKey))
+	return capability.MarshalJWKS(secrets.Capability.Public(time.Now())...)
 }
 
 func readJWKS(ctx context.Context, from string) ([]byte, error) {

@@ -127,7 +127,7 @@ func mint() {
 		fmt.Println(string(set))
 		return
 	}
-	signer, err := capability.NewSigner(secrets.Trust.TrustDomain, secrets.Capability)
+	signer, err := capability.NewSigner(secrets.Trust.TrustDomain, secrets.Capability.Signer())
 	must(err)
 	start := time.Now().Add(*from)
 	claims := capability.FromGrant(schemas.Grant{JTI: "j1", Agent: "analyst-7", Operation: "report", Scope: []string{*scope, "call:" + *tool},

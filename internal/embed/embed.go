@@ -113,6 +113,20 @@ func upgraded(o Options) (*keys.Trust, error) {
 	return keys.Open(o.Data)
 }
 
+// RenewServices makes the services' users anew and revokes the old ones, where
+// nobody else has the folder.
+func RenewServices(data string) error {
+	if _, err := keys.Open(data); err != nil {
+		return err
+	}
+	lock, err := hold(data)
+	if err != nil {
+		return err
+	}
+	defer release(lock)
+	return keys.Renew(data)
+}
+
 func (s *Server) start(o Options) error {
 	opts, err := serverOptions(o, s.trust)
 	if err != nil {

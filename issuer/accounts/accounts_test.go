@@ -140,7 +140,7 @@ func TestTokenAndNATSGrantTheSameSet(t *testing.T) {
 	t.Parallel()
 	const cases = 100_000
 	m := maker(t)
-	signer, err := capability.NewSigner("acme.example", m.secrets.Capability)
+	signer, err := capability.NewSigner("acme.example", m.secrets.Capability.Signer())
 	if err != nil {
 		t.Fatal(err)
 	}

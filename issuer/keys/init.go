@@ -185,7 +185,7 @@ func fill(dir, trustDomain string) error {
 	}
 	d.write("operator.jwt", []byte(token))
 	d.secret("master.secret")
-	d.secret("capability.seed")
+	d.newRing()
 	d.secret("ledger.secret")
 	skey, vkey, err := note.GenerateKey(rand.Reader, trustDomain)
 	if err != nil {

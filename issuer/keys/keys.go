@@ -24,7 +24,7 @@
 //	accounts/AUTH.xkey       opens what the server asks about connections: issuer only
 //	accounts/AUTH-agents.seed signs agents' users in AUTH: issuer only
 //	master.secret            agents' account keys: issuer only
-//	capability.seed          Ed25519, signs capabilities: issuer only
+//	capability.keys          Ed25519, the one that signs capabilities and its successor: issuer only
 //	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
 //	weights.note, .pub       signs the monitor's weights; made by the first signature
 //	ledger.secret            root of the ledger's per-agent keys: ledger only
@@ -165,9 +165,9 @@ func Creds(data string, role Role) ([]byte, error) {
 // Secrets are the issuer's. They must not leave its process.
 type Secrets struct {
 	Trust      *Trust
-	Operator   *Pair              // operator signing key
-	Capability ed25519.PrivateKey // signs capabilities
-	Auth       *Auth              // nil where TLS is off
+	Operator   *Pair // operator signing key
+	Capability *Ring // signs capabilities
+	Auth       *Auth // nil where TLS is off
 	master     []byte
 	derived    sync.Map // *Pair, by what it was derived with
 }
@@ -194,11 +194,9 @@ func OpenSecrets(data string) (*Secrets, error) {
 	if s.master, err = readHex(filepath.Join(dir, "master.secret")); err != nil {
 		return nil, err
 	}
-	capability, err := readHex(filepath.Join(dir, "capability.seed"))
-	if err != nil {
+	if s.Capability, err = openRing(dir); err != nil {
 		return nil, err
 	}
-	s.Capability = ed25519.NewKeyFromSeed(capability)
 	if _, err := os.Stat(filepath.Join(dir, TLSDir)); err == nil {
 		s.Auth, err = openAuth(dir)
 		return s, err

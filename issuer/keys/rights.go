@@ -123,7 +123,7 @@ var roles = map[Role]rights{
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
-			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted,
+			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated,
 			schemas.AgentInvited, schemas.OperationEnded),
 		follow("issuer"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.token.>", schemas.OpPrefix + ".*.>", "writ.ctl.issuer.>", schemas.CtlHealth}},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
@@ -25,19 +26,32 @@ func Upgrade(data string) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	want := digest()
 	lacks := slices.ContainsFunc(static, func(name string) bool { return t.Accounts[name] == "" })
-	if t.Rights == want && !lacks {
+	if t.Rights == digest() && !lacks {
 		return false, nil
 	}
+	return true, renewAll(data, t)
+}
+
+// Renew makes every service's user anew and revokes the one in its place, as
+// Upgrade does, whatever version made them.
+func Renew(data string) error {
+	t, err := Open(data)
+	if err != nil {
+		return err
+	}
+	return renewAll(data, t)
+}
+
+func renewAll(data string, t *Trust) error {
 	dir := filepath.Join(data, Dir)
 	operator, err := readSigner(dir, "operator-signing.seed")
 	if err != nil {
-		return false, fmt.Errorf("upgrade the keys: %w", err)
+		return fmt.Errorf("upgrade the keys: %w", err)
 	}
 	users, err := knownUsers(data)
 	if err != nil {
-		return false, fmt.Errorf("upgrade the keys: %w", err)
+		return fmt.Errorf("upgrade the keys: %w", err)
 	}
 	d := &draft{dir: dir, replace: true}
 	for _, name := range static {
@@ -47,15 +61,18 @@ func Upgrade(data string) (changed bool, err error) {
 			continue
 		}
 		if err := d.renew(name, t.JWTs[public], users, operator); err != nil {
-			return false, fmt.Errorf("upgrade account %s: %w", name, err)
+			return fmt.Errorf("upgrade account %s: %w", name, err)
 		}
 	}
-	t.Rights = want
+	if err := d.ringFrom(time.Now()); err != nil {
+		return fmt.Errorf("upgrade the keys: %w", err)
+	}
+	t.Rights = digest()
 	d.trust(t)
 	if d.err != nil {
-		return false, fmt.Errorf("upgrade the keys: %w", d.err)
+		return fmt.Errorf("upgrade the keys: %w", d.err)
 	}
-	return true, nil
+	return nil
 }
 
 // knownUsers reads the users whose credentials lie in the folder.

@@ -81,9 +81,10 @@ func (b *inbox) count() int {
 }
 
 // Both agents' capabilities are replaced several times while one sends and
-// calls, and the other takes and answers, without a pause: nothing is lost,
-// and nothing comes twice but under one sequence.
-func TestNothingIsLostWhileCapabilitiesAreRefreshed(t *testing.T) {
+// calls, and the other takes and answers, without a pause, and another key
+// signs them from the middle on: nothing is lost, and nothing comes twice but
+// under one sequence.
+func TestNothingIsLostWhileCapabilitiesAreRefreshedAndTheKeyIsRotated(t *testing.T) {
 	r := start(t)
 	const ttl = 8 * time.Second
 	peer := r.operate(r.identity("peer"), agent.Request{OperationID: "desk", Scope: []string{"send:caller"}, TTL: ttl})
@@ -101,9 +102,14 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshed(t *testing.T) {
 	seen := map[string]map[string]bool{"caller": {}, "peer": {}}
 	sent := map[uint64]string{}
 	asked := 0
+	rotated := false
 	for n := 0; len(seen["caller"]) < 4 || len(seen["peer"]) < 4; n++ {
 		if r.ctx.Err() != nil {
 			t.Fatalf("in %d messages %d and %d capabilities", n, len(seen["caller"]), len(seen["peer"]))
+		}
+		if !rotated && len(seen["caller"]) == 2 {
+			ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Reason: "quarter", Actor: "test"})
+			rotated = true
 		}
 		text := fmt.Sprint("message ", n)
 		seq, err := caller.Send(r.ctx, "peer", []byte(text))
@@ -135,7 +141,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshed(t *testing.T) {
 	if len(box.text) != len(sent) || len(box.bad) > 0 {
 		t.Errorf("%d sent, %d came; %v", len(sent), len(box.text), box.bad)
 	}
-	t.Logf("%d sends and %d questions over %d and %d capabilities", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
+	t.Logf("%d sends and %d questions over %d and %d capabilities and one rotation", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
 }
 
 func TestTheHelperTellsRefusals(t *testing.T) {

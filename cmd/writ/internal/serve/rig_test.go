@@ -213,7 +213,7 @@ func (r *rig) certificate() {
 
 // needs are the files of keys/ that docs/cli.md names for each service.
 var needs = map[string][]string{
-	"issuer": {"creds/issuer.creds", "creds/system.creds", "operator.creds", "master.secret", "capability.seed",
+	"issuer": {"creds/issuer.creds", "creds/system.creds", "operator.creds", "master.secret", "capability.keys",
 		"operator-signing.seed", "trust.json", "operator.jwt", "accounts/SYS.jwt", "accounts/CONTROL.jwt", "accounts/DELIVER.jwt", "accounts/MEMORY.jwt", "accounts/AUTH.jwt"},
 	"broker": {"creds/intake.creds", "creds/memory.creds"},
 	"ledger": {"creds/ledger.creds", "creds/release.creds", "creds/deliver.creds", "creds/repair.creds", "ledger.note", "ledger.pub",

@@ -71,7 +71,7 @@ func classOf(e *schemas.Event) class {
 		return set(accountChange, 8, "Detach Policy")
 	case schemas.AgentInvited, schemas.AgentCertified:
 		return set(accountChange, other, string(e.Kind))
-	case schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted:
+	case schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated:
 		return set(entityManagement, 3, "Update")
 	case schemas.MessageAccepted, schemas.MessageHeld, schemas.MessageDenied:
 		if e.Lock != "" {
@@ -130,7 +130,7 @@ func severityOf(e *schemas.Event) int {
 	switch e.Kind {
 	case schemas.PolicyLockdown:
 		return critical
-	case schemas.AgentKilled, schemas.AgentSuspended, schemas.PolicyLifted:
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.PolicyLifted, schemas.PolicyRotated:
 		return high
 	case schemas.AgentPaused, schemas.AgentViolation, schemas.TokenRevoked, schemas.ReviewDenied:
 		return medium

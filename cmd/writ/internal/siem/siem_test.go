@@ -60,6 +60,7 @@ func samples() []*schemas.Event {
 		{Kind: schemas.AgentCertified, Agent: "analyst-7", Actor: "analyst-7"},
 		{Kind: schemas.LedgerAlarm, Agent: schemas.Fleet, Reason: "a witness has seen another history"},
 		{Kind: schemas.RiskSignal, Agent: "analyst-7", Actor: "edr", Reason: "malware"},
+		{Kind: schemas.PolicyRotated, Agent: schemas.Fleet, Actor: "ada", Reason: "each quarter"},
 	}
 	for i, e := range events {
 		e.Seq, e.ID, e.Time = uint64(i+1), fmt.Sprintf("id-%d", i+1), at.Add(time.Duration(i)*time.Second)

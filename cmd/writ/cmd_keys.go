@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+type keysCmd struct {
+	List   keysListCmd   `cmd:"" help:"List the keys of the data folder; no secret is shown."`
+	Rotate keysRotateCmd `cmd:"" help:"Replace keys."`
+}
+
+type keysListCmd struct{}
+
+func (c *keysListCmd) Run(app *App) error {
+	all, err := keys.List(app.Data, time.Now())
+	if err != nil {
+		return advise(err, "name the data folder with --data, as the user who runs the control plane")
+	}
+	if app.JSON {
+		return app.emit(struct {
+			Keys []keys.Key `json:"keys"`
+		}{all})
+	}
+	var rows [][]cell
+	for _, k := range all {
+		where := k.Where
+		if where == "" {
+			where = "not on this machine"
+		}
+		rows = append(rows, []cell{text(k.Kind), text(k.ID), text(app.clockOr(k.Since)), text(app.clockOr(k.Until)), text(where)})
+	}
+	app.table([]string{"kind", "kid", "since", "until", "where"}, rows)
+	return nil
+}
+
+// clockOr is a time, or nothing where there is none.
+func (t *terminal) clockOr(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return t.clock(at)
+}
+
+type keysRotateCmd struct {
+	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
+	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
+}
+
+type rotateCapabilityCmd struct {
+	Compromised bool   `help:"A thief may have the keys: replace them all, so that nothing signed before verifies any more."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := call[schemas.RotateReply](ctx, app, schemas.CtlRotate, schemas.RotateRequest{Compromised: c.Compromised, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Key %s signs capabilities from event %d on.", r.KeyID, r.Seq)
+	if r.Compromised {
+		app.note("What %s and its successor signed no longer verifies where the key set is read anew, within %s. Agents go on when they have refreshed.", r.Replaced, span(keys.RingLead))
+		return nil
+	}
+	app.note("What %s signed verifies until %s at the latest.", r.Replaced, app.clock(r.Until))
+	return nil
+}
+
+type rotateServicesCmd struct{}
+
+func (c *rotateServicesCmd) Run(app *App) error {
+	if err := embed.RenewServices(app.Data); err != nil {
+		return advise(fmt.Errorf("the services' users were not replaced: %w", err), "stop the control plane first, and name its data folder with --data; what was interrupted can be run again")
+	}
+	all, err := keys.List(app.Data, time.Now())
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(struct {
+			Keys []keys.Key `json:"keys"`
+		}{all})
+	}
+	app.say("Every service has a new user, and the old ones are revoked from the next start on.")
+	app.note("next: copy keys/ to the other machines where services run apart, run writ provision, and start them")
+	return nil
+}

@@ -1,0 +1,107 @@
+package keys
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Key is what may be known of a key of the folder. No secret is in it.
+type Key struct {
+	ID    string    `json:"kid"`             // how the world names it: kid, NKey or note verifier; "" where it has no public half
+	Kind  string    `json:"kind"`            // what it is for
+	Since time.Time `json:"since,omitzero"`  // zero where nothing says it
+	Until time.Time `json:"until,omitzero"`  // zero: until it is replaced
+	Where string    `json:"where,omitempty"` // in keys/; "" where it isn't there
+}
+
+// List names the keys of a folder, those of agents and TLS aside.
+func List(data string, now time.Time) ([]Key, error) {
+	trust, err := Open(data)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(data, Dir)
+	out, err := operatorKeys(dir, trust)
+	if err != nil {
+		return nil, err
+	}
+	r, err := openRing(dir)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, Key{r.Current.id(), "capability", r.Current.Since, time.Time{}, ringFile},
+		Key{r.Next.id(), "capability, next", r.Next.Since, time.Time{}, ringFile})
+	for _, k := range r.Retired {
+		if now.Before(k.Until) {
+			out = append(out, Key{keyID(k.Public), "capability, verifies only", time.Time{}, k.Until, ringFile})
+		}
+	}
+	text, err := readText(dir, "ledger.pub")
+	if err != nil {
+		return nil, err
+	}
+	v, err := note.NewVerifier(text)
+	if err != nil {
+		return nil, errors.New("keys/ledger.pub is damaged; restore it from a backup")
+	}
+	out = append(out, Key{ID: strings.TrimSuffix(text, text[strings.LastIndex(text, "+"):]), Kind: "checkpoints of " + v.Name(), Where: "ledger.note"},
+		Key{Kind: "agents' accounts", Where: "master.secret"}, Key{Kind: "erasable contents", Where: "ledger.secret"})
+	users, err := knownUsers(data)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(users, func(a, b *jwt.UserClaims) int { return strings.Compare(a.Name, b.Name) })
+	for _, u := range users {
+		where, err := filepath.Rel(dir, CredsPath(data, Role(u.Name)))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Key{u.Subject, "user " + u.Name, time.Unix(u.IssuedAt, 0).UTC(), time.Time{}, where})
+	}
+	return out, nil
+}
+
+// operatorKeys are the operator's and the static accounts'.
+func operatorKeys(dir string, trust *Trust) ([]Key, error) {
+	operator, err := jwt.DecodeOperatorClaims(trust.Operator)
+	if err != nil {
+		return nil, errors.New("keys/operator.jwt is damaged; restore it from a backup")
+	}
+	out := []Key{{ID: operator.Subject, Kind: "operator root", Since: time.Unix(operator.IssuedAt, 0).UTC()}}
+	switch _, err := os.Stat(filepath.Join(dir, "offline", "operator.seed")); {
+	case err == nil:
+		out[0].Where = "offline/operator.seed"
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	for _, public := range operator.SigningKeys {
+		out = append(out, Key{ID: public, Kind: "operator signing", Since: out[0].Since, Where: "operator-signing.seed"})
+	}
+	for _, name := range static {
+		account := trust.JWTs[trust.Accounts[name]]
+		if account == "" {
+			continue // a folder from before it
+		}
+		claims, err := jwt.DecodeAccountClaims(account)
+		if err != nil {
+			return nil, errors.New("keys/accounts/" + name + ".jwt is damaged; restore it from a backup")
+		}
+		for public, scope := range claims.SigningKeys {
+			k := Key{ID: public, Kind: "account " + name, Where: "accounts/" + name + ".seed"}
+			if scope != nil {
+				k.Kind, k.Where = "agents' users in "+name, "accounts/"+name+"-agents.seed"
+			}
+			out = append(out, k)
+		}
+	}
+	slices.SortStableFunc(out[2:], func(a, b Key) int { return strings.Compare(a.Where, b.Where) })
+	return out, nil
+}
