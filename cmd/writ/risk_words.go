@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -42,6 +43,12 @@ var sayings = map[string]string{
 	"refusals":  "was refused several times in a row",
 	"approved":  "does what a reviewer approved",
 	"credit":    "names only what stands in the task",
+	"rate":      "acts at another pace than usual",
+	"latency":   "waits longer for answers than usual",
+	"errors":    "gets more errors than usual",
+	"spend":     "uses more tokens than usual",
+	"slow":      "has been a little strange for long",
+	"signal":    "is spoken of from outside",
 }
 
 // worthSaying is how many points an evidence needs to be put in words: below, it
@@ -63,7 +70,11 @@ func (t *terminal) risk(r schemas.RiskReply) {
 		t.say("It has done nothing yet.")
 		return
 	}
-	t.say("Set by %s, event %d, %s ago: decision %s.", plain(r.Action), r.Seq, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
+	set := fmt.Sprintf("event %d", r.Seq)
+	if r.Action != "" {
+		set = plain(r.Action) + ", " + set
+	}
+	t.say("Set by %s, %s ago: decision %s.", set, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
 	if r.NCalibration > 0 {
 		t.say("%s of harmless runs go as far; %d runs behind it.", oneIn(r.PPM), r.NCalibration)
 	} else {
@@ -71,7 +82,10 @@ func (t *terminal) risk(r schemas.RiskReply) {
 	}
 	var rows [][]cell
 	for _, f := range heaviest(r.Factors) {
-		if said := sayings[f.ID]; f.ID != "base" && (max(f.Points, -f.Points) >= worthSaying || f.ID == "approved") {
+		said := sayings[f.ID]
+		// A channel beside the score has no points.
+		beside := f.ID == "approved" || f.ID == "signal" || f.Points == 0 && f.Bits > 0 && r.Risk >= 40 && monitor.Timed(f.ID)
+		if f.ID != "base" && (max(f.Points, -f.Points) >= worthSaying || beside) {
 			rows = append(rows, []cell{text(points(f.Points)), text(cmp.Or(said, plain(f.ID))), text(f.Observed), text(f.Expected), text(f.Support)})
 		}
 	}
