@@ -49,6 +49,11 @@ const (
 	maxExcess   = fixed(32) * one // bits beyond all that was seen
 )
 
+// channelMost bounds the risk that each comes to. Errors and latency are what
+// others do to an agent: a service that fails, or stalls, would have the whole
+// fleet paused at once, and a moment's slowness keep it from learning.
+var channelMost = [channels]int{chRate: 100, chLatency: 39, chErrors: 69, chSpend: 100}
+
 // levels are the values of one run.
 type levels [channels]uint64
 
@@ -135,13 +140,13 @@ func (m *Model) channels(e *schemas.Event, c *considered, v *schemas.Verdict) {
 		return
 	}
 	l := c.agent.levelsOf(c.run, e.Time)
-	worst, most := channel(0), fixed(0)
+	worst, most, risk := channel(0), fixed(0), 0
 	for ch := range channels {
-		if bits := c.agent.usual[ch].bits(l[ch]); bits > most {
-			worst, most = ch, bits
+		bits := c.agent.usual[ch].bits(l[ch])
+		if r := min(riskOf(max(bits-channelBits, 0)), channelMost[ch]); r > risk {
+			worst, most, risk = ch, bits, r
 		}
 	}
-	risk := riskOf(max(most-channelBits, 0))
 	if risk == 0 || risk <= v.ActionRisk {
 		return
 	}
