@@ -48,13 +48,13 @@ await writ("webhook", "test", "interop");
 say(verifier.verify(received[0].body, received[0].headers).type === "test", "a test message verifies");
 
 await until("the webhook begins", async () => (await writ("webhook", "list")).webhooks[0].seq !== undefined);
-const receipt = await writ("pause", "js-rogue", "--reason", "interop");
+const receipt = await writ("pause", "hooked", "--reason", "interop");
 const { headers, body } = await until("a delivery", () => received[1]);
 const told = verifier.verify(body, headers);
-say(told.type === "paused" && told.data.agent_id === "js-rogue" && told.data.seq === receipt.seq, "a pause is told and verifies");
-say(refused(() => verifier.verify(body.replace("js-rogue", "js-other"), headers)), "a changed body does not");
+say(told.type === "paused" && told.data.agent_id === "hooked" && told.data.seq === receipt.seq, "a pause is told and verifies");
+say(refused(() => verifier.verify(body.replace("hooked", "others"), headers)), "a changed body does not");
 say(refused(() => verifier.verify(body, { ...headers, "webhook-id": "other" })), "nor another id");
 say(refused(() => verifier.verify(body, { ...headers, "webhook-timestamp": String(Number(headers["webhook-timestamp"]) - 600) })), "nor another time");
-await writ("resume", "js-rogue", "--reason", "interop");
+await writ("resume", "hooked", "--reason", "interop");
 await writ("webhook", "remove", "interop");
 server.close();
