@@ -162,17 +162,22 @@ func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
 	return q
 }
 
-// outlived finds an exception that ends before a grant that rests on it.
+// outlived finds an exception that ends before a grant that rests on it. Of
+// several for one scope the last counts.
 func outlived(c *schemas.Ceiling, g schemas.Grant) *schemas.Exception {
 	lasting := ceilingScopes(c)
 	for _, scope := range g.Scope {
 		if slices.Contains(lasting, scope) {
 			continue
 		}
+		var last *schemas.Exception
 		for n, x := range c.Exceptions {
-			if x.Scope == scope && g.Expires.After(x.Until) {
-				return &c.Exceptions[n]
+			if x.Scope == scope && (last == nil || x.Until.After(last.Until)) {
+				last = &c.Exceptions[n]
 			}
+		}
+		if last != nil && g.Expires.After(last.Until) {
+			return last
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package issuer
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -189,7 +188,7 @@ func (i *Issuer) askOn(ctx context.Context, m *nats.Msg, subject string) {
 			out.Header[h] = v
 		}
 	}
-	i.sendOperator(m, out)
+	i.sendOn(i.Control, m, out)
 }
 
 // signalFor hands a named operator's signal on to the monitor, with that name.
@@ -223,37 +222,9 @@ func (i *Issuer) gatherHealth(ctx context.Context, m *nats.Msg) {
 			return
 		}
 	}
-	i.free(m)
+	i.forget(i.Control, m)
 }
 
 func (i *Issuer) answerOperator(m *nats.Msg, answer any, err error) {
-	out := nats.NewMsg(m.Reply)
-	if err == nil {
-		if out.Data, err = json.Marshal(answer); err != nil {
-			i.Logger.Error("answer to an operator does not encode", "subject", m.Subject, "error", err)
-		}
-	}
-	if err != nil {
-		refusal := bus.AsRefusal(err)
-		if refusal.Code == schemas.CodeUnavailable {
-			i.Logger.Error("command of an operator failed", "subject", m.Subject, "error", err)
-		}
-		out.Header, out.Data = nats.Header(refusal.Header()), refusal.Body()
-	}
-	i.sendOperator(m, out)
-}
-
-func (i *Issuer) sendOperator(m, out *nats.Msg) {
-	if err := i.Control.PublishMsg(out); err != nil {
-		i.Logger.Error("answer to an operator not sent", "subject", m.Subject, "error", err)
-		return
-	}
-	i.free(m)
-}
-
-// free lets the server forget who asked.
-func (i *Issuer) free(m *nats.Msg) {
-	if err := i.Control.Publish(m.Reply, nil); err != nil {
-		i.Logger.Error("answer to an operator not ended", "subject", m.Subject, "error", err)
-	}
+	i.answerOn(i.Control, m, answer, err, true)
 }

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -35,14 +36,10 @@ func TestGuardRailsBeatCeilings(t *testing.T) {
 	if err != nil || len(g.Notes) != 1 || !strings.Contains(g.Notes[0], "shadow: guard rail no-sql forbids call:sql") {
 		t.Errorf("%+v, %v", g, err)
 	}
-	f.rails = guard.Broken(err2{})
+	f.rails = guard.Broken(errors.New("damaged"))
 	_, err = decideIssue(fleetState(t), operatorAsks, request(nil), f)
 	refused(t, err, 403, "can't be read")
 }
-
-type err2 struct{}
-
-func (err2) Error() string { return "damaged" }
 
 // What was granted before ends with new guard rails: at once what they forbid,
 // where they are declared, and with the next refresh in any case.
@@ -107,6 +104,17 @@ func TestNoCapabilityOutlivesAnException(t *testing.T) {
 		if err != nil || slices.Contains(g.Scope, "read:data.hr") != c.hr || !g.Expires.Equal(c.expires) {
 			t.Errorf("%s: %v until %s, %v; want hr %t until %s", c.name, g.Scope, g.Expires, err, c.hr, c.expires)
 		}
+	}
+	// A new exception for the same scope goes on where an older one ended.
+	followed := aliceAs(func(c *schemas.Ceiling) {
+		c.Exceptions = []schemas.Exception{{Scope: "read:data.hr", Until: noon.Add(-time.Hour), Reason: "audit"}, {Scope: "read:data.hr", Until: end, Reason: "another"}}
+	})
+	again := schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(followed)}
+	if _, err := decideIssue(fleetState(t, again), operatorAsks, request(func(r *schemas.IssueRequest) { r.Scope, r.TTLSeconds = []string{"read:data.hr"}, 60 }), now); err != nil {
+		t.Errorf("behind an exception that ended: %v", err)
+	}
+	if g, err := decideRefresh(fleetState(t, again, held), "alice", schemas.RefreshRequest{OperationID: "op"}, now); err != nil || !g.Expires.Equal(end) {
+		t.Errorf("refreshed behind an exception that ended: until %s, %v", g.Expires, err)
 	}
 	// Where the exception is shortened, what rests on it ends.
 	shorter := aliceAs(func(c *schemas.Ceiling) {

@@ -119,26 +119,43 @@ func (i *Issuer) reply(m *nats.Msg, answer any, err error) {
 	if m.Reply == "" {
 		return
 	}
+	i.answerOn(i.Inlet, m, answer, err, false)
+}
+
+// answerOn answers who asked through an import, and lets the server forget them.
+// What went wrong here is told in words to those who run the control plane.
+func (i *Issuer) answerOn(nc *nats.Conn, m *nats.Msg, answer any, err error, frank bool) {
 	out := nats.NewMsg(m.Reply)
 	if err == nil {
 		if out.Data, err = json.Marshal(answer); err != nil {
-			i.Logger.Error("token answer does not encode", "subject", m.Subject, "error", err)
+			i.Logger.Error("answer does not encode", "subject", m.Subject, "error", err)
 		}
 	}
 	if err != nil {
 		refusal := bus.AsRefusal(err)
 		if refusal.Code == schemas.CodeUnavailable {
-			i.Logger.Error("token request failed", "subject", m.Subject, "error", err)
-			refusal = schemas.Refuse(schemas.CodeUnavailable, "the issuer could not do it now; ask again")
+			i.Logger.Error("request failed", "subject", m.Subject, "error", err)
+			if !frank {
+				refusal = schemas.Refuse(schemas.CodeUnavailable, "the issuer could not do it now; ask again")
+			}
 		}
 		out.Header, out.Data = nats.Header(refusal.Header()), refusal.Body()
 	}
-	if err := i.Inlet.PublishMsg(out); err != nil {
-		i.Logger.Error("token answer not sent", "subject", m.Subject, "error", err)
+	i.sendOn(nc, m, out)
+}
+
+func (i *Issuer) sendOn(nc *nats.Conn, m, out *nats.Msg) {
+	if err := nc.PublishMsg(out); err != nil {
+		i.Logger.Error("answer not sent", "subject", m.Subject, "error", err)
 		return
 	}
-	if err := i.Inlet.Publish(m.Reply, nil); err != nil {
-		i.Logger.Error("token answer not ended", "subject", m.Subject, "error", err)
+	i.forget(nc, m)
+}
+
+// forget frees the server's memory of who asked.
+func (i *Issuer) forget(nc *nats.Conn, m *nats.Msg) {
+	if err := nc.Publish(m.Reply, nil); err != nil {
+		i.Logger.Error("answer not ended", "subject", m.Subject, "error", err)
 	}
 }
 

@@ -135,39 +135,40 @@ type tool struct {
 
 type tools []tool
 
+// placed reads a mapping, and keeps where it begins.
+func placed(n ast.Node, at *pos, into any) error {
+	*at = posOf(n)
+	return yaml.NodeToValue(n, into, yaml.Strict())
+}
+
 // UnmarshalYAML keeps where the declaration begins, for what is missing in it.
 func (a *agent) UnmarshalYAML(n ast.Node) error {
 	type plain agent
-	a.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(a), yaml.Strict())
+	return placed(n, &a.at, (*plain)(a))
 }
 
 // UnmarshalYAML keeps where the declaration begins.
 func (s *service) UnmarshalYAML(n ast.Node) error {
 	type plain service
-	s.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(s), yaml.Strict())
+	return placed(n, &s.at, (*plain)(s))
 }
 
 // UnmarshalYAML keeps where the declaration begins.
 func (o *operator) UnmarshalYAML(n ast.Node) error {
 	type plain operator
-	o.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(o), yaml.Strict())
+	return placed(n, &o.at, (*plain)(o))
 }
 
 // UnmarshalYAML keeps where the exception begins.
 func (x *exception) UnmarshalYAML(n ast.Node) error {
 	type plain exception
-	x.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(x), yaml.Strict())
+	return placed(n, &x.at, (*plain)(x))
 }
 
 // UnmarshalYAML keeps where the declaration begins.
 func (s *signal) UnmarshalYAML(n ast.Node) error {
 	type plain signal
-	s.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(s), yaml.Strict())
+	return placed(n, &s.at, (*plain)(s))
 }
 
 // UnmarshalYAML keeps the events' places.
@@ -199,15 +200,13 @@ func (ws *weights) UnmarshalYAML(n ast.Node) error {
 // UnmarshalYAML keeps where the rate begins.
 func (r *rate) UnmarshalYAML(n ast.Node) error {
 	type plain rate
-	r.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(r), yaml.Strict())
+	return placed(n, &r.at, (*plain)(r))
 }
 
 // UnmarshalYAML keeps where the thresholds begin.
 func (t *thresholds) UnmarshalYAML(n ast.Node) error {
 	type plain thresholds
-	t.at = posOf(n)
-	return yaml.NodeToValue(n, (*plain)(t), yaml.Strict())
+	return placed(n, &t.at, (*plain)(t))
 }
 
 // UnmarshalYAML keeps the names' places, which a Go map would lose.
