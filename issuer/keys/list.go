@@ -2,6 +2,7 @@ package keys
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -52,7 +53,7 @@ func List(data string, now time.Time) ([]Key, error) {
 	if err != nil {
 		return nil, errors.New("keys/ledger.pub is damaged; restore it from a backup")
 	}
-	out = append(out, Key{ID: strings.TrimSuffix(text, text[strings.LastIndex(text, "+"):]), Kind: "checkpoints of " + v.Name(), Where: "ledger.note"},
+	out = append(out, Key{ID: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()), Kind: "checkpoints of " + v.Name(), Where: "ledger.note"},
 		Key{Kind: "agents' accounts", Where: "master.secret"}, Key{Kind: "erasable contents", Where: "ledger.secret"})
 	users, err := knownUsers(data)
 	if err != nil {

@@ -122,7 +122,10 @@ func member(words []string) (m Member, id string, err error) {
 	if same, err := cosign.VKeyToCosignatureV1(key); err == nil {
 		key = same
 	}
-	return Member{Name: words[1], URL: w.URL, key: w.Key}, key[strings.LastIndexByte(key, '+')+1:], nil
+	// A key is name+hash+base64, and "+" is a character of base64 too.
+	_, id, _ = strings.Cut(key, "+")
+	_, id, _ = strings.Cut(id, "+")
+	return Member{Name: words[1], URL: w.URL, key: w.Key}, id, nil
 }
 
 // ParseKeyPolicy reads the policy of who verifies evidence: the ledger's keys

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -396,6 +397,25 @@ func TestAPolicyCountsNoCosignatureTwice(t *testing.T) {
 		if p, err := ParsePolicy([]byte(text)); !errors.Is(err, proof.ErrPolicy) {
 			t.Errorf("%s: %+v, %v", name, p, err)
 		}
+	}
+}
+
+// The last character of a key may be the one that separates its parts: two such
+// keys are two all the same.
+func TestAPolicyTellsKeysApartWhateverTheyEndIn(t *testing.T) {
+	var keys []string
+	for seed := uint64(0); len(keys) < 2; seed++ {
+		_, v, err := note.GenerateKey(bytes.NewReader(bytes.Repeat(binary.BigEndian.AppendUint64(nil, seed), 8)), "w.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(v, "+") {
+			keys = append(keys, v)
+		}
+	}
+	text := fmt.Sprintf("witness a %s https://a.example\nwitness b %s https://b.example\ngroup g 2 a b\nquorum g\n", keys[0], keys[1])
+	if _, err := ParsePolicy([]byte(text)); err != nil {
+		t.Error(err)
 	}
 }
 
