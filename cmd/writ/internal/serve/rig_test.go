@@ -41,8 +41,11 @@ services:
     tools: {echo: {class: read, description: "gives back what it gets"}}
 `
 
-// within bounds whatever is waited for.
-const within = 30 * time.Second
+// within bounds whatever is waited for, bound all that happens on a rig.
+const (
+	within = 30 * time.Second
+	bound  = 2 * time.Minute
+)
 
 // A process is one that was started, and what it says.
 type process struct {
@@ -72,19 +75,20 @@ func (r *rig) path(elem ...string) string {
 // its own.
 func (r *rig) machine(service string) string { return r.path("machines", service) }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, fleet string, bound time.Duration) *rig {
 	t.Helper()
-	r := initRig(t)
+	r := initRig(t, fleet, bound)
 	r.startServer()
 	r.writ("provision", "--server", r.url)
 	r.distribute()
 	return r
 }
 
-// initRig is a rig with its keys, and nothing running.
-func initRig(t *testing.T) *rig {
+// initRig is a rig with its keys, and nothing running. Nothing on it takes
+// longer than the bound.
+func initRig(t *testing.T, fleet string, bound time.Duration) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	t.Cleanup(cancel)
 	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}}
 	r.build("writ", "github.com/writ-sh/writ/cmd/writ")
@@ -270,6 +274,17 @@ func (r *rig) start(name string, cmd *exec.Cmd) *process {
 		}
 	})
 	return p
+}
+
+// serveAll starts all services, as on machines of their own.
+func (r *rig) serveAll() {
+	r.Helper()
+	for _, service := range []string{"issuer", "ledger", "monitor"} {
+		r.serve(service)
+	}
+	r.write(r.read("machines", "issuer", "keys", "creds", "memory-service.creds"), "machines", "broker", "keys", "creds", "memory-service.creds")
+	r.serve("broker")
+	r.mustOperate("apply", "-f", r.path("fleet.yaml"))
 }
 
 // serve starts one service and returns when it says that it works.
