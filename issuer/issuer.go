@@ -313,9 +313,14 @@ func view[T any](i *Issuer, read func(*schemas.State) T) T {
 func newTrace() string { return randomHex(16) }
 func newSpan() string  { return randomHex(8) }
 
-func randomHex(n int) string {
+func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
+	return b
+}
+
+func randomHex(n int) string {
+	b := randomBytes(n)
 	b[0] |= 1 // all zero is no id
 	return hex.EncodeToString(b)
 }
