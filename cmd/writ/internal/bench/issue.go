@@ -27,6 +27,10 @@ type Issue struct {
 	CheckPerS   float64 `json:"ed25519_verify_per_s"`
 	IssueRatio  float64 `json:"issue_ratio"`
 	VerifyRatio float64 `json:"verify_ratio"`
+	// Where the processor time of issuing went, by a profile of the same run;
+	// and the ratio, were the issuer's own share all of it.
+	Shares     map[string]float64 `json:"shares"`
+	IssuerOnly float64            `json:"issuer_only_ratio"`
 }
 
 // RunIssue measures the issuer.
@@ -40,14 +44,16 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 	progress("issuing, 64 at once")
 	out := &Issue{}
 	var next atomic.Int64
-	l, err := flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
-		_, err := r.issue(ctx, int(next.Add(1))%agents)
-		if err != nil {
-			return 0, err
-		}
-		return 1, nil
-	})
-	if err != nil {
+	var l load
+	if out.Shares, err = shares(func() (err error) {
+		l, err = flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
+			if _, err := r.issue(ctx, int(next.Add(1))%agents); err != nil {
+				return 0, err
+			}
+			return 1, nil
+		})
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	out.IssuePerS, out.IssueCPU = l.perSecond, l.cpuMicros
@@ -101,6 +107,9 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 	})
 	if out.IssueCPU > 0 {
 		out.IssueRatio = 1e6 / out.IssueCPU / out.SignPerS
+		if own := out.Shares["issuer"]; own > 0 {
+			out.IssuerOnly = out.IssueRatio / own
+		}
 	}
 	out.VerifyRatio = out.VerifyPerS / out.CheckPerS
 	return out, err
