@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nkeys"
+
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
@@ -41,13 +43,24 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 		return nil, err
 	}
 	defer r.close(context.WithoutCancel(ctx))
+	keys := make([]string, agents) // an agent's own, as the helper makes them
+	for i := range keys {
+		user, err := nkeys.CreateUser()
+		if err != nil {
+			return nil, fmt.Errorf("bench: make a key: %w", err)
+		}
+		if keys[i], err = user.PublicKey(); err != nil {
+			return nil, fmt.Errorf("bench: make a key: %w", err)
+		}
+	}
 	progress("issuing, 64 at once")
 	out := &Issue{}
 	var next atomic.Int64
 	var l load
 	if out.Shares, err = shares(func() (err error) {
 		l, err = flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
-			if _, err := r.issue(ctx, int(next.Add(1))%agents); err != nil {
+			i := int(next.Add(1)) % agents
+			if _, err := r.issueFor(ctx, i, keys[i]); err != nil {
 				return 0, err
 			}
 			return 1, nil

@@ -63,6 +63,8 @@ type rig struct {
 	url  string
 	pool *x509.CertPool
 
+	patience time.Duration // for whatever is waited for
+
 	services map[string]*process
 }
 
@@ -90,7 +92,7 @@ func initRig(t *testing.T, fleet string, bound time.Duration) *rig {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	t.Cleanup(cancel)
-	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}}
+	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}, patience: max(within, bound/20)}
 	r.build("writ", "github.com/writ-sh/writ/cmd/writ")
 	r.build("nats-server", "github.com/nats-io/nats-server/v2")
 	r.write(fleet, "fleet.yaml")
@@ -284,7 +286,13 @@ func (r *rig) serveAll() {
 	}
 	r.write(r.read("machines", "issuer", "keys", "creds", "memory-service.creds"), "machines", "broker", "keys", "creds", "memory-service.creds")
 	r.serve("broker")
-	r.mustOperate("apply", "-f", r.path("fleet.yaml"))
+	r.await("a fleet", func() error { // a server that is busy may not answer in time
+		out, err := r.operate("apply", "-f", r.path("fleet.yaml"))
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 }
 
 // serve starts one service and returns when it says that it works.
@@ -328,13 +336,13 @@ func (o *output) String() string {
 // await repeats a condition until it holds.
 func (r *rig) await(what string, holds func() error) {
 	r.Helper()
-	for end := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(r.patience); ; time.Sleep(20 * time.Millisecond) {
 		err := holds()
 		if err == nil {
 			return
 		}
 		if time.Now().After(end) || r.ctx.Err() != nil {
-			r.Fatalf("%s: not within %s: %v", what, within, err)
+			r.Fatalf("%s: not within %s: %v", what, r.patience, err)
 		}
 	}
 }
