@@ -85,8 +85,12 @@ func (m *member) overstay() (over time.Duration, err error) {
 			}
 		case refused && behind >= 0:
 			return over, nil
+		case refused:
+			return over, fmt.Errorf("it was refused %s before the end of its capability: %w", -behind, err)
+		case ctx.Err() != nil:
+			return over, err
 		default:
-			return over, fmt.Errorf("it came back %s behind the end of its capability, and was refused for another reason: %w", behind, err)
+			wait(ctx, 100*time.Millisecond) // the server has much to do, and said nothing
 		}
 	}
 }
