@@ -33,14 +33,19 @@ func (c *client) read(ctx context.Context, req schemas.ReadRequest) (schemas.Rea
 // record finds the record: the running ledger's, or else that on disk, unless
 // it is to be followed.
 func (a *App) record(follow bool) (read reader, end func() error, err error) {
-	if !follow {
-		r, err := a.onDisk()
+	if follow {
+		f, err := a.follow()
 		if err != nil {
 			return nil, nil, err
 		}
-		if r != nil {
-			return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
-		}
+		return f.read, f.close, nil
+	}
+	r, err := a.onDisk()
+	if err != nil {
+		return nil, nil, err
+	}
+	if r != nil {
+		return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
 	}
 	cl, err := a.dial()
 	if err != nil {
