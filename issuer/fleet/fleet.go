@@ -53,16 +53,11 @@ package fleet
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
@@ -83,6 +78,9 @@ type File struct {
 	Signals     []schemas.SignalSource // sorted by id
 }
 
+// maxShown is how many faults are spelled out in one text.
+const maxShown = 100
+
 // An Error is one fault of a fleet file. Line and column count from 1.
 type Error struct {
 	Name         string
@@ -98,9 +96,12 @@ func (e *Error) Error() string {
 type Errors []*Error
 
 func (e Errors) Error() string {
-	lines := make([]string, len(e))
-	for i, one := range e {
-		lines[i] = one.Error()
+	var lines []string
+	for _, one := range e[:min(len(e), maxShown)] {
+		lines = append(lines, one.Error())
+	}
+	if more := len(e) - maxShown; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -142,102 +143,18 @@ func Load(path string) (*File, error) {
 
 // Parse reads a fleet file; name stands in the errors, which are Errors.
 func Parse(name string, data []byte) (*File, error) {
-	doc, err := decode(data)
-	if err != nil {
-		return nil, Errors{located(name, err)}
+	found := &faults{name: name}
+	doc := decode(data, found)
+	if doc == nil {
+		return nil, found.errs
 	}
-	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
+	c := &checker{faults: found, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
 	principals := c.document(doc)
 	signals := c.signals(doc.Signals)
-	if len(c.errs) > 0 {
-		slices.SortStableFunc(c.errs, func(a, b *Error) int {
-			if a.Line != b.Line {
-				return a.Line - b.Line
-			}
-			return a.Column - b.Column
-		})
-		return nil, c.errs
+	if len(found.errs) > 0 {
+		return nil, found.sorted()
 	}
 	slices.SortFunc(principals, func(a, b schemas.Principal) int { return strings.Compare(a.ID, b.ID) })
 	sum := sha256.Sum256(data)
 	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Signals: signals, Guardrails: doc.Guardrails.value, Digest: hex.EncodeToString(sum[:])}, nil
-}
-
-// located turns an error of the YAML library or of ours into one with a place.
-func located(name string, err error) *Error {
-	var own *fault
-	if errors.As(err, &own) {
-		return &Error{Name: name, Line: own.at.line, Column: own.at.column, Text: own.text}
-	}
-	e := &Error{Name: name, Line: 1, Column: 1, Text: err.Error()}
-	var lib yaml.Error
-	if errors.As(err, &lib) {
-		e.Text = lib.GetMessage()
-		if t := lib.GetToken(); t != nil && t.Position != nil {
-			e.Line, e.Column = t.Position.Line, t.Position.Column
-		}
-		switch lib.(type) {
-		case *yaml.UnknownFieldError:
-			e.Text += "; remove it, or look for a spelling mistake"
-		case *yaml.SyntaxError:
-			if strings.Contains(e.Text, "already defined") {
-				e.Text += "; keep one of the two"
-			}
-		}
-	}
-	return e
-}
-
-// decode parses the text and refuses what YAML can do and a list of rights must
-// not: to say by reference, by tag or by omission.
-func decode(data []byte) (*document, error) {
-	if len(data) > MaxFile {
-		return nil, &fault{pos{1, 1}, fmt.Sprintf("the file has %d bytes; at most %d are read", len(data), MaxFile)}
-	}
-	file, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return nil, err
-	}
-	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
-		return nil, &fault{pos{1, 1}, "the file is empty; it needs at least trust_domain"}
-	}
-	if len(file.Docs) > 1 {
-		at := pos{1, 1}
-		if body := file.Docs[1].Body; body != nil {
-			at = posOf(body)
-		}
-		return nil, &fault{at, "a second document begins here; put the fleet into one"}
-	}
-	plain := new(plainness)
-	ast.Walk(plain, file.Docs[0].Body)
-	if plain.err != nil {
-		return nil, plain.err
-	}
-	doc := new(document)
-	if err := yaml.NodeToValue(file.Docs[0].Body, doc, yaml.Strict()); err != nil {
-		return nil, err
-	}
-	return doc, nil
-}
-
-// plainness walks the tree and keeps the first node that is more than data.
-type plainness struct{ err error }
-
-func (p *plainness) Visit(n ast.Node) ast.Visitor {
-	if p.err != nil {
-		return nil
-	}
-	what := ""
-	switch n.Type() {
-	case ast.AnchorType, ast.AliasType, ast.MergeKeyType:
-		what = "anchors, aliases and merge keys are not read; write the values out"
-	case ast.TagType, ast.DirectiveType:
-		what = "tags and directives are not read; remove this one"
-	case ast.NullType:
-		what = "there is no value here; give one, or remove the key"
-	default:
-		return p
-	}
-	p.err = &fault{posOf(n), what}
-	return nil
 }
