@@ -278,7 +278,7 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 // awaited says whether an operator waits for release to have seen an event.
 func awaited(k schemas.Kind) bool {
 	switch k {
-	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.TokenRevoked,
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.AgentEnrolled, schemas.TokenRevoked,
 		schemas.PolicyLockdown, schemas.PolicyLifted:
 		return true
 	}
