@@ -4,50 +4,7 @@
 // The file is YAML, read strictly, because every line of it is a right: an
 // unknown key, a key that stands twice, an empty value, an anchor, an alias, a
 // tag or a second document is an error. Every error names line and column, and
-// says what to do; those about the meaning are reported all at once.
-//
-//	trust_domain: acme.example
-//	mode: enforce                     # observe: log what would be refused, enforce identity alone
-//	guardrails: guard.cedar           # Cedar policies, in a file beside this one
-//	agents:
-//	  - id: analyst-7                 # a-z, 0-9, _ and -; at most 63 bytes
-//	    owner: finance@acme.example
-//	    may_issue_for: [writer-2]     # agents that it may ask capabilities for
-//	    ceiling:                      # bounds of all that can be granted to it
-//	      scope: [read:data.sales_q1_2026, send:writer-2]   # exact, no wildcard
-//	      tools: [pandas]             # short for call:pandas
-//	      forbidden_tools: [bash]     # a denial beats every grant
-//	      ttl: 5m                     # 1s to 24h; 5m where it is missing
-//	      max_tokens: 50000           # language-model tokens; 0 where it is missing
-//	      max_tokens_per_day: 200000  # of all its operations; no bound where it is missing
-//	      jobs: [report]              # what recurs; baselines hang on it
-//	      operations: [report-q1]     # any where it is missing
-//	      exceptions:                 # scopes for a time
-//	        - {scope: read:data.hr, until: 2026-12-01T00:00:00Z, reason: "audit"}
-//	    rate: {per_second: 200, burst: 400}
-//	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
-//	    memory_bytes: 1048576         # quota of its memory
-//	    mode: observe                 # for this agent alone; the fleet's where it is missing
-//	    two_person: true              # two operators must approve what is held
-//	    delegated_only: true          # it may not ask for itself
-//	services:
-//	  - id: pandas
-//	    owner: data@acme.example
-//	    serves: [call:pandas]         # prefixes; the longest that fits wins
-//	    tools: {pandas: {class: read, description: "dataframes"}}
-//	    streams: true                 # answers in parts
-//	    meter: tokens                 # answers state language-model usage
-//	    reserve: 2000                 # tokens that a call reserves which states none
-//	operators:
-//	  - id: alice
-//	    role: reviewer                # viewer, reviewer, operator or admin
-//	signals:                          # who outside may say that agents are at risk
-//	  - id: edr
-//	    issuer: https://edr.example   # of security event tokens (RFC 8417), with
-//	    audience: https://writ.acme.example   # the aud that means us, and the
-//	    jwks: '{"keys":[…]}'          # public keys; none of the three where it sends none
-//	    agents: [analyst-7]           # whom it may speak about; "*" for all
-//	    weight: {session-revoked: 90, risk-level-change: 60}   # points of risk, -30 to 100
+// says what to do; all are reported at once. docs/fleet.md describes each key.
 package fleet
 
 import (
