@@ -37,6 +37,8 @@
 package accounts
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"time"
@@ -323,6 +325,20 @@ func Subject(scope string) string {
 		return verb + "." + resource + ".>"
 	}
 	return verb + "." + resource
+}
+
+// NewUser makes a user key, and gives its public half too.
+func NewUser() (user nkeys.KeyPair, public string, err error) {
+	seed := make([]byte, ed25519.SeedSize)
+	rand.Read(seed)
+	// CreateUser derives the key pair, and throws it away.
+	if user, err = nkeys.FromRawSeed(nkeys.PrefixByteUser, seed); err == nil {
+		public, err = user.PublicKey()
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("make a user key: %w", err)
+	}
+	return user, public, nil
 }
 
 // Creds is the content of a .creds file: it is a secret. The token is one that
