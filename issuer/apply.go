@@ -277,7 +277,8 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 	for n, d := range p.declare {
 		ids[n] = d.ID
 	}
-	return reply, i.pushes.several(ctx, ids)
+	_, err = i.pushes.several(ctx, ids)
+	return reply, err
 }
 
 // revokeOutdated ends what is no longer admitted, once all that is declared is

@@ -17,7 +17,7 @@ const (
 	pushesOpen  = 256                     // account pushes awaited at once
 	pushPause   = 250 * time.Millisecond  // between looks at what is due
 	pushAgain   = 1100 * time.Millisecond // behind a lock, and behind a failure
-	startTries  = 3
+	startTries  = 3                       // in vain, until the servers count as unreachable
 	renewBefore = accounts.TTL / 2
 )
 
@@ -106,7 +106,7 @@ func (p *pushes) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if ids := p.due(); len(ids) > 0 {
-			_ = p.several(ctx, ids) // logged there, and due again
+			_, _ = p.several(ctx, ids) // logged there, and due again
 		}
 	}
 }
@@ -154,20 +154,27 @@ func (p *pushes) now(id string) accounts.Account {
 	return p.account(id)
 }
 
-// several pushes accounts and logs what fails; that is tried again.
-func (p *pushes) several(ctx context.Context, ids []string) error {
+// several pushes accounts and logs what fails; that is left, to be tried again.
+func (p *pushes) several(ctx context.Context, ids []string) (left []string, err error) {
 	var g errgroup.Group
 	g.SetLimit(pushesOpen)
+	var mu sync.Mutex
 	for _, id := range ids {
 		g.Go(func() error {
 			_, err := p.one(ctx, id)
 			if err != nil && ctx.Err() == nil {
 				p.i.Logger.Warn("account not pushed; trying again", "agent_id", id, "error", err)
 			}
+			if err != nil {
+				mu.Lock()
+				left = append(left, id)
+				mu.Unlock()
+			}
 			return err
 		})
 	}
-	return g.Wait()
+	err = g.Wait()
+	return left, err
 }
 
 // all pushes every account: locks first, so that no one that is locked out
@@ -176,10 +183,25 @@ func (p *pushes) all(ctx context.Context) error {
 	p.mu.Lock()
 	p.ready = true
 	p.mu.Unlock()
-	for try := 1; ; try++ {
-		locked, free := p.known()
-		err := errors.Join(p.several(ctx, locked), p.several(ctx, free))
-		if err == nil || try == startTries || ctx.Err() != nil {
+	locked, free := p.known()
+	return persist(ctx, locked, free, p.several)
+}
+
+// persist pushes until nothing is left. Servers that have much to do answer for
+// some accounts in time and for others not: only where try after try brings
+// nothing is it given up.
+func persist(ctx context.Context, locked, free []string, push func(context.Context, []string) ([]string, error)) error {
+	for vain := 0; ; {
+		before := len(locked) + len(free)
+		var lerr, ferr error
+		locked, lerr = push(ctx, locked)
+		free, ferr = push(ctx, free)
+		if len(locked)+len(free) < before {
+			vain = 0
+		} else {
+			vain++
+		}
+		if err := errors.Join(lerr, ferr); err == nil || vain == startTries || ctx.Err() != nil {
 			return err
 		}
 	}

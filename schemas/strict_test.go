@@ -106,3 +106,67 @@ func TestRefusalsAreUnderstoodByStockClients(t *testing.T) {
 		t.Errorf("%s", r.Body())
 	}
 }
+
+// Somebody writes JSON that the quick reader might take for our own. Whatever
+// becomes of a text that we wrote, both readers say the same of it; and the quick
+// one passes over types that carry JSON of others.
+func TestTheQuickReaderIsAsStrict(t *testing.T) {
+	whole := Marshal(Grant{JTI: "j", Agent: "a", Operation: "op", Scope: []string{"read:a", "call:b"}, ForbiddenTools: []string{"<c>"}, NotBefore: time.Unix(1e9, 0).UTC(),
+		Expires: time.Unix(1e9+300, 0).UTC(), MaxTokens: 7, Task: "ünd so weiter\u2028", Act: []string{"b"}})
+	var g Grant
+	if !verbatim(whole, &g) || g.Task != "ünd so weiter\u2028" {
+		t.Fatalf("what our encoder wrote was not read at once: %+v", g)
+	}
+	same := func(text []byte) {
+		t.Helper()
+		var quick, strict Grant
+		qerr, serr := Unmarshal(text, &quick), strictly(text, &strict)
+		if (qerr == nil) != (serr == nil) || serr == nil && !reflect.DeepEqual(quick, strict) {
+			t.Errorf("%s:\n%v %+v\n%v %+v", text, qerr, quick, serr, strict)
+		}
+	}
+	pieces := []string{`"jti":"k",`, `"JTI":"k",`, `"surprise":1,`, ` `, `,`, `{}`, "\xff", `\u006a`, `null`, `"`, `0`, "\u017f"}
+	for at := range len(whole) + 1 {
+		for _, p := range pieces {
+			same([]byte(string(whole[:at]) + p + string(whole[at:])))
+		}
+		if at < len(whole) {
+			same(append(append([]byte{}, whole[:at]...), whole[at+1:]...))
+		}
+	}
+	type raw struct {
+		Raw json.RawMessage `json:"raw"`
+	}
+	type any_ struct {
+		Any any `json:"any"`
+	}
+	type deep struct {
+		Deep *deep `json:"deep"`
+	}
+	for _, c := range []struct {
+		text string
+		v    any
+	}{{`{"raw":{"a":1,"a":2}}`, &raw{}}, {`{"any":{"a":1}}`, &any_{}}, {`{"deep":null}`, &deep{}}, {string(whole), &Grant{JTI: "before"}}} {
+		if verbatim([]byte(c.text), c.v) {
+			t.Errorf("%T was read without the strict reader", c.v)
+		}
+	}
+}
+
+func BenchmarkUnmarshal(b *testing.B) {
+	data := Marshal(Grant{JTI: "j", Agent: "a", Operation: "op", Scope: []string{"ask:b", "call:echo", "send:b"}, ForbiddenTools: []string{"bash"}, NotBefore: time.Unix(1e9, 0).UTC(),
+		Expires: time.Unix(1e9+300, 0).UTC(), Task: "measure", Token: strings.Repeat("t", 1200)})
+	for _, how := range []struct {
+		name string
+		read func([]byte, any) error
+	}{{"own", Unmarshal}, {"strict", strictly}} {
+		b.Run(how.name, func(b *testing.B) {
+			for b.Loop() {
+				var g Grant
+				if err := how.read(data, &g); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -15,8 +15,8 @@
 // reaches one of them. Then what is sent goes over the second; the first takes
 // nothing more in, finishes what it has, and is closed when its last call is
 // answered, or when its capability ends. No message is lost. Where refreshing
-// is refused, it is tried again until the capability ends, and with it the
-// operation: see [Operation.Done].
+// is refused, or nobody answers, it is tried again until the capability ends, and
+// with it the operation: see [Operation.Done].
 //
 // # What arrives
 //
@@ -46,7 +46,8 @@ import (
 )
 
 // A Verifier verifies what arrives: [jwks.Keys], which follow the issuer's key
-// set.
+// set. An error that matches [jwks.ErrUnavailable] says that nothing can be said
+// now; any other, that the token is not to be believed.
 type Verifier interface {
 	Verify(ctx context.Context, token string, want capability.Expect) (*capability.Claims, error)
 }
@@ -105,7 +106,8 @@ type Request struct {
 }
 
 // IssueToken asks for a capability and opens its operation. For an agent that
-// runs elsewhere use Delegate.
+// runs elsewhere use Delegate. Without an issuer both ask again until the context
+// ends.
 func (a *Agent) IssueToken(ctx context.Context, r Request) (*Operation, error) {
 	user, err := nkeys.CreateUser() // its seed stays here
 	if err != nil {
@@ -151,13 +153,21 @@ func (a *Agent) ask(ctx context.Context, r Request, public string) (schemas.Issu
 	if r.TTL%time.Second != 0 {
 		return schemas.IssueReply{}, fmt.Errorf("agent: ttl %s is not in whole seconds", r.TTL)
 	}
-	grant, err := request[schemas.IssueReply](ctx, a.conn, "out.token.issue", schemas.IssueRequest{
+	q := schemas.IssueRequest{
 		AgentID: r.AgentID, OperationID: r.OperationID, Scope: r.Scope, Tools: r.Tools, ForbiddenTools: r.ForbiddenTools,
-		TTLSeconds: int64(r.TTL / time.Second), MaxTokens: r.MaxTokens, Task: r.Task, Job: r.Job, TraceID: r.TraceID, PublicKey: public})
-	if err != nil {
-		return grant, fmt.Errorf("agent: issue: %w", err)
+		TTLSeconds: int64(r.TTL / time.Second), MaxTokens: r.MaxTokens, Task: r.Task, Job: r.Job, TraceID: r.TraceID, PublicKey: public}
+	for {
+		once, cancel := context.WithTimeout(ctx, askWithin)
+		grant, err := request[schemas.IssueReply](once, a.conn, "out.token.issue", q)
+		cancel()
+		if err == nil {
+			return grant, nil
+		}
+		// An issuer that is not there says nothing. If it did issue, this replaces it.
+		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return grant, fmt.Errorf("agent: issue: %w", err)
+		}
 	}
-	return grant, nil
 }
 
 // request asks and decodes. What the control plane refuses comes back as a

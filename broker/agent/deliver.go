@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
+	"github.com/writ-sh/writ/schemas/capability/jwks"
 )
 
 // A Delivery is what another agent sent or asked, verified.
@@ -25,10 +26,14 @@ type Delivery struct {
 
 // OnSend has messages from other agents handled, one after the other. One that
 // the handler returns an error for comes again, as does one whose handler was
-// cut off.
+// cut off, or for which no key set was to be had.
 func (op *Operation) OnSend(handle func(context.Context, Delivery) error) error {
 	return op.on("in.send.*", func(_ *link, m *nats.Msg) {
 		d, err := op.verified(m)
+		if errors.Is(err, jwks.ErrUnavailable) {
+			op.o.Logger.Warn("message not verified, and left to come again", "seq", d.Seq, "error", err)
+			return // a refusal would be an answer, and the message lost
+		}
 		if err != nil {
 			op.refuse(m, err)
 			return

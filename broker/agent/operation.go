@@ -54,6 +54,7 @@ const queue = "writ"
 
 const (
 	flushWithin = 5 * time.Second
+	askWithin   = 5 * time.Second  // until the issuer is asked again: one that was lost never answers
 	sendWithin  = 10 * time.Second // until a message without an acknowledgement is sent again
 )
 
@@ -204,12 +205,14 @@ func (op *Operation) refresh() error {
 		<-op.ctx.Done() // Close ends it
 		return nil
 	}
-	ctx, cancel := context.WithDeadline(op.ctx, time.Now().Add(old.grant.ExpiresAt.Sub(op.o.Now())))
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(op.ctx, patience(old.grant.ExpiresAt.Sub(op.o.Now())))
 	defer cancel()
 	grant, err := request[schemas.IssueReply](ctx, old.conn, "out.token.refresh", schemas.RefreshRequest{OperationID: old.grant.OperationID})
 	if err != nil {
 		return err
 	}
+	answered := time.Since(began)
 	fresh, err := op.link(grant)
 	if err != nil {
 		return err
@@ -218,7 +221,14 @@ func (op *Operation) refresh() error {
 	op.now = fresh
 	op.mu.Unlock()
 	op.retire(old)
+	op.o.Logger.Debug("capability refreshed", "operation", grant.OperationID, "jti", grant.JTI, "answered", answered, "took", time.Since(began))
 	return nil
+}
+
+// patience is how long one try to refresh may take when so much is left: there
+// must be time to ask again.
+func patience(left time.Duration) time.Duration {
+	return min(left, max(left/4, 250*time.Millisecond), askWithin)
 }
 
 // retire lets a connection that was replaced finish, and closes it.
@@ -322,13 +332,18 @@ func (op *Operation) Send(ctx context.Context, agent string, data []byte) (seq u
 		once, cancel := context.WithTimeout(ctx, sendWithin)
 		ack, err := op.send(once, agent, id, data)
 		cancel()
-		var refused *schemas.Refusal
-		again := errors.As(err, &refused) && refused.Code == schemas.CodeUnavailable || errors.Is(err, nats.ErrConnectionClosed) ||
-			errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)
-		if !again || !pause(ctx, 50*time.Millisecond) {
+		if err == nil || !passes(err) || !pause(ctx, 50*time.Millisecond) {
 			return ack.Seq, err
 		}
 	}
+}
+
+// passes says of an error that the next try may succeed. An operation that has
+// ended has ended, even if the issuer's silence is why.
+func passes(err error) bool {
+	var refused *schemas.Refusal
+	return !errors.Is(err, ErrEnded) && (errors.As(err, &refused) && refused.Code == schemas.CodeUnavailable ||
+		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded))
 }
 
 func (op *Operation) send(ctx context.Context, agent, id string, data []byte) (schemas.Ack, error) {

@@ -132,10 +132,15 @@ func (r *rig) connect(creds string, closed func()) (*nats.Conn, error) {
 
 // issue asks for a capability to do all that is measured.
 func (r *rig) issue(ctx context.Context, i int) (schemas.IssueReply, error) {
+	return r.issueFor(ctx, i, "")
+}
+
+// issueFor asks for a capability for a key; the issuer makes one where it is "".
+func (r *rig) issueFor(ctx context.Context, i int, key string) (schemas.IssueReply, error) {
 	next := agentName((i + 1) % len(r.agents))
 	g, err := bus.Call[schemas.IssueReply](ctx, r.operator, schemas.CtlIssue, schemas.IssueRequest{
 		AgentID: agentName(i), OperationID: "bench", Scope: []string{"send:" + next, "ask:" + next}, Tools: []string{"echo"},
-		ForbiddenTools: []string{"bash"}, TTLSeconds: ttl, Task: "measure", Actor: "bench"})
+		ForbiddenTools: []string{"bash"}, TTLSeconds: ttl, Task: "measure", PublicKey: key, Actor: "bench"})
 	if err != nil {
 		return g, fmt.Errorf("bench: issue: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -186,7 +187,7 @@ func (r *rig) killFamily(ctx context.Context, k *Kill, round int) (effect, close
 		return familyEvery
 	})
 	defer rest()
-	time.Sleep(settleFor + familyEvery)
+	time.Sleep(settleFor + rand.N(2*familyEvery)) // at any moment of their work
 	began := time.Now()
 	rc, err := bus.Call[schemas.Receipt](ctx, r.operator, schemas.CtlLock, schemas.LockRequest{
 		AgentID: all[0].id, Lock: schemas.Killed, Reason: "measured", Actor: "bench"})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/writ-sh/writ/broker/agent"
 	"github.com/writ-sh/writ/schemas"
+	"github.com/writ-sh/writ/schemas/capability"
 	"github.com/writ-sh/writ/schemas/capability/jwks"
 )
 
@@ -142,6 +143,51 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndTheKeyIsRotated(t *testing
 		t.Errorf("%d sent, %d came; %v", len(sent), len(box.text), box.bad)
 	}
 	t.Logf("%d sends and %d questions over %d and %d capabilities and one rotation", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
+}
+
+// blind has no key set at first, as where the issuer is down and nothing was
+// read yet.
+type blind struct {
+	agent.Verifier
+	tries int // of one goroutine
+}
+
+func (b *blind) Verify(ctx context.Context, token string, want capability.Expect) (*capability.Claims, error) {
+	if b.tries++; b.tries < 3 {
+		return nil, fmt.Errorf("%w: down", jwks.ErrUnavailable)
+	}
+	return b.Verifier.Verify(ctx, token, want)
+}
+
+// What can't be verified yet is neither believed nor refused: it was
+// acknowledged, and must not be lost.
+func TestAMessageThatCannotBeVerifiedYetComesAgain(t *testing.T) {
+	r := start(t)
+	o := r.options(ask[schemas.EnrollReply](r, schemas.CtlEnroll, schemas.EnrollRequest{ID: "peer", Actor: "test"}).Creds)
+	keys := &blind{Verifier: o.Keys}
+	o.Keys = keys
+	a, err := agent.Connect(r.ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	box := newInbox()
+	if err := r.operate(a, agent.Request{OperationID: "desk", Scope: []string{"send:caller"}}).OnSend(box.take); err != nil {
+		t.Fatal(err)
+	}
+	caller := r.operate(r.identity("caller"), agent.Request{OperationID: "work", Scope: []string{"send:peer"}})
+	seq, err := caller.Send(r.ctx, "peer", []byte("kept"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(within); box.count() == 0 && time.Now().Before(until); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	if box.seqs[seq] != "kept" || len(box.seqs) != 1 {
+		t.Errorf("event %d was acknowledged; what came is %v", seq, box.seqs)
+	}
 }
 
 func TestTheHelperTellsRefusals(t *testing.T) {

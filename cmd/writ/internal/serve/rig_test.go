@@ -41,8 +41,11 @@ services:
     tools: {echo: {class: read, description: "gives back what it gets"}}
 `
 
-// within bounds whatever is waited for.
-const within = 30 * time.Second
+// within bounds whatever is waited for, bound all that happens on a rig.
+const (
+	within = 30 * time.Second
+	bound  = 2 * time.Minute
+)
 
 // A process is one that was started, and what it says.
 type process struct {
@@ -60,6 +63,8 @@ type rig struct {
 	url  string
 	pool *x509.CertPool
 
+	patience time.Duration // for whatever is waited for
+
 	services map[string]*process
 }
 
@@ -72,21 +77,22 @@ func (r *rig) path(elem ...string) string {
 // its own.
 func (r *rig) machine(service string) string { return r.path("machines", service) }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, fleet string, bound time.Duration) *rig {
 	t.Helper()
-	r := initRig(t)
+	r := initRig(t, fleet, bound)
 	r.startServer()
 	r.writ("provision", "--server", r.url)
 	r.distribute()
 	return r
 }
 
-// initRig is a rig with its keys, and nothing running.
-func initRig(t *testing.T) *rig {
+// initRig is a rig with its keys, and nothing running. Nothing on it takes
+// longer than the bound.
+func initRig(t *testing.T, fleet string, bound time.Duration) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	t.Cleanup(cancel)
-	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}}
+	r := &rig{T: t, ctx: ctx, dir: t.TempDir(), services: map[string]*process{}, patience: max(within, bound/20)}
 	r.build("writ", "github.com/writ-sh/writ/cmd/writ")
 	r.build("nats-server", "github.com/nats-io/nats-server/v2")
 	r.write(fleet, "fleet.yaml")
@@ -272,6 +278,23 @@ func (r *rig) start(name string, cmd *exec.Cmd) *process {
 	return p
 }
 
+// serveAll starts all services, as on machines of their own.
+func (r *rig) serveAll() {
+	r.Helper()
+	for _, service := range []string{"issuer", "ledger", "monitor"} {
+		r.serve(service)
+	}
+	r.write(r.read("machines", "issuer", "keys", "creds", "memory-service.creds"), "machines", "broker", "keys", "creds", "memory-service.creds")
+	r.serve("broker")
+	r.await("a fleet", func() error { // a server that is busy may not answer in time
+		out, err := r.operate("apply", "-f", r.path("fleet.yaml"))
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
 // serve starts one service and returns when it says that it works.
 func (r *rig) serve(service string) {
 	r.Helper()
@@ -313,13 +336,13 @@ func (o *output) String() string {
 // await repeats a condition until it holds.
 func (r *rig) await(what string, holds func() error) {
 	r.Helper()
-	for end := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(r.patience); ; time.Sleep(20 * time.Millisecond) {
 		err := holds()
 		if err == nil {
 			return
 		}
 		if time.Now().After(end) || r.ctx.Err() != nil {
-			r.Fatalf("%s: not within %s: %v", what, within, err)
+			r.Fatalf("%s: not within %s: %v", what, r.patience, err)
 		}
 	}
 }

@@ -41,13 +41,8 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{rig: newRig(t), acked: map[string]bool{}, delivered: map[string]bool{}}
-	for _, service := range []string{"issuer", "ledger", "monitor"} {
-		w.serve(service)
-	}
-	w.write(w.read("machines", "issuer", "keys", "creds", "memory-service.creds"), "machines", "broker", "keys", "creds", "memory-service.creds")
-	w.serve("broker")
-	w.mustOperate("apply", "-f", w.path("fleet.yaml"))
+	w := &world{rig: newRig(t, fleet, bound), acked: map[string]bool{}, delivered: map[string]bool{}}
+	w.serveAll()
 	w.mustOperate("enroll", "echo", "--out", w.path("echo.creds"))
 	w.mustOperate("issue", "--agent", "receiver", "--operation", "op", "--scope", "send:sender", "--creds", w.path("receiver.creds"))
 	w.mustOperate("issue", "--agent", "sender", "--operation", "op", "--scope", "send:receiver", "--tool", "echo",
@@ -361,7 +356,7 @@ func (w *world) killed() {
 // A server and a folder of keys from before the memory service had an account
 // of its own: provisioning makes it, and tells the server.
 func TestProvisionTellsAnOlderServerOfTheAccountOfMemories(t *testing.T) {
-	r := initRig(t)
+	r := initRig(t, fleet, bound)
 	trust, err := keys.Open(r.path("home"))
 	if err != nil {
 		t.Fatal(err)
