@@ -14,8 +14,8 @@ type considered struct {
 	template *template // nil where the job was never learned
 	task     []byte
 	read     *run // whose outputs the agent has read
-	tool     schemas.Action
-	prev     schemas.Action
+	tool     toolID
+	prev     toolID
 	sink     bool
 	standing standing
 	shape    shape
@@ -50,15 +50,15 @@ func (m *Model) consider(e *schemas.Event) considered {
 
 // toolOf is what counts as one tool: of memory the operation without its key,
 // of answers all.
-func toolOf(e *schemas.Event) schemas.Action {
+func toolOf(e *schemas.Event) toolID {
 	if isAnswer(e.Kind) {
-		return schemas.Action{Verb: "answer"}
+		return firsts[verbAnswer]
 	}
 	if e.Action.Verb == schemas.VerbMemory {
 		op, _, _ := strings.Cut(e.Action.Resource, ".")
-		return schemas.Action{Verb: e.Action.Verb, Resource: op}
+		return toolNamed(schemas.Action{Verb: e.Action.Verb, Resource: op})
 	}
-	return e.Action
+	return toolNamed(e.Action)
 }
 
 // Assess judges a draft of an action or of an agent's answer. It changes
@@ -145,7 +145,7 @@ const (
 // the capability grants nor the task speaks of.
 func (c *considered) aimed(f *features) bool {
 	return f.x[evDomain]+f.x[evFresh]+f.x[evTainted] > 0 ||
-		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
+		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.action().Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
 }
 
 // behaviour scores a sink, and says whether it is aimed.

@@ -3,8 +3,6 @@ package monitor
 import (
 	"maps"
 	"slices"
-
-	"github.com/writ-sh/writ/schemas"
 )
 
 // Fork gives a model that goes on from here by itself. What neither of the two
@@ -15,7 +13,7 @@ func (m *Model) Fork() *Model {
 	f := *m
 	f.agents, f.pending = maps.Clone(m.agents), maps.Clone(m.pending)
 	f.heard = maps.Clone(m.heard)
-	f.toolWords = map[schemas.Action]toolWords{}
+	f.toolWords = map[toolID]toolWords{}
 	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent()
 	f.stems, f.factors = nil, nil
 	f.pool = m.pool.clone()
@@ -74,6 +72,11 @@ func (a *agent) clone() *agent {
 // clone copies what of a run changes in place.
 func (r *run) clone() *run {
 	c := *r
+	if r.live == silence {
+		return &c
+	}
+	l := *r.live
+	c.live = &l
 	c.seen = maps.Clone(r.seen)
 	c.sources, c.asked, c.answered = slices.Clone(r.sources), slices.Clone(r.asked), slices.Clone(r.answered)
 	c.votes = votes{words: slices.Clone(r.votes.words), times: slices.Clone(r.votes.times), outside: slices.Clone(r.votes.outside), tools: slices.Clone(r.votes.tools),

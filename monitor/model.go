@@ -41,7 +41,7 @@ type Model struct {
 	extract   *extractor
 	factors   []schemas.Factor // of the last verdict
 	scratch   []byte
-	toolWords map[schemas.Action]toolWords
+	toolWords map[toolID]toolWords
 	uses      []useOf
 	stems     []uint32
 	mine      map[string]bool // of a fork: the agents that it has copied; nil where all are its own
@@ -56,7 +56,7 @@ func New(o Options) *Model {
 	}
 	m := &Model{
 		weights: w, version: w.Version(), explainFrom: explainFrom,
-		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
+		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[toolID]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
 		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
 	}
 	if o.Explain {
@@ -175,7 +175,7 @@ func (m *Model) ended(e *schemas.Event) {
 	}
 	// What is left tells a late action of this operation from one of an
 	// operation that never was.
-	a.runs[e.Operation] = &run{job: r.job, ended: true, last: e.Seq}
+	a.runs[e.Operation] = over(r.job, e.Seq)
 }
 
 // learn calibrates with a run, and takes its vote if nothing in it was
@@ -224,6 +224,7 @@ func (m *Model) approved(e *schemas.Event) {
 	}
 	delete(a.held, e.Ref)
 	m.watch.approved++
+	h.run.stir()
 	h.run.reviews--
 	h.run.accused = true
 	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
@@ -358,6 +359,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		return // followed no longer
 	}
 	r := m.openRun(a, e, c)
+	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
 	scoreNew := score

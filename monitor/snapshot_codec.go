@@ -240,6 +240,14 @@ func (c *codec) action(a *schemas.Action) {
 	text(c, &a.Resource)
 }
 
+func (c *codec) tool(t *toolID) {
+	a := t.action()
+	c.action(&a)
+	if c.reading {
+		*t = toolNamed(a)
+	}
+}
+
 func (c *codec) agent(a *agent) {
 	owned((*codec).baseline)(c, &a.baseline)
 	table(c, &a.runs, text[string], owned((*codec).run))
@@ -311,7 +319,7 @@ func (c *codec) held(a *agent) {
 			h.run = runs[i]
 		}
 		c.shape(&h.shape)
-		c.action(&h.prev)
+		c.tool(&h.prev)
 		list(c, &h.uses, (*codec).use)
 		number(c, &h.score)
 		number(c, &h.scoreNew)
@@ -319,6 +327,9 @@ func (c *codec) held(a *agent) {
 }
 
 func (c *codec) run(r *run) {
+	if c.reading {
+		r.live = new(live)
+	}
 	text(c, &r.jti)
 	text(c, &r.job)
 	text(c, &r.task)
@@ -327,7 +338,7 @@ func (c *codec) run(r *run) {
 	list(c, &r.forbidden, text[string])
 	c.flag(&r.ended)
 	number(c, &r.last)
-	c.action(&r.prev)
+	c.tool(&r.prev)
 	number(c, &r.outputs)
 	table(c, &r.seen, number[uint64], func(c *codec, s *sighting) {
 		number(c, &s.output)
@@ -350,18 +361,28 @@ func (c *codec) run(r *run) {
 		text(c, &a.agent)
 		text(c, &a.key)
 	})
+	if c.reading && r.ended && written((*codec).run, r) == written((*codec).run, over(r.job, r.last)) {
+		r.live = silence
+	}
+}
+
+// written is how a state is written.
+func written[T any](walk func(*codec, T), x T) string {
+	c := codec{}
+	walk(&c, x)
+	return string(c.buf)
 }
 
 func (c *codec) source(s *source) {
-	c.action(&s.tool)
-	c.action(&s.root)
+	c.tool(&s.tool)
+	c.tool(&s.root)
 }
 
 func (c *codec) votes(v *votes) {
 	list(c, &v.words, number[uint32])
-	list(c, &v.outside, (*codec).action)
+	list(c, &v.outside, (*codec).tool)
 	list(c, &v.times, number[uint8])
-	list(c, &v.tools, (*codec).action)
+	list(c, &v.tools, (*codec).tool)
 	list(c, &v.pairs, (*codec).pair)
 	list(c, &v.shapes, (*codec).shape)
 	list(c, &v.uses, (*codec).use)
@@ -381,7 +402,7 @@ func (c *codec) use(u *useOf) {
 	c.flag(&u.unknownNew)
 	number(c, &u.strange)
 	number(c, &u.how)
-	c.action(&u.root)
+	c.tool(&u.root)
 }
 
 func (c *codec) id(v *id) {
@@ -390,27 +411,27 @@ func (c *codec) id(v *id) {
 }
 
 func (c *codec) place(p *place) {
-	c.action(&p.tool)
+	c.tool(&p.tool)
 	text(c, &p.kind)
 }
 
 func (c *codec) pair(p *pair) {
-	c.action(&p.prev)
-	c.action(&p.tool)
+	c.tool(&p.prev)
+	c.tool(&p.tool)
 }
 
 func (c *codec) flow(f *flow) {
 	c.place(&f.place)
-	c.action(&f.root)
+	c.tool(&f.root)
 }
 
 func (c *codec) repeat(r *repeat) {
-	c.action(&r.tool)
+	c.tool(&r.tool)
 	number(c, &r.n)
 }
 
 func (c *codec) shape(s *shape) {
-	c.action(&s.tool)
+	c.tool(&s.tool)
 	number(c, &s.keys)
 }
 
@@ -433,9 +454,9 @@ func (c *codec) innovations(x *innovations) {
 func (c *codec) baseline(b *baseline) {
 	number(c, &b.runs)
 	number(c, &b.votes)
-	table(c, &b.tools, (*codec).action, (*codec).count)
+	table(c, &b.tools, (*codec).tool, (*codec).count)
 	table(c, &b.pairs, (*codec).pair, (*codec).count)
-	table(c, &b.follows, (*codec).action, func(c *codec, f *following) {
+	table(c, &b.follows, (*codec).tool, func(c *codec, f *following) {
 		number(c, &f.n)
 		number(c, &f.distinct)
 	})
@@ -451,10 +472,10 @@ func (c *codec) baseline(b *baseline) {
 	table(c, &b.times, (*codec).repeat, number[uint32])
 	table(c, &b.shapes, (*codec).shape, number[uint32])
 	table(c, &b.together, (*codec).pair, number[uint32])
-	table(c, &b.newTools, (*codec).action, number[uint32])
+	table(c, &b.newTools, (*codec).tool, number[uint32])
 	table(c, &b.newcomers, text[string], number[uint32])
 	number(c, &b.mature)
-	table(c, &b.outside, (*codec).action, number[uint32])
+	table(c, &b.outside, (*codec).tool, number[uint32])
 	table(c, &b.words, number[uint32], number[uint16])
 	number(c, &b.learned)
 }
@@ -462,9 +483,9 @@ func (c *codec) baseline(b *baseline) {
 func (c *codec) template(t *template) {
 	number(c, &t.bit)
 	number(c, &t.runs)
-	table(c, &t.tools, (*codec).action, number[uint32])
+	table(c, &t.tools, (*codec).tool, number[uint32])
 	table(c, &t.pairs, (*codec).pair, number[uint32])
-	table(c, &t.follows, (*codec).action, number[uint32])
+	table(c, &t.follows, (*codec).tool, number[uint32])
 	table(c, &t.flows, (*codec).flow, number[uint32])
 	table(c, &t.filled, (*codec).place, number[uint32])
 	table(c, &t.times, (*codec).repeat, number[uint32])

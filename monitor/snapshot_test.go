@@ -24,7 +24,7 @@ import (
 
 // caches are the fields that follow from others: they are not written down, and
 // restored as nothing.
-var caches = map[string]bool{"run.alike": true, "run.alikeAt": true, "run.rarity": true}
+var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rarity": true}
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,
@@ -36,6 +36,10 @@ func fill(t *testing.T, v reflect.Value, n *uint64) {
 	*n++
 	if v.Type() == reflect.TypeFor[time.Time]() {
 		v.Set(reflect.ValueOf(time.Unix(int64(*n), int64(*n)).UTC()))
+		return
+	}
+	if v.Type() == reflect.TypeFor[toolID]() {
+		v.Set(reflect.ValueOf(toolNamed(schemas.Action{Verb: fmt.Sprintf("verb-%d", *n), Resource: "resource"})))
 		return
 	}
 	switch v.Kind() {

@@ -34,8 +34,8 @@ func (m *Model) usesOf(e *schemas.Event, c *considered, learn bool) []useOf {
 	values := m.extract.read(e.Data)
 	tool := c.tool
 	c.shape = shape{tool, m.extract.keys}
-	if tool.Verb == schemas.VerbMemory && len(e.Action.Resource) > len(tool.Resource)+1 {
-		m.extract.add("key", []byte(e.Action.Resource[len(tool.Resource)+1:]))
+	if a := tool.action(); a.Verb == schemas.VerbMemory && len(e.Action.Resource) > len(a.Resource)+1 {
+		m.extract.add("key", []byte(e.Action.Resource[len(a.Resource)+1:]))
 		values = m.extract.values
 	}
 	m.uses = m.uses[:0]

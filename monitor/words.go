@@ -3,8 +3,6 @@ package monitor
 import (
 	"cmp"
 	"slices"
-
-	"github.com/writ-sh/writ/schemas"
 )
 
 // maxWordsOf bounds the words kept of one task.
@@ -103,6 +101,9 @@ const mostAlike = 4
 // alike are the jobs whose tasks share words with the run's, most alike first.
 // They are kept with the run until the baseline learns again.
 func (r *run) alikeOf(b *baseline) []likeness {
+	if len(r.votes.words) == 0 {
+		return nil
+	}
 	if r.alikeAt == b.learned+1 {
 		return r.alike
 	}
@@ -143,7 +144,7 @@ func (r *run) alikeOf(b *baseline) []likeness {
 
 // similarSurprise is how unusual a tool is for tasks whose words are like this
 // one's: P = (Σ s²·rate + P_agent·1/4) / (Σ s² + 1/4).
-func (w view) similarSurprise(r *run, tool schemas.Action) fixed {
+func (w view) similarSurprise(r *run, tool toolID) fixed {
 	pc, pn := w.counts(tool)
 	num := uint64(one) / 4 * (2*pc + 1) / (2 * (pn + 1))
 	den := uint64(one) / 4
@@ -160,13 +161,14 @@ func (w view) similarSurprise(r *run, tool schemas.Action) fixed {
 // toolWords are the words of a tool's name and description.
 type toolWords struct{ name, desc []uint32 }
 
-func (m *Model) wordsOf(tool schemas.Action) toolWords {
+func (m *Model) wordsOf(tool toolID) toolWords {
 	if w, ok := m.toolWords[tool]; ok {
 		return w
 	}
-	w := toolWords{name: taskWords(nil, []byte(tool.Resource))}
-	if svc := m.fleet.Agents[m.fleet.Route(tool)]; svc != nil {
-		w.desc = taskWords(nil, []byte(svc.Tools[tool.Resource].Description))
+	a := tool.action()
+	w := toolWords{name: taskWords(nil, []byte(a.Resource))}
+	if svc := m.fleet.Agents[m.fleet.Route(a)]; svc != nil {
+		w.desc = taskWords(nil, []byte(svc.Tools[a.Resource].Description))
 	}
 	if len(m.toolWords) >= maxToolWords {
 		clear(m.toolWords)
@@ -179,7 +181,7 @@ const maxToolWords = 4096
 
 // mismatch is how little the task's words speak of a tool: of its name, and of
 // its description.
-func (m *Model) mismatch(r *run, tool schemas.Action) (name, desc fixed) {
+func (m *Model) mismatch(r *run, tool toolID) (name, desc fixed) {
 	w := m.wordsOf(tool)
 	return unshared(w.name, r.votes.words, 2), unshared(w.desc, r.votes.words, 3)
 }
