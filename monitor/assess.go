@@ -24,23 +24,33 @@ type considered struct {
 
 // consider gathers what the fold says of an action, changing nothing.
 func (m *Model) consider(e *schemas.Event) considered {
-	c := considered{agent: m.agents[e.Agent], tool: toolOf(e), sink: m.isSink(e)}
+	c := considered{agent: m.at(e.Agent), tool: toolOf(e), sink: m.isSink(e)}
 	if c.agent == nil {
 		c.agent = m.nobody
 	}
+	key := e.Operation
 	if isAnswer(e.Kind) {
-		c.job = answerJob
-		c.run = c.agent.runs[answerKey(e.To, e.Operation)]
-		if asker := m.agents[e.To]; asker != nil && asker.runs[e.Operation] != nil {
-			c.task = asker.runs[e.Operation].task
-		}
-	} else if c.run = c.agent.runs[e.Operation]; c.run != nil {
-		c.job, c.task, c.read = c.run.job, c.run.task, c.run
+		key, c.job = answerKey(e.To, e.Operation), answerJob
 	}
+	if c.run = c.agent.runs[key]; c.run != nil && !isAnswer(e.Kind) {
+		c.job = c.run.job
+	}
+	c.template = c.agent.baseline.templates[c.job]
+	if c.template != nil && c.template.tallies == nil {
+		c.agent = m.own(e.Agent) // which no fork reads meanwhile
+		c.run, c.template = c.agent.runs[key], c.agent.baseline.templates[c.job]
+	}
+	c.agent.baseline.fetch(c.template)
 	if c.run != nil {
 		c.prev = c.run.prev
 	}
-	c.template = c.agent.baseline.templates[c.job]
+	if isAnswer(e.Kind) {
+		if asker := m.at(e.To); asker != nil && asker.runs[e.Operation] != nil {
+			c.task = asker.runs[e.Operation].task
+		}
+	} else if c.run != nil {
+		c.task, c.read = c.run.task, c.run
+	}
 	c.standing = standingOf(e, c.run)
 	for _, seq := range c.agent.approved {
 		c.approved = c.approved || seq == e.Ref
@@ -70,6 +80,7 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 	if e.Kind == schemas.RiskChanged {
 		return m.standingVerdict(e)
 	}
+	m.settle()
 	c := m.consider(e)
 	v := schemas.Verdict{AsOf: m.seq, Baseline: m.learned, Model: m.version, PPM: 1_000_000}
 	aimed := c.sink && m.behaviour(e, c, &v)
@@ -97,7 +108,8 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 // standingVerdict judges what stands against an agent without a new action:
 // after a violation, which the server refused by itself.
 func (m *Model) standingVerdict(e *schemas.Event) schemas.Verdict {
-	a := m.agents[e.Agent]
+	m.settle()
+	a := m.at(e.Agent)
 	if a == nil {
 		a = m.nobody
 	}

@@ -76,6 +76,9 @@ type baseline struct {
 	outside   map[toolID]uint32 // runs in which a tool was used that the capability did not grant
 	words     map[uint32]uint16 // in how many jobs' tasks a word stands
 	learned   uint64            // runs learned ever: orders what is forgotten
+
+	attic *attic // where tallies of templates are put aside; nil where none are
+	looks uint64 // at templates
 }
 
 // A repeat is a tool used at least so many times in a run.
@@ -94,10 +97,19 @@ type knowledge struct {
 	last      uint64
 }
 
-// A template is the same for one job.
+// A template is the same for one job. Its counts are put aside while other jobs are
+// at work; what all jobs are compared by stays.
 type template struct {
-	bit     int
-	runs    uint32
+	bit      int
+	runs     uint32
+	words    []uint32 // of its newest task, sorted
+	last     uint64
+	*tallies        // nil while they are put aside: see baseline.fetch
+	lies     shelf  // where they are put aside just as they are; zero where they are not
+	used     uint64 // when it was looked at
+}
+
+type tallies struct {
 	tools   map[toolID]uint32
 	pairs   map[pair]uint32
 	follows map[toolID]uint32
@@ -105,12 +117,15 @@ type template struct {
 	filled  map[place]uint32
 	times   map[repeat]uint32
 	shapes  map[shape]uint32
-	words   []uint32 // of its newest task, sorted
-	last    uint64
 }
 
-func newBaseline() *baseline {
-	return &baseline{
+func newTallies() *tallies {
+	return &tallies{tools: map[toolID]uint32{}, pairs: map[pair]uint32{}, follows: map[toolID]uint32{},
+		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}}
+}
+
+func newBaseline(attic *attic) *baseline {
+	return &baseline{attic: attic,
 		tools: map[toolID]count{}, pairs: map[pair]count{}, follows: map[toolID]following{},
 		templates: map[string]*template{}, known: map[id]knowledge{}, slots: map[place]slot{},
 		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}, together: map[pair]uint32{},
@@ -288,13 +303,13 @@ func (b *baseline) template(job string) *template {
 		if len(b.templates) == maxTemplates {
 			b.forgetTemplate()
 		}
-		t = &template{bit: bits.TrailingZeros64(^b.taken), tools: map[toolID]uint32{},
-			pairs: map[pair]uint32{}, follows: map[toolID]uint32{},
-			flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}}
+		t = &template{bit: bits.TrailingZeros64(^b.taken), tallies: newTallies()}
 		b.taken |= 1 << t.bit
 		b.templates[job] = t
 	}
 	t.last = b.learned
+	b.fetch(t)
+	b.changes(t)
 	return t
 }
 
@@ -306,6 +321,7 @@ func (b *baseline) forgetTemplate() {
 		}
 	}
 	bit := uint64(1) << b.templates[oldest].bit
+	b.changes(b.templates[oldest])
 	delete(b.templates, oldest)
 	b.taken &^= bit
 	for value, k := range b.known {
@@ -352,6 +368,8 @@ func (b *baseline) halve() {
 	halveCounts(b.newcomers)
 	halveCounts(b.outside)
 	for _, t := range b.templates {
+		b.fetch(t)
+		b.changes(t)
 		t.runs /= 2
 		for _, m := range []map[toolID]uint32{t.tools, t.follows} {
 			halveCounts(m)

@@ -11,11 +11,12 @@ import (
 // is used no longer and each judges only agents that it has applied an event of.
 func (m *Model) Fork() *Model {
 	f := *m
-	f.agents, f.pending = maps.Clone(m.agents), maps.Clone(m.pending)
+	f.agents, f.aside, f.pending = maps.Clone(m.agents), maps.Clone(m.aside), maps.Clone(m.pending)
 	f.heard = maps.Clone(m.heard)
 	f.toolWords = map[toolID]toolWords{}
-	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent()
-	f.stems, f.factors = nil, nil
+	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent(nil)
+	f.stems, f.factors, f.packing = nil, nil, nil
+	m.attic.lend(true)
 	f.pool = m.pool.clone()
 	for i := range f.maxima {
 		f.maxima[i] = m.maxima[i].clone()
@@ -27,12 +28,22 @@ func (m *Model) Fork() *Model {
 
 // own is an agent to be changed; nil where nothing is known of it.
 func (m *Model) own(name string) *agent {
-	a := m.agents[name]
-	if a != nil && m.mine != nil && !m.mine[name] {
+	a := m.at(name)
+	if a == nil {
+		return nil
+	}
+	if m.mine != nil && !m.mine[name] {
 		a = a.clone()
 		m.agents[name], m.mine[name] = a, true
 	}
+	m.changes(name, a)
 	return a
+}
+
+// alone ends that anything is shared: no other fork is used any longer.
+func (m *Model) alone() {
+	m.mine = nil
+	m.attic.lend(false)
 }
 
 func (c calibration) clone() calibration {
@@ -97,9 +108,10 @@ func (b *baseline) clone() *baseline {
 	c.templates = make(map[string]*template, len(b.templates))
 	for job, t := range b.templates {
 		u := *t
-		u.tools, u.pairs, u.follows = maps.Clone(t.tools), maps.Clone(t.pairs), maps.Clone(t.follows)
-		u.flows, u.filled, u.times = maps.Clone(t.flows), maps.Clone(t.filled), maps.Clone(t.times)
-		u.shapes = maps.Clone(t.shapes)
+		if n := t.tallies; n != nil {
+			u.tallies = &tallies{maps.Clone(n.tools), maps.Clone(n.pairs), maps.Clone(n.follows),
+				maps.Clone(n.flows), maps.Clone(n.filled), maps.Clone(n.times), maps.Clone(n.shapes)}
+		}
 		u.words = slices.Clone(t.words)
 		c.templates[job] = &u
 	}

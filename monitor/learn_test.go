@@ -258,7 +258,7 @@ func TestAFloodedOutputHidesNoFreshValue(t *testing.T) {
 }
 
 func TestLongPastCountsAreHalved(t *testing.T) {
-	b := newBaseline()
+	b := newBaseline(nil)
 	var v votes
 	v.add(shape{tool: toolNamed(schemas.Action{Verb: "call", Resource: "x"})}, toolID{}, []useOf{{value: id{1, 1}}})
 	for range 3 * maxRuns {

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 // Options of a Model. The zero value is what Writ runs with.
 type Options struct {
 	Weights *Weights // of the evidences; Reference where nil
+	Folder  string   // where agents and jobs that do nothing just now are put aside; all stay in memory where empty
 	Explain bool     // say in words what every factor is about, however low the risk; live verdicts do so from risk 40
 }
 
@@ -30,7 +32,9 @@ type Model struct {
 	lastID  string // its id
 	learned uint64 // sequence of the event at which a run was last learned
 	fleet   *schemas.State
-	agents  map[string]*agent
+	agents  map[string]*agent       // in memory
+	aside   map[string]shelf        // as they were put aside; those that changed since are not in it
+	attic   *attic                  // nil where all are in memory
 	maxima  [maturities]calibration // of all agents, by maturity of the template
 	pool    calibration             // of all
 	watch   watch
@@ -45,7 +49,10 @@ type Model struct {
 	uses      []useOf
 	stems     []uint32
 	mine      map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	nobody    *agent          // stands for an agent without history; never changed
+	packing   []byte          // room to put aside
+	resident  int             // agents, and jobs of one, in memory
+	jobs      int
+	nobody    *agent // stands for an agent without history; never changed
 }
 
 // New is the model before the first event.
@@ -56,11 +63,14 @@ func New(o Options) *Model {
 	}
 	m := &Model{
 		weights: w, version: w.Version(), explainFrom: explainFrom,
-		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[toolID]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
-		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
+		fleet: schemas.NewState(), agents: map[string]*agent{}, aside: map[string]shelf{}, resident: residentAgents, jobs: residentJobs, toolWords: map[toolID]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
+		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(nil),
 	}
 	if o.Explain {
 		m.explainFrom = 0
+	}
+	if o.Folder != "" {
+		m.attic = &attic{folder: o.Folder}
 	}
 	return m
 }
@@ -74,7 +84,7 @@ func (m *Model) Follows(e *schemas.Event) bool {
 	if e.JTI == "" || isAnswer(e.Kind) {
 		return true
 	}
-	a := m.agents[e.Agent]
+	a := m.at(e.Agent)
 	return a != nil && a.runs[e.Operation] != nil && !a.runs[e.Operation].ended
 }
 
@@ -85,8 +95,9 @@ func (m *Model) Apply(e *schemas.Event) error {
 	if e.Seq <= m.seq {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, m.seq)
 	}
+	m.settle()
 	m.seq, m.lastID = e.Seq, e.ID
-	if err := m.apply(e); err != nil {
+	if err := cmp.Or(m.apply(e), m.Err()); err != nil {
 		return fmt.Errorf("event %d (%s of %s): %w", e.Seq, e.Kind, e.Agent, err)
 	}
 	return nil
@@ -98,7 +109,7 @@ func (m *Model) apply(e *schemas.Event) error {
 		clear(m.toolWords)
 		return m.fleet.Apply(e)
 	case schemas.AgentRemoved:
-		delete(m.agents, e.Agent)
+		m.forgetAgent(e.Agent)
 		return m.fleet.Apply(e)
 	case schemas.TokenIssued:
 		return m.issued(e)
@@ -132,7 +143,8 @@ func (m *Model) apply(e *schemas.Event) error {
 func (m *Model) agent(name string) *agent {
 	a := m.own(name)
 	if a == nil {
-		a = newAgent()
+		a = newAgent(m.attic)
+		a.used = m.seq
 		m.agents[name] = a
 		if m.mine != nil {
 			m.mine[name] = true
@@ -472,7 +484,8 @@ func (m *Model) isSink(e *schemas.Event) bool {
 // Risk is an agent's risk at a time, with the verdict behind it; false where
 // nothing of it was ever judged.
 func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
-	a := m.agents[name]
+	m.settle()
+	a := m.at(name)
 	if a == nil || a.lastVerdict == nil {
 		return schemas.RiskReply{AgentID: name}, false
 	}

@@ -255,6 +255,8 @@ type agent struct {
 	lastAction  schemas.Action
 	lastVerdict []byte
 	history     []schemas.RiskPoint
+
+	used uint64 // sequence of the event that last looked at it
 }
 
 // heldAction is what an approval signs in.
@@ -267,8 +269,8 @@ type heldAction struct {
 	score, scoreNew fixed
 }
 
-func newAgent() *agent {
-	return &agent{baseline: newBaseline(), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
+func newAgent(attic *attic) *agent {
+	return &agent{baseline: newBaseline(attic), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
 }
 
 // run finds or makes the run of an operation. The one that was silent for

@@ -33,7 +33,7 @@ func (s *shadow) apply(e *schemas.Event) {
 		}
 	}
 	if err := s.model.Apply(&own); err != nil {
-		s.log.Error("the shadow weights judge no longer", "error", err)
+		s.log.Error("the shadow weights judge no longer", "error", errors.Join(err, s.model.Close()))
 		s.model = nil
 	}
 }
@@ -47,11 +47,10 @@ func (s *Service) resumeShadow() error {
 	if s.Shadow == nil {
 		return nil
 	}
-	b, err := os.ReadFile(s.shadowFile())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	m, err := readSnapshot(s.shadowFile(), s.options(s.Shadow))
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrSnapshot) {
 		return err
 	}
-	m, err := Restore(Options{Weights: s.Shadow}, b)
 	if err != nil || m.seq != s.model.seq || m.lastID != s.model.lastID {
 		s.Logger.Warn("the shadow weights have learned nothing yet", "from", s.model.seq)
 		return nil

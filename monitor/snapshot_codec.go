@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -20,9 +21,53 @@ type codec struct {
 	buf     []byte            // written so far, or what is left to read
 	err     error             // the first; all that follows is nothing
 	texts   map[string]string // read so far, so that equal texts share memory
+	attic   *attic            // holds what the state put aside; nil where it put nothing
+
+	in   *io.LimitedReader // more to read; nil where buf is all
+	out  io.Writer         // takes what was written; nil where buf keeps it
+	hold bool              // buf must stand still
 }
 
-var errShort = errors.New("it ends too early, or a length in it is wrong")
+// streamed is how much is in memory of what is read or written, at least.
+const (
+	streamed  = 1 << 20
+	mostKey   = 1 << 16 // bytes of a table's key
+	mostTexts = 1 << 14 // that share memory
+)
+
+// want reads on until n bytes are at hand, or all.
+func (c *codec) want(n int) {
+	if c.in == nil || c.hold || len(c.buf) >= n {
+		return
+	}
+	n = int(min(int64(n), int64(len(c.buf))+c.in.N)) // whatever a damaged length says
+	more := make([]byte, len(c.buf), max(n, streamed))
+	copy(more, c.buf)
+	got, err := io.ReadFull(c.in, more[len(more):cap(more)])
+	c.buf = more[:len(more)+got]
+	if err != nil {
+		c.in = nil
+		if err != io.EOF && err != io.ErrUnexpectedEOF {
+			c.fail(err)
+		}
+	}
+}
+
+// spill hands on what was written.
+func (c *codec) spill(least int) {
+	if c.out == nil || len(c.buf) < least || c.err != nil {
+		return
+	}
+	if _, err := c.out.Write(c.buf); err != nil {
+		c.fail(err)
+	}
+	c.buf = c.buf[:0]
+}
+
+var (
+	errShort = errors.New("it ends too early, or a length in it is wrong")
+	errOrder = errors.New("a table in it is out of order")
+)
 
 func (c *codec) fail(err error) {
 	if c.err == nil {
@@ -39,6 +84,7 @@ func number[T integer](c *codec, p *T) {
 		c.buf = binary.AppendVarint(c.buf, int64(*p))
 		return
 	}
+	c.want(binary.MaxVarintLen64)
 	x, n := binary.Varint(c.buf)
 	if n <= 0 || int64(T(x)) != x || n > 1 && c.buf[n-1] == 0 {
 		c.fail(errShort)
@@ -64,6 +110,9 @@ func (c *codec) flag(p *bool) {
 // length is of what takes a byte at least for each.
 func (c *codec) length(n int) int {
 	number(c, &n)
+	if c.reading {
+		c.want(n)
+	}
 	if c.reading && (n < 0 || n > len(c.buf)) {
 		c.fail(errShort)
 		return 0
@@ -82,6 +131,9 @@ func text[T ~string | ~[]byte](c *codec, p *T) {
 	if _, isString := any(*p).(string); isString && n <= maxValue {
 		s, ok := c.texts[string(raw)]
 		if !ok {
+			if len(c.texts) >= mostTexts {
+				clear(c.texts)
+			}
 			s = string(raw)
 			c.texts[s] = s
 		}
@@ -128,14 +180,17 @@ func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), valu
 		for i := range n {
 			var k K
 			var v V
+			c.want(mostKey)
 			from := c.buf
+			c.hold = true
 			key(c, &k)
+			c.hold = false
 			if c.err != nil {
 				return
 			}
 			raw := from[:len(from)-len(c.buf)]
 			if i > 0 && bytes.Compare(before, raw) >= 0 {
-				c.fail(errors.New("a table in it is out of order"))
+				c.fail(errOrder)
 				return
 			}
 			before = raw
@@ -179,7 +234,7 @@ func (c *codec) model(m *Model) {
 	number(c, &m.seq)
 	number(c, &m.learned)
 	c.fleet(&m.fleet)
-	table(c, &m.agents, text[string], owned((*codec).agent))
+	c.agents(m)
 	for i := range m.maxima {
 		c.calibration(&m.maxima[i])
 	}
@@ -213,6 +268,51 @@ func (c *codec) fleet(p **schemas.State) {
 		return
 	}
 	*p = schemas.StateOf(d)
+}
+
+// agents goes through all agents in the way of table, with no more of them in
+// memory than the model has: what was put aside is written as it lies.
+func (c *codec) agents(m *Model) {
+	var names []string
+	if !c.reading {
+		names = m.names()
+	}
+	n := c.length(len(names))
+	before := ""
+	for i := range n {
+		if !c.reading {
+			text(c, &names[i])
+			if a := m.agents[names[i]]; a != nil {
+				c.agent(a)
+			} else {
+				c.stored(m.aside[names[i]])
+			}
+			c.spill(streamed)
+			continue
+		}
+		var name string
+		a := new(agent)
+		text(c, &name)
+		if raw := written(text[string], &name); i > 0 && raw <= before {
+			c.fail(errOrder)
+		} else {
+			before = raw
+		}
+		if c.agent(a); c.err != nil {
+			return
+		}
+		m.agents[name] = a
+		m.settle()
+	}
+}
+
+// stored writes a record of the attic as it lies there.
+func (c *codec) stored(s shelf) {
+	raw := c.attic.get(s)
+	if raw == nil {
+		c.fail(c.attic.failed())
+	}
+	c.buf = append(c.buf, raw...)
 }
 
 func (c *codec) violation(v *violation) {
@@ -249,7 +349,10 @@ func (c *codec) tool(t *toolID) {
 }
 
 func (c *codec) agent(a *agent) {
-	owned((*codec).baseline)(c, &a.baseline)
+	if c.reading {
+		a.baseline = &baseline{attic: c.attic}
+	}
+	c.baseline(a.baseline)
 	table(c, &a.runs, text[string], owned((*codec).run))
 	for i := range a.maxima {
 		c.calibration(&a.maxima[i])
@@ -483,6 +586,20 @@ func (c *codec) baseline(b *baseline) {
 func (c *codec) template(t *template) {
 	number(c, &t.bit)
 	number(c, &t.runs)
+	switch {
+	case c.reading:
+		t.tallies = new(tallies)
+		c.tallies(t.tallies)
+	case t.tallies != nil:
+		c.tallies(t.tallies)
+	default:
+		c.stored(t.lies)
+	}
+	list(c, &t.words, number[uint32])
+	number(c, &t.last)
+}
+
+func (c *codec) tallies(t *tallies) {
 	table(c, &t.tools, (*codec).tool, number[uint32])
 	table(c, &t.pairs, (*codec).pair, number[uint32])
 	table(c, &t.follows, (*codec).tool, number[uint32])
@@ -490,8 +607,6 @@ func (c *codec) template(t *template) {
 	table(c, &t.filled, (*codec).place, number[uint32])
 	table(c, &t.times, (*codec).repeat, number[uint32])
 	table(c, &t.shapes, (*codec).shape, number[uint32])
-	list(c, &t.words, number[uint32])
-	number(c, &t.last)
 }
 
 func (c *codec) calibration(s *calibration) {

@@ -24,11 +24,12 @@ import (
 
 // caches are the fields that follow from others: they are not written down, and
 // restored as nothing.
-var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rarity": true}
+var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rarity": true,
+	"agent.used": true, "baseline.looks": true, "baseline.attic": true, "template.used": true, "template.lies": true}
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,
-	"scratch": true, "toolWords": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true}
+	"scratch": true, "toolWords": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "packing": true, "resident": true, "jobs": true}
 
 // fill sets everything that can be reached to something of its own.
 func fill(t *testing.T, v reflect.Value, n *uint64) {

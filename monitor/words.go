@@ -90,8 +90,9 @@ func (w view) rarity(word uint32) fixed {
 
 // A likeness is how much one job's task is like a run's, squared.
 type likeness struct {
-	of *template
-	s2 uint64 // 16 fractional bits
+	of    *template
+	s2    uint64 // 16 fractional bits
+	tools map[toolID]uint32
 }
 
 // mostAlike bounds the jobs that a task is compared with, once it is known how
@@ -134,11 +135,18 @@ func (r *run) alikeOf(b *baseline) []likeness {
 		}
 		s = s * one / all
 		if s2 := uint64(mul(s, s)) * 4; s2 > 0 && t.runs > 0 {
-			r.alike = append(r.alike, likeness{t, s2})
+			r.alike = append(r.alike, likeness{of: t, s2: s2})
 		}
 	}
 	slices.SortFunc(r.alike, func(x, y likeness) int { return cmp.Or(cmp.Compare(y.s2, x.s2), cmp.Compare(x.of.bit, y.of.bit)) })
 	r.alike = r.alike[:min(len(r.alike), mostAlike)]
+	for i, l := range r.alike {
+		n := l.of.tallies
+		if n == nil {
+			n = b.stored(l.of)
+		}
+		r.alike[i].tools = n.tools
+	}
 	return r.alike
 }
 
@@ -153,7 +161,7 @@ func (w view) similarSurprise(r *run, tool toolID) fixed {
 			continue
 		}
 		den += l.s2
-		num += l.s2 * uint64(l.of.tools[tool]) / uint64(max(l.of.runs, 1))
+		num += l.s2 * uint64(l.tools[tool]) / uint64(max(l.of.runs, 1))
 	}
 	return surprise(max(num, 1), den, maxSurprise)
 }
