@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"strings"
-
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -15,6 +13,7 @@ type considered struct {
 	task     []byte
 	read     *run // whose outputs the agent has read
 	tool     toolID
+	trait    *trait // of the tool
 	prev     toolID
 	sink     bool
 	standing standing
@@ -24,7 +23,8 @@ type considered struct {
 
 // consider gathers what the fold says of an action, changing nothing.
 func (m *Model) consider(e *schemas.Event) considered {
-	c := considered{agent: m.at(e.Agent), tool: toolOf(e), sink: m.isSink(e)}
+	c := considered{agent: m.at(e.Agent), trait: m.trait(toolOf(e)), sink: m.isSink(e)}
+	c.tool = c.trait.tool
 	if c.agent == nil {
 		c.agent = m.nobody
 	}
@@ -58,17 +58,12 @@ func (m *Model) consider(e *schemas.Event) considered {
 	return c
 }
 
-// toolOf is what counts as one tool: of memory the operation without its key,
-// of answers all.
-func toolOf(e *schemas.Event) toolID {
+// toolOf is what counts as the tool: of answers, all are one.
+func toolOf(e *schemas.Event) schemas.Action {
 	if isAnswer(e.Kind) {
-		return firsts[verbAnswer]
+		return schemas.Action{Verb: verbAnswer}
 	}
-	if e.Action.Verb == schemas.VerbMemory {
-		op, _, _ := strings.Cut(e.Action.Resource, ".")
-		return toolNamed(schemas.Action{Verb: e.Action.Verb, Resource: op})
-	}
-	return toolNamed(e.Action)
+	return e.Action
 }
 
 // Assess judges a draft of an action or of an agent's answer. It changes
@@ -83,7 +78,7 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 	m.settle()
 	c := m.consider(e)
 	v := schemas.Verdict{AsOf: m.seq, Baseline: m.learned, Model: m.version, PPM: 1_000_000}
-	aimed := c.sink && m.behaviour(e, c, &v)
+	aimed := c.sink && m.behaviour(e, &c, &v)
 	if units := c.units(e, aimed); units > 0 {
 		total := min(c.agent.refusedNow(e.Time)+units, maxRefused)
 		if !aimed {
@@ -161,10 +156,10 @@ func (c *considered) aimed(f *features) bool {
 }
 
 // behaviour scores a sink, and says whether it is aimed.
-func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
-	uses := m.usesOf(e, &c, false)
+func (m *Model) behaviour(e *schemas.Event, c *considered, v *schemas.Verdict) (aimed bool) {
+	uses := m.usesOf(e, c, false)
 	w := view{b: c.agent.baseline, t: c.template}
-	f := m.features(&c, w, uses)
+	f := m.features(c, w, uses)
 	v.Factors = append(m.factors[:0], schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
 	v.Score = m.weights.Base
 	for ev, x := range f.x {
@@ -178,7 +173,7 @@ func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (a
 		i := 1
 		for ev, x := range f.x {
 			if x != 0 {
-				m.explain(&c, w, &f, uses, evidence(ev), &v.Factors[i])
+				m.explain(c, w, &f, uses, evidence(ev), &v.Factors[i])
 				i++
 			}
 		}
@@ -190,7 +185,7 @@ func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (a
 // factors is about; below, nobody reads them, and words cost.
 const explainFrom = learnBelow
 
-func (m *Model) judgeScore(c considered, v *schemas.Verdict) {
+func (m *Model) judgeScore(c *considered, v *schemas.Verdict) {
 	set := m.calibrationOf(c)
 	if set == nil {
 		bits := priorBits(v.Score)
@@ -231,7 +226,7 @@ func maturityOf(t *template) maturity {
 // calibrationOf is the set that an action's score is held against: the agent's
 // own if it is large enough, else that of all agents for the same maturity,
 // else all; nil while too little is known.
-func (m *Model) calibrationOf(c considered) *calibration {
+func (m *Model) calibrationOf(c *considered) *calibration {
 	class := maturityOf(c.template)
 	for _, set := range []*calibration{&c.agent.maxima[class], &m.maxima[class]} {
 		if len(set.sorted) >= minOwn {

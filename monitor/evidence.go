@@ -93,7 +93,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 		f.x[evTogether] = w.togetherSurprise(c.run, tool)
 		f.x[evRepeat] = w.repeatSurprise(c.run, c.tool)
 		var desc fixed
-		name, desc = m.mismatch(c.run, c.tool)
+		name, desc = c.trait.mismatch(c.run)
 		if n, _ := w.t.counts(c.tool); n == 0 {
 			f.x[evIntent] = (2*name + desc) / 3
 		}

@@ -3,6 +3,8 @@ package monitor
 import (
 	"maps"
 	"slices"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 // Fork gives a model that goes on from here by itself. What neither of the two
@@ -13,7 +15,7 @@ func (m *Model) Fork() *Model {
 	f := *m
 	f.agents, f.aside, f.pending = maps.Clone(m.agents), maps.Clone(m.aside), maps.Clone(m.pending)
 	f.heard = maps.Clone(m.heard)
-	f.toolWords = map[toolID]toolWords{}
+	f.traits = map[schemas.Action]*trait{}
 	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent(nil)
 	f.stems, f.factors, f.packing = nil, nil, nil
 	m.attic.lend(true)

@@ -42,17 +42,17 @@ type Model struct {
 	heard   map[id]hearing       // tokens of outside signals that could still be repeated
 	heardAt time.Time            // of the newest
 
-	extract   *extractor
-	factors   []schemas.Factor // of the last verdict
-	scratch   []byte
-	toolWords map[toolID]toolWords
-	uses      []useOf
-	stems     []uint32
-	mine      map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	packing   []byte          // room to put aside
-	resident  int             // agents, and jobs of one, in memory
-	jobs      int
-	nobody    *agent // stands for an agent without history; never changed
+	extract  *extractor
+	factors  []schemas.Factor // of the last verdict
+	scratch  []byte
+	traits   map[schemas.Action]*trait // of tools, as the fleet stands now
+	uses     []useOf
+	stems    []uint32
+	mine     map[string]bool // of a fork: the agents that it has copied; nil where all are its own
+	packing  []byte          // room to put aside
+	resident int             // agents, and jobs of one, in memory
+	jobs     int
+	nobody   *agent // stands for an agent without history; never changed
 }
 
 // New is the model before the first event.
@@ -63,7 +63,7 @@ func New(o Options) *Model {
 	}
 	m := &Model{
 		weights: w, version: w.Version(), explainFrom: explainFrom,
-		fleet: schemas.NewState(), agents: map[string]*agent{}, aside: map[string]shelf{}, resident: residentAgents, jobs: residentJobs, toolWords: map[toolID]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
+		fleet: schemas.NewState(), agents: map[string]*agent{}, aside: map[string]shelf{}, resident: residentAgents, jobs: residentJobs, traits: map[schemas.Action]*trait{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
 		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(nil),
 	}
 	if o.Explain {
@@ -106,9 +106,10 @@ func (m *Model) Apply(e *schemas.Event) error {
 func (m *Model) apply(e *schemas.Event) error {
 	switch e.Kind {
 	case schemas.PolicyApplied, schemas.AgentDeclared:
-		clear(m.toolWords)
+		clear(m.traits)
 		return m.fleet.Apply(e)
 	case schemas.AgentRemoved:
+		clear(m.traits)
 		m.forgetAgent(e.Agent)
 		return m.fleet.Apply(e)
 	case schemas.TokenIssued:
@@ -384,7 +385,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(c); set != nil {
+		if set := m.calibrationOf(&c); set != nil {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}
@@ -446,7 +447,7 @@ func (r *run) answeredBy(agent string) bool {
 func (m *Model) output(e *schemas.Event) {
 	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
-			r.output(toolOf(&schemas.Event{Kind: schemas.MessageAccepted, Action: e.Action}), e.Data)
+			r.output(m.trait(e.Action).tool, e.Data)
 			asker.answeredWith(r, e)
 			r.last = e.Seq
 		}
@@ -474,9 +475,7 @@ func (m *Model) isSink(e *schemas.Event) bool {
 	case schemas.VerbMemory:
 		return !strings.HasPrefix(e.Action.Resource, "get") && e.Action.Resource != "list"
 	case schemas.VerbCall:
-		if svc := m.fleet.Agents[m.fleet.Route(e.Action)]; svc != nil {
-			return svc.Tools[e.Action.Resource].Class != "read"
-		}
+		return !m.trait(e.Action).reads
 	}
 	return true
 }

@@ -29,7 +29,7 @@ var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rar
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,
-	"scratch": true, "toolWords": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "packing": true, "resident": true, "jobs": true}
+	"scratch": true, "traits": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "packing": true, "resident": true, "jobs": true}
 
 // fill sets everything that can be reached to something of its own.
 func fill(t *testing.T, v reflect.Value, n *uint64) {

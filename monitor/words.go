@@ -3,6 +3,9 @@ package monitor
 import (
 	"cmp"
 	"slices"
+	"strings"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 // maxWordsOf bounds the words kept of one task.
@@ -166,32 +169,40 @@ func (w view) similarSurprise(r *run, tool toolID) fixed {
 	return surprise(max(num, 1), den, maxSurprise)
 }
 
-// toolWords are the words of a tool's name and description.
-type toolWords struct{ name, desc []uint32 }
-
-func (m *Model) wordsOf(tool toolID) toolWords {
-	if w, ok := m.toolWords[tool]; ok {
-		return w
-	}
-	a := tool.action()
-	w := toolWords{name: taskWords(nil, []byte(a.Resource))}
-	if svc := m.fleet.Agents[m.fleet.Route(a)]; svc != nil {
-		w.desc = taskWords(nil, []byte(svc.Tools[a.Resource].Description))
-	}
-	if len(m.toolWords) >= maxToolWords {
-		clear(m.toolWords)
-	}
-	m.toolWords[tool] = w
-	return w
+// A trait is what the fleet's declaration says of a tool, and its name.
+type trait struct {
+	tool       toolID
+	reads      bool     // declared so by the service that serves it
+	name, desc []uint32 // words
 }
 
-const maxToolWords = 4096
+// trait is that of what counts as one tool: of memory the operation without its
+// key.
+func (m *Model) trait(a schemas.Action) *trait {
+	if a.Verb == schemas.VerbMemory {
+		a.Resource, _, _ = strings.Cut(a.Resource, ".")
+	}
+	if t := m.traits[a]; t != nil {
+		return t
+	}
+	t := &trait{tool: toolNamed(a), name: taskWords(nil, []byte(a.Resource))}
+	if svc := m.fleet.Agents[m.fleet.Route(a)]; svc != nil {
+		t.desc = taskWords(nil, []byte(svc.Tools[a.Resource].Description))
+		t.reads = svc.Tools[a.Resource].Class == "read"
+	}
+	if len(m.traits) >= maxTraits {
+		clear(m.traits)
+	}
+	m.traits[a] = t
+	return t
+}
+
+const maxTraits = 4096
 
 // mismatch is how little the task's words speak of a tool: of its name, and of
 // its description.
-func (m *Model) mismatch(r *run, tool toolID) (name, desc fixed) {
-	w := m.wordsOf(tool)
-	return unshared(w.name, r.votes.words, 2), unshared(w.desc, r.votes.words, 3)
+func (t *trait) mismatch(r *run) (name, desc fixed) {
+	return unshared(t.name, r.votes.words, 2), unshared(t.desc, r.votes.words, 3)
 }
 
 func unshared(of, words []uint32, most int) fixed {
