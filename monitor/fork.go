@@ -13,6 +13,7 @@ import (
 // is used no longer and each judges only agents that it has applied an event of.
 func (m *Model) Fork() *Model {
 	f := *m
+	f.queue = slices.Clone(m.queue)
 	f.agents, f.aside, f.pending = maps.Clone(m.agents), maps.Clone(m.aside), maps.Clone(m.pending)
 	f.heard = maps.Clone(m.heard)
 	f.traits = map[schemas.Action]*trait{}

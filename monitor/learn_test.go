@@ -274,7 +274,7 @@ func TestLongPastCountsAreHalved(t *testing.T) {
 
 // What an agent of eight jobs takes, each of 40 runs, stays under 64 KiB.
 func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
-	r, err := Bench(1)
+	r, err := Bench(1, 1, t.TempDir(), func() time.Duration { return 0 })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,7 @@ func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
 // An assessment in the steady state allocates nothing.
 func TestAnAssessmentAllocatesNothing(t *testing.T) {
 	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
-	if err := l.fill(1); err != nil {
+	if err := l.fill(1, 40); err != nil {
 		t.Fatal(err)
 	}
 	for name, e := range map[string]*schemas.Event{"sink": l.action("agent-0", "live", 1), "read": l.action("agent-0", "live", 0)} {

@@ -35,6 +35,7 @@ type Model struct {
 	agents  map[string]*agent       // in memory
 	aside   map[string]shelf        // as they were put aside; those that changed since are not in it
 	attic   *attic                  // nil where all are in memory
+	queue   []turn                  // of the agents in memory, oldest first; also such as have passed
 	maxima  [maturities]calibration // of all agents, by maturity of the template
 	pool    calibration             // of all
 	watch   watch
@@ -145,8 +146,8 @@ func (m *Model) agent(name string) *agent {
 	a := m.own(name)
 	if a == nil {
 		a = newAgent(m.attic)
-		a.used = m.seq
 		m.agents[name] = a
+		m.touch(name, a)
 		if m.mine != nil {
 			m.mine[name] = true
 		}

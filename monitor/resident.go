@@ -9,7 +9,7 @@ import (
 // What is in memory. Which agents and jobs that are bears on no verdict, and on no
 // byte of a snapshot: what is put aside comes back exactly as it went.
 const (
-	residentAgents = 1024 // agents, those of the newest events; room is made for an eighth at once
+	residentAgents = 1024 // agents, those of the newest events
 	residentJobs   = 8    // jobs of one agent, those looked at last
 )
 
@@ -32,8 +32,8 @@ func (m *Model) at(name string) *agent {
 		m.attic.fail(c.err)
 		return nil
 	}
-	a.used = m.seq
 	m.agents[name] = a
+	m.touch(name, a)
 	if m.mine != nil {
 		m.mine[name] = true
 	}
@@ -42,7 +42,7 @@ func (m *Model) at(name string) *agent {
 
 // changes notes that an agent is no longer as it was put aside, if it was.
 func (m *Model) changes(name string, a *agent) {
-	a.used = m.seq
+	m.touch(name, a)
 	if s, aside := m.aside[name]; aside {
 		delete(m.aside, name)
 		m.attic.drop(s)
@@ -50,16 +50,41 @@ func (m *Model) changes(name string, a *agent) {
 	a.baseline.settle(m.jobs)
 }
 
+// touch notes that an agent is looked at now.
+func (m *Model) touch(name string, a *agent) {
+	if m.attic == nil || a.used == m.seq+1 {
+		return
+	}
+	a.used = m.seq + 1
+	m.queue = append(m.queue, turn{name, a.used})
+	if len(m.queue) > 4*len(m.agents)+1024 {
+		m.queue = slices.DeleteFunc(m.queue, m.passed)
+	}
+}
+
+// A turn is when an agent was looked at: one more than the event before.
+type turn struct {
+	name string
+	used uint64
+}
+
+// passed reports whether an agent was looked at again since, or is not here.
+func (m *Model) passed(t turn) bool {
+	a := m.agents[t.name]
+	return a == nil || a.used != t.used
+}
+
 // settle puts aside the agents that were silent for longest. Nobody may hold one
 // meanwhile.
 func (m *Model) settle() {
-	if m.attic == nil || len(m.agents) <= m.resident+m.resident/8 {
+	if m.attic == nil {
 		return
 	}
-	names := sortedKeys(m.agents)
-	slices.SortStableFunc(names, func(x, y string) int { return cmp.Compare(m.agents[x].used, m.agents[y].used) })
-	for _, name := range names[:len(names)-m.resident] {
-		m.putAside(name)
+	for len(m.agents) > m.resident && len(m.queue) > 0 {
+		if t := m.queue[0]; !m.passed(t) {
+			m.putAside(t.name)
+		}
+		m.queue = m.queue[1:]
 	}
 }
 

@@ -256,7 +256,7 @@ type agent struct {
 	lastVerdict []byte
 	history     []schemas.RiskPoint
 
-	used uint64 // sequence of the event that last looked at it
+	used uint64 // see Model.touch
 }
 
 // heldAction is what an approval signs in.

@@ -26,6 +26,8 @@ type codec struct {
 	in   *io.LimitedReader // more to read; nil where buf is all
 	out  io.Writer         // takes what was written; nil where buf keeps it
 	hold bool              // buf must stand still
+
+	spare *live // room for the next run that is read
 }
 
 // streamed is how much is in memory of what is read or written, at least.
@@ -302,6 +304,7 @@ func (c *codec) agents(m *Model) {
 			return
 		}
 		m.agents[name] = a
+		m.touch(name, a)
 		m.settle()
 	}
 }
@@ -431,7 +434,10 @@ func (c *codec) held(a *agent) {
 
 func (c *codec) run(r *run) {
 	if c.reading {
-		r.live = new(live)
+		if r.live = c.spare; r.live == nil {
+			r.live = new(live)
+		}
+		c.spare = nil
 	}
 	text(c, &r.jti)
 	text(c, &r.job)
@@ -441,6 +447,29 @@ func (c *codec) run(r *run) {
 	list(c, &r.forbidden, text[string])
 	c.flag(&r.ended)
 	number(c, &r.last)
+	if c.reading && r.ended && c.silent(r.live) {
+		c.spare, r.live = r.live, silence
+		*c.spare = live{}
+		return
+	}
+	c.deeds(r.live)
+}
+
+// silent reports whether nothing is left of a run that ended, and passes over what
+// says so.
+func (c *codec) silent(l *live) bool {
+	c.want(len(silentDeeds))
+	if l.jti != "" || len(l.task) > 0 || l.forms != 0 || l.scope != nil || l.forbidden != nil || !bytes.HasPrefix(c.buf, silentDeeds) {
+		return false
+	}
+	c.buf = c.buf[len(silentDeeds):]
+	return true
+}
+
+var silentDeeds = []byte(written((*codec).deeds, silence))
+
+// deeds are what a run did.
+func (c *codec) deeds(r *live) {
 	c.tool(&r.prev)
 	number(c, &r.outputs)
 	table(c, &r.seen, number[uint64], func(c *codec, s *sighting) {
@@ -464,9 +493,6 @@ func (c *codec) run(r *run) {
 		text(c, &a.agent)
 		text(c, &a.key)
 	})
-	if c.reading && r.ended && written((*codec).run, r) == written((*codec).run, over(r.job, r.last)) {
-		r.live = silence
-	}
 }
 
 // written is how a state is written.

@@ -29,7 +29,7 @@ var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rar
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,
-	"scratch": true, "traits": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "packing": true, "resident": true, "jobs": true}
+	"scratch": true, "traits": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "queue": true, "packing": true, "resident": true, "jobs": true}
 
 // fill sets everything that can be reached to something of its own.
 func fill(t *testing.T, v reflect.Value, n *uint64) {
@@ -294,7 +294,7 @@ func BenchmarkFold(b *testing.B) {
 	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
 	var log []*schemas.Event
 	l.keep = func(e *schemas.Event) { log = append(log, e) }
-	if err := l.fill(4); err != nil {
+	if err := l.fill(4, 40); err != nil {
 		b.Fatal(err)
 	}
 	b.Run("event", func(b *testing.B) {

@@ -36,7 +36,7 @@ type extractor struct {
 	keys   uint64 // the names of the outermost object's members, see shape; 0 where it has none
 	scan   scanner
 	kinds  map[string]*member // by the names of members met, see member
-	named  [1 << 8]naming    // values whose ids were asked for, by hashes of their texts
+	named  [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
 	seed   maphash.Seed
 }
 
