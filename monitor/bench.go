@@ -147,6 +147,8 @@ type benchLog struct {
 	model *Model
 	time  time.Time
 	keep  func(*schemas.Event) // hears of each event; nobody does where nil
+
+	filled, agents int // of them, one by one; in all
 }
 
 func (b *benchLog) apply(e *schemas.Event) error {
@@ -159,6 +161,7 @@ func (b *benchLog) apply(e *schemas.Event) error {
 
 func newBenchLog(o Options, agents, runs int) (*benchLog, error) {
 	b := &benchLog{model: New(o), time: time.Unix(1_700_000_000, 0).UTC()}
+	b.filled, b.agents = agents, agents
 	return b, b.fill(agents, runs)
 }
 
@@ -186,15 +189,11 @@ func (b *benchLog) fill(agents, runs int) error {
 // plant has so many agents in all. The new ones begin with what one of the others
 // has, as it is put aside, and then do a run of their own.
 func (b *benchLog) plant(agents int) error {
-	var seeds [][]byte
-	for i := range min(benchAgents, agents) {
-		c := codec{attic: b.model.attic}
-		c.agent(b.model.at(fmt.Sprintf("agent-%d", i)))
-		seeds = append(seeds, c.buf)
-	}
-	for i := len(seeds); i < agents; i++ {
-		name := fmt.Sprintf("agent-%d", i)
-		b.model.aside[name] = b.model.attic.put(seeds[i%len(seeds)])
+	for ; b.agents < agents; b.agents++ {
+		seed := codec{attic: b.model.attic}
+		seed.agent(b.model.at(fmt.Sprintf("agent-%d", b.agents%b.filled)))
+		name := fmt.Sprintf("agent-%d", b.agents)
+		b.model.aside[name] = b.model.attic.put(seed.buf)
 		if err := b.run(name, "own", "job-3", 6, true); err != nil {
 			return err
 		}

@@ -287,3 +287,69 @@ func TestTheAtticDoesNotGrowForEver(t *testing.T) {
 		t.Error("the place was not used again afterwards")
 	}
 }
+
+// An agent that does nothing costs a name and a place, however many there are, and
+// however much is known of it; one at work costs what it did.
+func TestIdleAgentsCostNextToNothing(t *testing.T) {
+	b, err := newBenchLog(Options{Folder: t.TempDir()}, 2, 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.model.resident = 16
+	var at [2]int64
+	for i, agents := range []int{500, 2500} {
+		if err := b.plant(agents); err != nil {
+			t.Fatal(err)
+		}
+		at[i] = heap()
+	}
+	if each := (at[1] - at[0]) / 2000; each > 512 {
+		t.Errorf("each idle agent takes %d bytes of memory", each)
+	}
+	if len(b.model.aside) < 2400 || b.model.attic.end/2500 < 1000 {
+		t.Errorf("%d agents are put aside, %d bytes each", len(b.model.aside), b.model.attic.end/2500)
+	}
+	if err := b.model.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Of the agent of which as much is known as can be, each of the eight jobs that are in
+// memory takes no more than 64 KiB, and all of it no more than 1.5 MiB.
+func TestTheFullestAgentFitsInItsMemory(t *testing.T) {
+	m := New(Options{Folder: t.TempDir()})
+	before := heap()
+	a := m.agent("analyst")
+	tool := func(i, n int) toolID {
+		return toolNamed(schemas.Action{Verb: "write", Resource: fmt.Sprintf("r%d", i%n)})
+	}
+	for i := range 32 * maxTemplates {
+		a.baseline.settle(m.jobs)
+		var v votes
+		for k := range 4 {
+			n := uint64(4*i + k)
+			s := shape{tool(i+k, 300), n}
+			v.add(s, tool(i/7+k, 300), []useOf{{place: place{s.tool, fmt.Sprintf("k%d", i%5)}, value: id{n, 2}, domain: id{n, 3}, root: tool(i/3, 300), sink: true}})
+			v.times[len(v.times)-1] = maxTimes
+		}
+		a.baseline.learn(fmt.Sprintf("job-%d", i/32), &v)
+	}
+	a.baseline.settle(m.jobs)
+	b := a.baseline
+	if len(b.templates) != maxTemplates || len(b.known) < maxKnown*7/8 || len(b.together) < maxTogether*7/8 || len(b.flows) < maxFlows || len(b.pairs) < maxPairs*7/8 {
+		t.Fatalf("%d jobs, %d values, %d together, %d flows, %d pairs: not full", len(b.templates), len(b.known), len(b.together), len(b.flows), len(b.pairs))
+	}
+	whole := heap()
+	b.settle(0)
+	jobs := (whole - heap()) / residentJobs
+	t.Logf("%d bytes, %d of them for each of %d jobs", whole-before, jobs, residentJobs)
+	if jobs > 64<<10 || jobs < 4<<10 {
+		t.Errorf("each job takes %d bytes", jobs)
+	}
+	if most := int64(3 << 19); whole-before > most {
+		t.Errorf("the agent takes %d bytes, at most %d", whole-before, most)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+}
