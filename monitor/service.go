@@ -141,6 +141,9 @@ func (s *Service) serve(ctx context.Context, ready func()) error {
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisks, s.risks); err != nil {
 		return err
 	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlShadow, s.shades); err != nil {
+		return err
+	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlSignal, s.signal); err != nil {
 		return err
 	}
