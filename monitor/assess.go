@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"strings"
-
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -14,8 +12,9 @@ type considered struct {
 	template *template // nil where the job was never learned
 	task     []byte
 	read     *run // whose outputs the agent has read
-	tool     schemas.Action
-	prev     schemas.Action
+	tool     toolID
+	trait    *trait // of the tool
+	prev     toolID
 	sink     bool
 	standing standing
 	shape    shape
@@ -24,23 +23,34 @@ type considered struct {
 
 // consider gathers what the fold says of an action, changing nothing.
 func (m *Model) consider(e *schemas.Event) considered {
-	c := considered{agent: m.agents[e.Agent], tool: toolOf(e), sink: m.isSink(e)}
+	c := considered{agent: m.at(e.Agent), trait: m.trait(toolOf(e)), sink: m.isSink(e)}
+	c.tool = c.trait.tool
 	if c.agent == nil {
 		c.agent = m.nobody
 	}
+	key := e.Operation
 	if isAnswer(e.Kind) {
-		c.job = answerJob
-		c.run = c.agent.runs[answerKey(e.To, e.Operation)]
-		if asker := m.agents[e.To]; asker != nil && asker.runs[e.Operation] != nil {
-			c.task = asker.runs[e.Operation].task
-		}
-	} else if c.run = c.agent.runs[e.Operation]; c.run != nil {
-		c.job, c.task, c.read = c.run.job, c.run.task, c.run
+		key, c.job = answerKey(e.To, e.Operation), answerJob
 	}
+	if c.run = c.agent.runs[key]; c.run != nil && !isAnswer(e.Kind) {
+		c.job = c.run.job
+	}
+	c.template = c.agent.baseline.templates[c.job]
+	if c.template != nil && c.template.tallies == nil {
+		c.agent = m.own(e.Agent) // which no fork reads meanwhile
+		c.run, c.template = c.agent.runs[key], c.agent.baseline.templates[c.job]
+	}
+	c.agent.baseline.fetch(c.template)
 	if c.run != nil {
 		c.prev = c.run.prev
 	}
-	c.template = c.agent.baseline.templates[c.job]
+	if isAnswer(e.Kind) {
+		if asker := m.at(e.To); asker != nil && asker.runs[e.Operation] != nil {
+			c.task = asker.runs[e.Operation].task
+		}
+	} else if c.run != nil {
+		c.task, c.read = c.run.task, c.run
+	}
 	c.standing = standingOf(e, c.run)
 	for _, seq := range c.agent.approved {
 		c.approved = c.approved || seq == e.Ref
@@ -48,15 +58,10 @@ func (m *Model) consider(e *schemas.Event) considered {
 	return c
 }
 
-// toolOf is what counts as one tool: of memory the operation without its key,
-// of answers all.
+// toolOf is what counts as the tool: of answers, all are one.
 func toolOf(e *schemas.Event) schemas.Action {
 	if isAnswer(e.Kind) {
-		return schemas.Action{Verb: "answer"}
-	}
-	if e.Action.Verb == schemas.VerbMemory {
-		op, _, _ := strings.Cut(e.Action.Resource, ".")
-		return schemas.Action{Verb: e.Action.Verb, Resource: op}
+		return schemas.Action{Verb: verbAnswer}
 	}
 	return e.Action
 }
@@ -70,9 +75,10 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 	if e.Kind == schemas.RiskChanged {
 		return m.standingVerdict(e)
 	}
+	m.settle()
 	c := m.consider(e)
 	v := schemas.Verdict{AsOf: m.seq, Baseline: m.learned, Model: m.version, PPM: 1_000_000}
-	aimed := c.sink && m.behaviour(e, c, &v)
+	aimed := c.sink && m.behaviour(e, &c, &v)
 	if units := c.units(e, aimed); units > 0 {
 		total := min(c.agent.refusedNow(e.Time)+units, maxRefused)
 		if !aimed {
@@ -97,7 +103,8 @@ func (m *Model) Assess(e *schemas.Event) schemas.Verdict {
 // standingVerdict judges what stands against an agent without a new action:
 // after a violation, which the server refused by itself.
 func (m *Model) standingVerdict(e *schemas.Event) schemas.Verdict {
-	a := m.agents[e.Agent]
+	m.settle()
+	a := m.at(e.Agent)
 	if a == nil {
 		a = m.nobody
 	}
@@ -145,14 +152,14 @@ const (
 // the capability grants nor the task speaks of.
 func (c *considered) aimed(f *features) bool {
 	return f.x[evDomain]+f.x[evFresh]+f.x[evTainted] > 0 ||
-		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
+		f.x[evBeyond] == one && c.standing == outOfScope && c.tool.action().Verb == schemas.VerbCall && c.agent.baseline.acted() >= minPooled
 }
 
 // behaviour scores a sink, and says whether it is aimed.
-func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (aimed bool) {
-	uses := m.usesOf(e, &c, false)
+func (m *Model) behaviour(e *schemas.Event, c *considered, v *schemas.Verdict) (aimed bool) {
+	uses := m.usesOf(e, c, false)
 	w := view{b: c.agent.baseline, t: c.template}
-	f := m.features(&c, w, uses)
+	f := m.features(c, w, uses)
 	v.Factors = append(m.factors[:0], schemas.Factor{ID: idBase, Bits: one, Weight: m.weights.Base, Points: m.weights.Base})
 	v.Score = m.weights.Base
 	for ev, x := range f.x {
@@ -166,7 +173,7 @@ func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (a
 		i := 1
 		for ev, x := range f.x {
 			if x != 0 {
-				m.explain(&c, w, &f, uses, evidence(ev), &v.Factors[i])
+				m.explain(c, w, &f, uses, evidence(ev), &v.Factors[i])
 				i++
 			}
 		}
@@ -178,7 +185,7 @@ func (m *Model) behaviour(e *schemas.Event, c considered, v *schemas.Verdict) (a
 // factors is about; below, nobody reads them, and words cost.
 const explainFrom = learnBelow
 
-func (m *Model) judgeScore(c considered, v *schemas.Verdict) {
+func (m *Model) judgeScore(c *considered, v *schemas.Verdict) {
 	set := m.calibrationOf(c)
 	if set == nil {
 		bits := priorBits(v.Score)
@@ -219,7 +226,7 @@ func maturityOf(t *template) maturity {
 // calibrationOf is the set that an action's score is held against: the agent's
 // own if it is large enough, else that of all agents for the same maturity,
 // else all; nil while too little is known.
-func (m *Model) calibrationOf(c considered) *calibration {
+func (m *Model) calibrationOf(c *considered) *calibration {
 	class := maturityOf(c.template)
 	for _, set := range []*calibration{&c.agent.maxima[class], &m.maxima[class]} {
 		if len(set.sorted) >= minOwn {

@@ -384,7 +384,7 @@ func TestVerdictsOfEveryModelAreRead(t *testing.T) {
 
 func BenchmarkAssess(b *testing.B) {
 	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
-	if err := l.fill(1); err != nil {
+	if err := l.fill(1, 40); err != nil {
 		b.Fatal(err)
 	}
 	for name, e := range map[string]*schemas.Event{"sink": l.action("agent-0", "live", 1), "read": l.action("agent-0", "live", 0)} {

@@ -7,8 +7,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
-
-	"github.com/writ-sh/writ/schemas"
 )
 
 // Bounds of what is kept for one agent. What is over a bound is forgotten,
@@ -44,11 +42,11 @@ func (a id) compare(b id) int {
 
 // A place is where a value stands: an argument of a tool.
 type place struct {
-	tool schemas.Action
+	tool toolID
 	kind string
 }
 
-type pair struct{ prev, tool schemas.Action }
+type pair struct{ prev, tool toolID }
 
 // count is a number of runs, with the learning that last changed it.
 type count struct {
@@ -60,9 +58,9 @@ type count struct {
 type baseline struct {
 	runs      uint32
 	votes     uint32 // sum over tools
-	tools     map[schemas.Action]count
+	tools     map[toolID]count
 	pairs     map[pair]count
-	follows   map[schemas.Action]following
+	follows   map[toolID]following
 	templates map[string]*template
 	taken     uint64 // bits of the masks that templates hold
 	known     map[id]knowledge
@@ -71,18 +69,21 @@ type baseline struct {
 	filled    map[place]uint32 // sum over flows
 	times     map[repeat]uint32
 	shapes    map[shape]uint32
-	together  map[pair]uint32           // runs in which both tools were used, by the lesser first
-	newTools  map[schemas.Action]uint32 // runs of a known job in which a tool was new to it
-	newcomers map[string]uint32         // the same of tools new to the agent, by verb
-	mature    uint32                    // runs of jobs that were known
-	outside   map[schemas.Action]uint32 // runs in which a tool was used that the capability did not grant
-	words     map[uint32]uint16         // in how many jobs' tasks a word stands
-	learned   uint64                    // runs learned ever: orders what is forgotten
+	together  map[pair]uint32   // runs in which both tools were used, by the lesser first
+	newTools  map[toolID]uint32 // runs of a known job in which a tool was new to it
+	newcomers map[string]uint32 // the same of tools new to the agent, by verb
+	mature    uint32            // runs of jobs that were known
+	outside   map[toolID]uint32 // runs in which a tool was used that the capability did not grant
+	words     map[uint32]uint16 // in how many jobs' tasks a word stands
+	learned   uint64            // runs learned ever: orders what is forgotten
+
+	attic *attic // where tallies of templates are put aside; nil where none are
+	looks uint64 // at templates
 }
 
 // A repeat is a tool used at least so many times in a run.
 type repeat struct {
-	tool schemas.Action
+	tool toolID
 	n    uint8
 }
 
@@ -96,31 +97,43 @@ type knowledge struct {
 	last      uint64
 }
 
-// A template is the same for one job.
+// A template is the same for one job. Its counts are put aside while other jobs are
+// at work; what all jobs are compared by stays.
 type template struct {
-	bit     int
-	runs    uint32
-	tools   map[schemas.Action]uint32
+	bit      int
+	runs     uint32
+	words    []uint32 // of its newest task, sorted
+	last     uint64
+	*tallies        // nil while they are put aside: see baseline.fetch
+	lies     shelf  // where they are put aside just as they are; zero where they are not
+	used     uint64 // when it was looked at
+}
+
+type tallies struct {
+	tools   map[toolID]uint32
 	pairs   map[pair]uint32
-	follows map[schemas.Action]uint32
+	follows map[toolID]uint32
 	flows   map[flow]uint32
 	filled  map[place]uint32
 	times   map[repeat]uint32
 	shapes  map[shape]uint32
-	words   []uint32 // of its newest task, sorted
-	last    uint64
 }
 
-func newBaseline() *baseline {
-	return &baseline{
-		tools: map[schemas.Action]count{}, pairs: map[pair]count{}, follows: map[schemas.Action]following{},
+func newTallies() *tallies {
+	return &tallies{tools: map[toolID]uint32{}, pairs: map[pair]uint32{}, follows: map[toolID]uint32{},
+		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}}
+}
+
+func newBaseline(attic *attic) *baseline {
+	return &baseline{attic: attic,
+		tools: map[toolID]count{}, pairs: map[pair]count{}, follows: map[toolID]following{},
 		templates: map[string]*template{}, known: map[id]knowledge{}, slots: map[place]slot{},
 		flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}, together: map[pair]uint32{},
-		newTools: map[schemas.Action]uint32{}, newcomers: map[string]uint32{}, outside: map[schemas.Action]uint32{}, words: map[uint32]uint16{},
+		newTools: map[toolID]uint32{}, newcomers: map[string]uint32{}, outside: map[toolID]uint32{}, words: map[uint32]uint16{},
 	}
 }
 
-func (t *template) counts(tool schemas.Action) (c, n uint64) {
+func (t *template) counts(tool toolID) (c, n uint64) {
 	if t == nil {
 		return 0, 0
 	}
@@ -149,7 +162,7 @@ type useOf struct {
 	unknownNew   bool      // the same as if the job were new
 	strange      fixed     // how little its words are those of the task, 0 to 1
 	how          origin
-	root         schemas.Action // the tool in whose output the chain of values began
+	root         toolID // the tool in whose output the chain of values began
 }
 
 // An origin is where a value came from.
@@ -165,7 +178,7 @@ const (
 // where all tools of one kind are meant.
 type flow struct {
 	place place
-	root  schemas.Action
+	root  toolID
 }
 
 // learn takes the vote of one run: each tool, pair and value in it counts once.
@@ -290,13 +303,13 @@ func (b *baseline) template(job string) *template {
 		if len(b.templates) == maxTemplates {
 			b.forgetTemplate()
 		}
-		t = &template{bit: bits.TrailingZeros64(^b.taken), tools: map[schemas.Action]uint32{},
-			pairs: map[pair]uint32{}, follows: map[schemas.Action]uint32{},
-			flows: map[flow]uint32{}, filled: map[place]uint32{}, times: map[repeat]uint32{}, shapes: map[shape]uint32{}}
+		t = &template{bit: bits.TrailingZeros64(^b.taken), tallies: newTallies()}
 		b.taken |= 1 << t.bit
 		b.templates[job] = t
 	}
 	t.last = b.learned
+	b.fetch(t)
+	b.changes(t)
 	return t
 }
 
@@ -308,6 +321,7 @@ func (b *baseline) forgetTemplate() {
 		}
 	}
 	bit := uint64(1) << b.templates[oldest].bit
+	b.changes(b.templates[oldest])
 	delete(b.templates, oldest)
 	b.taken &^= bit
 	for value, k := range b.known {
@@ -331,7 +345,7 @@ func (b *baseline) halve() {
 			delete(b.tools, tool)
 		}
 	}
-	b.follows = map[schemas.Action]following{}
+	b.follows = map[toolID]following{}
 	for p, c := range b.pairs {
 		if c.n /= 2; c.n == 0 {
 			delete(b.pairs, p)
@@ -354,8 +368,10 @@ func (b *baseline) halve() {
 	halveCounts(b.newcomers)
 	halveCounts(b.outside)
 	for _, t := range b.templates {
+		b.fetch(t)
+		b.changes(t)
 		t.runs /= 2
-		for _, m := range []map[schemas.Action]uint32{t.tools, t.follows} {
+		for _, m := range []map[toolID]uint32{t.tools, t.follows} {
 			halveCounts(m)
 		}
 		halveCounts(t.pairs)
@@ -378,9 +394,9 @@ func halveCounts[K comparable](m map[K]uint32) {
 // their first use.
 type votes struct {
 	words   []uint32
-	outside []schemas.Action // tools used that the capability did not grant
-	times   []uint8          // how often each tool was used, capped
-	tools   []schemas.Action
+	outside []toolID // tools used that the capability did not grant
+	times   []uint8  // how often each tool was used, capped
+	tools   []toolID
 	pairs   []pair
 	shapes  []shape
 	uses    []useOf
@@ -393,7 +409,7 @@ const (
 	maxVoteUses  = 256
 )
 
-func (v *votes) add(s shape, prev schemas.Action, uses []useOf) {
+func (v *votes) add(s shape, prev toolID, uses []useOf) {
 	tool := s.tool
 	if s.keys != 0 && !slices.Contains(v.shapes, s) && len(v.shapes) < maxVoteTools {
 		v.shapes = append(v.shapes, s)

@@ -93,7 +93,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 		f.x[evTogether] = w.togetherSurprise(c.run, tool)
 		f.x[evRepeat] = w.repeatSurprise(c.run, c.tool)
 		var desc fixed
-		name, desc = m.mismatch(c.run, c.tool)
+		name, desc = c.trait.mismatch(c.run)
 		if n, _ := w.t.counts(c.tool); n == 0 {
 			f.x[evIntent] = (2*name + desc) / 3
 		}
@@ -120,7 +120,7 @@ func (m *Model) features(c *considered, w view, uses []useOf) (f features) {
 
 // useOf takes the evidences of one value that is not in the task. The tool is as
 // the statistics know it.
-func (f *features) useOf(w view, tool schemas.Action, u *useOf, i int) {
+func (f *features) useOf(w view, tool toolID, u *useOf, i int) {
 	p := place{tool, u.place.kind}
 	if u.place.kind == overflow { // it could be anything
 		for _, ev := range []evidence{evUnknown, evTainted, evRecipient, evUnused, evDomain, evFresh} {
@@ -185,7 +185,7 @@ func (m *Model) explain(c *considered, w view, f *features, uses []useOf, ev evi
 		p := pair{w.seen(c.prev), w.seen(c.tool)}
 		fl := b.follows[p.prev]
 		x.Observed = "as the first action"
-		if c.prev != (schemas.Action{}) {
+		if c.prev != (toolID{}) {
 			x.Observed = "after " + c.prev.String()
 		}
 		x.Support, x.Expected = int(fl.n), m.say(uint64(b.pairs[p].n), " of ", uint64(fl.n), " times")

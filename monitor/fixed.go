@@ -87,7 +87,7 @@ const HalfLife = 10 * time.Minute
 // decay is x·2^(−dt/HalfLife) for x of 0 and more. Clocks of two appenders can
 // differ: time that runs backwards counts as none.
 func decay(x fixed, dt time.Duration) fixed {
-	if dt <= 0 {
+	if dt <= 0 || x == 0 {
 		return x
 	}
 	if dt >= 40*HalfLife {

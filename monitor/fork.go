@@ -13,11 +13,13 @@ import (
 // is used no longer and each judges only agents that it has applied an event of.
 func (m *Model) Fork() *Model {
 	f := *m
-	f.agents, f.pending = maps.Clone(m.agents), maps.Clone(m.pending)
+	f.queue = slices.Clone(m.queue)
+	f.agents, f.aside, f.pending = maps.Clone(m.agents), maps.Clone(m.aside), maps.Clone(m.pending)
 	f.heard = maps.Clone(m.heard)
-	f.toolWords = map[schemas.Action]toolWords{}
-	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent()
-	f.stems, f.factors = nil, nil
+	f.traits = map[schemas.Action]*trait{}
+	f.extract, f.scratch, f.uses, f.nobody = newExtractor(), make([]byte, 0, 1<<10), make([]useOf, 0, maxLeaves+1), newAgent(nil)
+	f.stems, f.factors, f.packing = nil, nil, nil
+	m.attic.lend(true)
 	f.pool = m.pool.clone()
 	for i := range f.maxima {
 		f.maxima[i] = m.maxima[i].clone()
@@ -29,12 +31,22 @@ func (m *Model) Fork() *Model {
 
 // own is an agent to be changed; nil where nothing is known of it.
 func (m *Model) own(name string) *agent {
-	a := m.agents[name]
-	if a != nil && m.mine != nil && !m.mine[name] {
+	a := m.at(name)
+	if a == nil {
+		return nil
+	}
+	if m.mine != nil && !m.mine[name] {
 		a = a.clone()
 		m.agents[name], m.mine[name] = a, true
 	}
+	m.changes(name, a)
 	return a
+}
+
+// alone ends that anything is shared: no other fork is used any longer.
+func (m *Model) alone() {
+	m.mine = nil
+	m.attic.lend(false)
 }
 
 func (c calibration) clone() calibration {
@@ -74,6 +86,11 @@ func (a *agent) clone() *agent {
 // clone copies what of a run changes in place.
 func (r *run) clone() *run {
 	c := *r
+	if r.live == silence {
+		return &c
+	}
+	l := *r.live
+	c.live = &l
 	c.seen = maps.Clone(r.seen)
 	c.sources, c.asked, c.answered = slices.Clone(r.sources), slices.Clone(r.asked), slices.Clone(r.answered)
 	c.votes = votes{words: slices.Clone(r.votes.words), times: slices.Clone(r.votes.times), outside: slices.Clone(r.votes.outside), tools: slices.Clone(r.votes.tools),
@@ -94,9 +111,10 @@ func (b *baseline) clone() *baseline {
 	c.templates = make(map[string]*template, len(b.templates))
 	for job, t := range b.templates {
 		u := *t
-		u.tools, u.pairs, u.follows = maps.Clone(t.tools), maps.Clone(t.pairs), maps.Clone(t.follows)
-		u.flows, u.filled, u.times = maps.Clone(t.flows), maps.Clone(t.filled), maps.Clone(t.times)
-		u.shapes = maps.Clone(t.shapes)
+		if n := t.tallies; n != nil {
+			u.tallies = &tallies{maps.Clone(n.tools), maps.Clone(n.pairs), maps.Clone(n.follows),
+				maps.Clone(n.flows), maps.Clone(n.filled), maps.Clone(n.times), maps.Clone(n.shapes)}
+		}
 		u.words = slices.Clone(t.words)
 		c.templates[job] = &u
 	}

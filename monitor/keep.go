@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -27,14 +28,10 @@ func (s *Service) resume(ctx context.Context) error {
 	if s.Snapshot == "" {
 		return nil
 	}
-	b, err := os.ReadFile(s.Snapshot)
+	m, err := readSnapshot(s.Snapshot, s.options(s.Weights))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("monitor: snapshot: %w", err)
-	}
-	m, err := Restore(Options{Weights: s.Weights}, b)
 	if err == nil {
 		err = s.ownLog(ctx, m)
 	}
@@ -100,28 +97,46 @@ func (s *Service) keep(ctx context.Context) error {
 // copied only when the fold changes it meanwhile.
 func (s *Service) save() {
 	s.mu.Lock()
-	still := s.model
+	still, shade := s.model, s.shadow.model
 	if s.Snapshot == "" || still.seq == s.saved {
 		s.mu.Unlock()
 		return
 	}
-	s.model = still.Fork()
-	still.fleet = schemas.StateOf(still.fleet.Declared())
-	var shade []byte // taken at once: who tries weights has a moment
-	if s.shadow.model != nil {
-		shade = s.shadow.model.Snapshot()
+	s.model = goOn(still)
+	if shade != nil {
+		s.shadow.model = goOn(shade)
 	}
 	s.mu.Unlock()
-	err := writeSnapshot(s.Snapshot, still.Snapshot())
+	err := writeSnapshot(s.Snapshot, still)
 	if err == nil && shade != nil {
 		err = writeSnapshot(s.shadowFile(), shade)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.model.mine = nil // nobody else has any of it now
+	s.model.alone()
+	if s.shadow.model != nil {
+		s.shadow.model.alone()
+	}
 	if err != nil {
 		s.Logger.Error("snapshot not written: after a restart the monitor folds from the one before", "error", err)
 		return
 	}
 	s.saved = still.seq
+}
+
+// goOn gives the fork that goes on while a model stands still.
+func goOn(still *Model) *Model {
+	f := still.Fork()
+	still.fleet = schemas.StateOf(still.fleet.Declared())
+	return f
+}
+
+// options of the models that the service keeps. What they put aside lies beside
+// their snapshots.
+func (s *Service) options(w *Weights) Options {
+	o := Options{Weights: w}
+	if s.Snapshot != "" {
+		o.Folder = filepath.Dir(s.Snapshot)
+	}
+	return o
 }

@@ -38,7 +38,7 @@ func TestSlowPoisonBelowThePauseTeachesNothing(t *testing.T) {
 	for range 30 {
 		r := newRun()
 		r.job, r.maxRisk, r.maxScore = "report", 55, maxScore/2
-		r.votes.add(shape{tool: schemas.Action{Verb: "call", Resource: "mail"}}, schemas.Action{}, []useOf{{value: id{1, 1}}})
+		r.votes.add(shape{tool: toolNamed(schemas.Action{Verb: "call", Resource: "mail"})}, toolID{}, []useOf{{value: id{1, 1}}})
 		p.m.learn(a, r)
 	}
 	if (view{b: a.baseline, t: a.baseline.templates["report"]}).trusts(a.baseline.known[id{1, 1}].templates) {
@@ -156,7 +156,7 @@ func TestOneVoteARun(t *testing.T) {
 	}
 	o.end()
 	b := p.m.agents["analyst"].baseline
-	mail := schemas.Action{Verb: "call", Resource: "mail"}
+	mail := toolNamed(schemas.Action{Verb: "call", Resource: "mail"})
 	if b.tools[mail].n != 1 || b.filled[place{mail, "to"}] != 1 {
 		t.Errorf("500 calls of one run count %d times", b.tools[mail].n)
 	}
@@ -196,8 +196,8 @@ func TestMemoryOfAnAgentIsBounded(t *testing.T) {
 	for i := range 2 * maxKnown {
 		var v votes
 		n := uint64(i)
-		tool := schemas.Action{Verb: "write", Resource: fmt.Sprintf("r%d", i)}
-		v.add(shape{tool: tool}, schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}, []useOf{{place: place{tool, "k"}, value: id{n, 2}, domain: id{n, 3}, root: schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}}})
+		tool := toolNamed(schemas.Action{Verb: "write", Resource: fmt.Sprintf("r%d", i)})
+		v.add(shape{tool: tool}, toolNamed(schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)}), []useOf{{place: place{tool, "k"}, value: id{n, 2}, domain: id{n, 3}, root: toolNamed(schemas.Action{Verb: "call", Resource: fmt.Sprintf("c%d", i%300)})}})
 		p.m.agent("analyst").baseline.learn(fmt.Sprintf("job-%d", i%maxTemplates), &v)
 	}
 	if known := len(p.m.agent("analyst").baseline.known); known < maxKnown/2 {
@@ -258,9 +258,9 @@ func TestAFloodedOutputHidesNoFreshValue(t *testing.T) {
 }
 
 func TestLongPastCountsAreHalved(t *testing.T) {
-	b := newBaseline()
+	b := newBaseline(nil)
 	var v votes
-	v.add(shape{tool: schemas.Action{Verb: "call", Resource: "x"}}, schemas.Action{}, []useOf{{value: id{1, 1}}})
+	v.add(shape{tool: toolNamed(schemas.Action{Verb: "call", Resource: "x"})}, toolID{}, []useOf{{value: id{1, 1}}})
 	for range 3 * maxRuns {
 		b.learn("job", &v)
 	}
@@ -274,7 +274,7 @@ func TestLongPastCountsAreHalved(t *testing.T) {
 
 // What an agent of eight jobs takes, each of 40 runs, stays under 64 KiB.
 func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
-	r, err := Bench(1)
+	r, err := Bench(1, 1, t.TempDir(), func() time.Duration { return 0 })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,7 @@ func TestAnAgentOfEightJobsFitsInItsMemory(t *testing.T) {
 // An assessment in the steady state allocates nothing.
 func TestAnAssessmentAllocatesNothing(t *testing.T) {
 	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
-	if err := l.fill(1); err != nil {
+	if err := l.fill(1, 40); err != nil {
 		t.Fatal(err)
 	}
 	for name, e := range map[string]*schemas.Event{"sink": l.action("agent-0", "live", 1), "read": l.action("agent-0", "live", 0)} {

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 // Options of a Model. The zero value is what Writ runs with.
 type Options struct {
 	Weights *Weights // of the evidences; Reference where nil
+	Folder  string   // where agents and jobs that do nothing just now are put aside; all stay in memory where empty
 	Explain bool     // say in words what every factor is about, however low the risk; live verdicts do so from risk 40
 }
 
@@ -30,7 +32,10 @@ type Model struct {
 	lastID  string // its id
 	learned uint64 // sequence of the event at which a run was last learned
 	fleet   *schemas.State
-	agents  map[string]*agent
+	agents  map[string]*agent       // in memory
+	aside   map[string]shelf        // as they were put aside; those that changed since are not in it
+	attic   *attic                  // nil where all are in memory
+	queue   []turn                  // of the agents in memory, oldest first; also such as have passed
 	maxima  [maturities]calibration // of all agents, by maturity of the template
 	pool    calibration             // of all
 	watch   watch
@@ -38,14 +43,17 @@ type Model struct {
 	heard   map[id]hearing       // tokens of outside signals that could still be repeated
 	heardAt time.Time            // of the newest
 
-	extract   *extractor
-	factors   []schemas.Factor // of the last verdict
-	scratch   []byte
-	toolWords map[schemas.Action]toolWords
-	uses      []useOf
-	stems     []uint32
-	mine      map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	nobody    *agent          // stands for an agent without history; never changed
+	extract  *extractor
+	factors  []schemas.Factor // of the last verdict
+	scratch  []byte
+	traits   map[schemas.Action]*trait // of tools, as the fleet stands now
+	uses     []useOf
+	stems    []uint32
+	mine     map[string]bool // of a fork: the agents that it has copied; nil where all are its own
+	packing  []byte          // room to put aside
+	resident int             // agents, and jobs of one, in memory
+	jobs     int
+	nobody   *agent // stands for an agent without history; never changed
 }
 
 // New is the model before the first event.
@@ -56,11 +64,14 @@ func New(o Options) *Model {
 	}
 	m := &Model{
 		weights: w, version: w.Version(), explainFrom: explainFrom,
-		fleet: schemas.NewState(), agents: map[string]*agent{}, toolWords: map[schemas.Action]toolWords{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
-		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(),
+		fleet: schemas.NewState(), agents: map[string]*agent{}, aside: map[string]shelf{}, resident: residentAgents, jobs: residentJobs, traits: map[schemas.Action]*trait{}, pending: map[uint64]violation{}, heard: map[id]hearing{},
+		extract: newExtractor(), scratch: make([]byte, 0, 1<<10), uses: make([]useOf, 0, maxLeaves+1), nobody: newAgent(nil),
 	}
 	if o.Explain {
 		m.explainFrom = 0
+	}
+	if o.Folder != "" {
+		m.attic = &attic{folder: o.Folder}
 	}
 	return m
 }
@@ -74,7 +85,7 @@ func (m *Model) Follows(e *schemas.Event) bool {
 	if e.JTI == "" || isAnswer(e.Kind) {
 		return true
 	}
-	a := m.agents[e.Agent]
+	a := m.at(e.Agent)
 	return a != nil && a.runs[e.Operation] != nil && !a.runs[e.Operation].ended
 }
 
@@ -85,8 +96,9 @@ func (m *Model) Apply(e *schemas.Event) error {
 	if e.Seq <= m.seq {
 		return fmt.Errorf("event %d after %d: out of order", e.Seq, m.seq)
 	}
+	m.settle()
 	m.seq, m.lastID = e.Seq, e.ID
-	if err := m.apply(e); err != nil {
+	if err := cmp.Or(m.apply(e), m.Err()); err != nil {
 		return fmt.Errorf("event %d (%s of %s): %w", e.Seq, e.Kind, e.Agent, err)
 	}
 	return nil
@@ -95,10 +107,11 @@ func (m *Model) Apply(e *schemas.Event) error {
 func (m *Model) apply(e *schemas.Event) error {
 	switch e.Kind {
 	case schemas.PolicyApplied, schemas.AgentDeclared:
-		clear(m.toolWords)
+		clear(m.traits)
 		return m.fleet.Apply(e)
 	case schemas.AgentRemoved:
-		delete(m.agents, e.Agent)
+		clear(m.traits)
+		m.forgetAgent(e.Agent)
 		return m.fleet.Apply(e)
 	case schemas.TokenIssued:
 		return m.issued(e)
@@ -132,8 +145,9 @@ func (m *Model) apply(e *schemas.Event) error {
 func (m *Model) agent(name string) *agent {
 	a := m.own(name)
 	if a == nil {
-		a = newAgent()
+		a = newAgent(m.attic)
 		m.agents[name] = a
+		m.touch(name, a)
 		if m.mine != nil {
 			m.mine[name] = true
 		}
@@ -175,7 +189,7 @@ func (m *Model) ended(e *schemas.Event) {
 	}
 	// What is left tells a late action of this operation from one of an
 	// operation that never was.
-	a.runs[e.Operation] = &run{job: r.job, ended: true, last: e.Seq}
+	a.runs[e.Operation] = over(r.job, e.Seq)
 }
 
 // learn calibrates with a run, and takes its vote if nothing in it was
@@ -224,6 +238,7 @@ func (m *Model) approved(e *schemas.Event) {
 	}
 	delete(a.held, e.Ref)
 	m.watch.approved++
+	h.run.stir()
 	h.run.reviews--
 	h.run.accused = true
 	h.run.maxScore, h.run.maxNew = max(h.run.maxScore, h.score), max(h.run.maxNew, h.scoreNew)
@@ -358,6 +373,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		return // followed no longer
 	}
 	r := m.openRun(a, e, c)
+	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
 	scoreNew := score
@@ -370,7 +386,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(c); set != nil {
+		if set := m.calibrationOf(&c); set != nil {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}
@@ -432,7 +448,7 @@ func (r *run) answeredBy(agent string) bool {
 func (m *Model) output(e *schemas.Event) {
 	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
-			r.output(toolOf(&schemas.Event{Kind: schemas.MessageAccepted, Action: e.Action}), e.Data)
+			r.output(m.trait(e.Action).tool, e.Data)
 			asker.answeredWith(r, e)
 			r.last = e.Seq
 		}
@@ -460,9 +476,7 @@ func (m *Model) isSink(e *schemas.Event) bool {
 	case schemas.VerbMemory:
 		return !strings.HasPrefix(e.Action.Resource, "get") && e.Action.Resource != "list"
 	case schemas.VerbCall:
-		if svc := m.fleet.Agents[m.fleet.Route(e.Action)]; svc != nil {
-			return svc.Tools[e.Action.Resource].Class != "read"
-		}
+		return !m.trait(e.Action).reads
 	}
 	return true
 }
@@ -470,7 +484,8 @@ func (m *Model) isSink(e *schemas.Event) bool {
 // Risk is an agent's risk at a time, with the verdict behind it; false where
 // nothing of it was ever judged.
 func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
-	a := m.agents[name]
+	m.settle()
+	a := m.at(name)
 	if a == nil || a.lastVerdict == nil {
 		return schemas.RiskReply{AgentID: name}, false
 	}

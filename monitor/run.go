@@ -28,17 +28,22 @@ const learnBelow = 40
 // A run is one operation of an agent, or what it answers to one operation of
 // another. Changed by Apply alone.
 type run struct {
+	job   string
+	ended bool
+	last  uint64 // sequence of the newest event of it
+	*live
+}
+
+// A live is all of a run that its end forgets.
+type live struct {
 	jti       string
-	job       string
 	task      []byte // normalised
 	forms     forms  // of the values that the task names
 	scope     []string
 	forbidden []string
-	ended     bool
-	last      uint64 // sequence of the newest event of it
 
-	prev    schemas.Action // the tool before, zero at the start
-	outputs uint16         // outputs seen so far
+	prev    toolID // the tool before, zero at the start
+	outputs uint16 // outputs seen so far
 	seen    map[uint64]sighting
 	sources []source // of the outputs seen
 	flooded uint16   // the newest output that had more than could be remembered
@@ -60,6 +65,22 @@ type run struct {
 	answered []answerer
 }
 
+// silence is the live of runs that ended and did nothing since: most that an agent
+// has. It is shared, and never changed.
+var silence = new(live)
+
+// over is what is left of a run that ended.
+func over(job string, last uint64) *run {
+	return &run{job: job, ended: true, last: last, live: silence}
+}
+
+// stir is what a late action of a run that ended needs before it changes it.
+func (r *run) stir() {
+	if r.live == silence {
+		r.live = new(live)
+	}
+}
+
 // answerer is whose answers to a run are followed, as a run of their own.
 type answerer struct{ agent, key string }
 
@@ -70,7 +91,7 @@ const answerJob = "/answer"
 // operation; no operation is named so.
 func answerKey(agent, operation string) string { return agent + "/" + operation }
 
-func newRun() *run { return &run{maxScore: -maxScore, maxNew: -maxScore} }
+func newRun() *run { return &run{live: &live{maxScore: -maxScore, maxNew: -maxScore}} }
 
 // grant takes over what a capability says.
 func (r *run) grant(g *schemas.Grant) {
@@ -87,7 +108,7 @@ func (r *run) grant(g *schemas.Grant) {
 // A source is a tool whose output was seen, and the tool in whose output the
 // chain of values began that led to the call: the tool itself where the call
 // named nothing that another output had brought.
-type source struct{ tool, root schemas.Action }
+type source struct{ tool, root toolID }
 
 // A sighting is the output that brought a word, and the index of its source.
 type sighting struct {
@@ -98,7 +119,7 @@ type sighting struct {
 const maxSources = 32
 
 // ask notes by which values a call was led.
-func (r *run) ask(tool schemas.Action, uses []useOf) {
+func (r *run) ask(tool toolID, uses []useOf) {
 	q := source{tool, tool}
 	for i := range uses {
 		if uses[i].how == fromOutput {
@@ -114,7 +135,7 @@ func (r *run) ask(tool schemas.Action, uses []useOf) {
 
 // source is the index of what answers now; the last stands for all that there
 // was no room for.
-func (r *run) source(tool schemas.Action) uint8 {
+func (r *run) source(tool toolID) uint8 {
 	s := source{tool, tool}
 	if i := slices.IndexFunc(r.asked, func(s source) bool { return s.tool == tool }); i >= 0 {
 		s = r.asked[i]
@@ -129,7 +150,7 @@ func (r *run) source(tool schemas.Action) uint8 {
 // output remembers which words a tool's output brought. Words that look like
 // values come first, so that padding can't crowd them out; when even they are
 // too many, whatever is not remembered counts as brought by it.
-func (r *run) output(tool schemas.Action, body []byte) {
+func (r *run) output(tool toolID, body []byte) {
 	if r.outputs == 1<<16-1 {
 		return
 	}
@@ -171,7 +192,7 @@ func looksLikeValue(token []byte) bool {
 
 // origin is the newest output that first brought a word of the value; false
 // where a word came from none.
-func (r *run) origin(text []byte) (output uint16, root schemas.Action, ok bool) {
+func (r *run) origin(text []byte) (output uint16, root toolID, ok bool) {
 	if r.outputs == 0 {
 		return 0, root, false
 	}
@@ -234,20 +255,22 @@ type agent struct {
 	lastAction  schemas.Action
 	lastVerdict []byte
 	history     []schemas.RiskPoint
+
+	used uint64 // see Model.touch
 }
 
 // heldAction is what an approval signs in.
 type heldAction struct {
 	run   *run
 	shape shape
-	prev  schemas.Action
+	prev  toolID
 	uses  []useOf
 
 	score, scoreNew fixed
 }
 
-func newAgent() *agent {
-	return &agent{baseline: newBaseline(), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
+func newAgent(attic *attic) *agent {
+	return &agent{baseline: newBaseline(attic), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
 }
 
 // run finds or makes the run of an operation. The one that was silent for

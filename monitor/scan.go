@@ -81,8 +81,7 @@ func (s *scanner) nested(end byte, kind string) bool {
 			if !ok {
 				return false
 			}
-			s.x.key(key, s.depth)
-			kind = s.x.kindOf(key)
+			kind = s.x.key(key, s.depth)
 			s.space()
 			if !s.take(':') {
 				return false

@@ -77,9 +77,10 @@ func NewService(o ServiceOptions) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{ServiceOptions: o, log: log, model: New(Options{Weights: o.Weights}), shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	s := &Service{ServiceOptions: o, log: log, shadow: shadow{log: o.Logger}, changed: make(chan struct{}, 1)}
+	s.model = New(s.options(o.Weights))
 	if o.Shadow != nil {
-		s.shadow.model = New(Options{Weights: o.Shadow})
+		s.shadow.model = New(s.options(o.Shadow))
 	}
 	return s, nil
 }
@@ -110,6 +111,12 @@ func (s *Service) Run(ctx context.Context, ready func()) error {
 	if ctx.Err() != nil {
 		s.save() // what another start need not fold again
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err = errors.Join(err, s.model.Close())
+	if s.shadow.model != nil {
+		err = errors.Join(err, s.shadow.model.Close())
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -132,6 +139,9 @@ func (s *Service) serve(ctx context.Context, ready func()) error {
 		return err
 	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlRisks, s.risks); err != nil {
+		return err
+	}
+	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlShadow, s.shades); err != nil {
 		return err
 	}
 	if err := bus.Handle(s.Conn, s.Logger, schemas.CtlSignal, s.signal); err != nil {
@@ -222,6 +232,10 @@ func (s *Service) answer(q question, now time.Time) bool {
 		v := s.model.Assess(d)
 		rulings[i] = schemas.Ruling{Verdict: schemas.Marshal(v), Risk: v.Risk, Decision: v.Decision}
 	}
+	if err := s.model.Err(); err != nil { // void, all of them
+		s.refuse(q.msg, unfit(err))
+		return true
+	}
 	data, err := bus.WriteAssess(rulings)
 	if err == nil {
 		err = q.msg.Respond(data)
@@ -230,6 +244,11 @@ func (s *Service) answer(q question, now time.Time) bool {
 		s.Logger.Error("verdicts not sent", "drafts", len(q.drafts), "error", err)
 	}
 	return true
+}
+
+// unfit refuses what a model can't say that has lost what it put aside.
+func unfit(err error) *schemas.Refusal {
+	return schemas.Refuse(schemas.CodeUnavailable, "the monitor judges no longer, and has to be started anew: %v", err)
 }
 
 func (s *Service) refuse(m *nats.Msg, r *schemas.Refusal) {
@@ -290,8 +309,11 @@ func (s *Service) report(ctx context.Context) error {
 			return nil
 		}
 		s.mu.Lock()
-		events := s.model.Changes(s.Now().UTC(), s.Source)
+		events, err := s.model.Changes(s.Now().UTC(), s.Source), s.model.Err()
 		s.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("monitor: %w", err)
+		}
 		for _, e := range events {
 			if _, err := s.log.Append(ctx, e); err != nil && ctx.Err() == nil {
 				s.Logger.Error("change of risk not logged", "agent", e.Agent, "error", err)
@@ -306,6 +328,9 @@ func (s *Service) risk(_ context.Context, req schemas.RiskRequest) (schemas.Risk
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rep, known := s.model.Risk(req.AgentID, s.Now())
+	if err := s.model.Err(); err != nil {
+		return rep, unfit(err)
+	}
 	if !known && s.model.fleet.Agents[req.AgentID] == nil {
 		return rep, schemas.Refuse(schemas.CodeNotFound, "%s is not in the fleet; writ status lists who is", req.AgentID)
 	}
@@ -323,9 +348,13 @@ func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.Ri
 	defer s.mu.Unlock()
 	rep, now := schemas.RisksReply{Risks: []schemas.AgentRisk{}}, s.Now()
 	for _, id := range req.AgentIDs {
-		if a := s.model.agents[id]; a != nil {
+		s.model.settle()
+		if a := s.model.at(id); a != nil {
 			rep.Risks = append(rep.Risks, schemas.AgentRisk{AgentID: id, Risk: a.riskNow(now), Seq: a.lastSeq})
 		}
+	}
+	if err := s.model.Err(); err != nil {
+		return rep, unfit(err)
 	}
 	return rep, nil
 }
@@ -333,5 +362,5 @@ func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.Ri
 func (s *Service) health(context.Context, struct{}) (schemas.Health, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return schemas.Health{Service: "monitor", OK: s.live, Seq: s.model.Seq(), Warning: strings.Join(s.model.Alarms(), "; ")}, nil
+	return schemas.Health{Service: "monitor", OK: s.live && s.model.Err() == nil, Seq: s.model.Seq(), Warning: strings.Join(s.model.Alarms(), "; ")}, nil
 }

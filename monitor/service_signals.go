@@ -134,8 +134,11 @@ func (s *Service) tell(ctx context.Context, st *secevent.Statement, actor, id st
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.model.agents[st.Agent]; a != nil {
+	if a := s.model.at(st.Agent); a != nil {
 		risk = a.riskNow(now)
+	}
+	if err := s.model.Err(); err != nil {
+		return seq, 0, unfit(err)
 	}
 	return seq, risk, nil
 }

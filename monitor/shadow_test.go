@@ -56,6 +56,21 @@ func TestTheShadowDecidesNothingAndIsHeard(t *testing.T) {
 			t.Errorf("%s", line)
 		}
 	}
+	all := shade.reply("")
+	if all.Model != blind.Version() || int(all.Differ) != len(lines) || all.Judged <= all.Differ || len(all.Differences) != min(len(lines), maxDifferences) {
+		t.Errorf("%d of %d verdicts are told to differ, %d are listed, and %d were logged", all.Differ, all.Judged, len(all.Differences), len(lines))
+	}
+	for _, d := range all.Differences {
+		if d.Lock != locks[d.Seq] || d.ShadowLock == d.Lock || d.AgentID == "" || d.Time.IsZero() {
+			t.Errorf("%+v", d)
+		}
+	}
+	if n := len(shade.reply("analyst").Differences) + len(shade.reply("writer").Differences); n != len(all.Differences) {
+		t.Errorf("%d differences are somebody's", n)
+	}
+	if r := same.reply(""); r.Differ != 0 || r.Judged == 0 {
+		t.Errorf("the same weights differ: %+v", r)
+	}
 	if shade.model.pool.sorted[len(shade.model.pool.sorted)-1] == live.pool.sorted[len(live.pool.sorted)-1] {
 		t.Error("the shadow is calibrated by scores that are not its own")
 	}

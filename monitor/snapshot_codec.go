@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -20,9 +21,55 @@ type codec struct {
 	buf     []byte            // written so far, or what is left to read
 	err     error             // the first; all that follows is nothing
 	texts   map[string]string // read so far, so that equal texts share memory
+	attic   *attic            // holds what the state put aside; nil where it put nothing
+
+	in   *io.LimitedReader // more to read; nil where buf is all
+	out  io.Writer         // takes what was written; nil where buf keeps it
+	hold bool              // buf must stand still
+
+	spare *live // room for the next run that is read
 }
 
-var errShort = errors.New("it ends too early, or a length in it is wrong")
+// streamed is how much is in memory of what is read or written, at least.
+const (
+	streamed  = 1 << 20
+	mostKey   = 1 << 16 // bytes of a table's key
+	mostTexts = 1 << 14 // that share memory
+)
+
+// want reads on until n bytes are at hand, or all.
+func (c *codec) want(n int) {
+	if c.in == nil || c.hold || len(c.buf) >= n {
+		return
+	}
+	n = int(min(int64(n), int64(len(c.buf))+c.in.N)) // whatever a damaged length says
+	more := make([]byte, len(c.buf), max(n, streamed))
+	copy(more, c.buf)
+	got, err := io.ReadFull(c.in, more[len(more):cap(more)])
+	c.buf = more[:len(more)+got]
+	if err != nil {
+		c.in = nil
+		if err != io.EOF && err != io.ErrUnexpectedEOF {
+			c.fail(err)
+		}
+	}
+}
+
+// spill hands on what was written.
+func (c *codec) spill(least int) {
+	if c.out == nil || len(c.buf) < least || c.err != nil {
+		return
+	}
+	if _, err := c.out.Write(c.buf); err != nil {
+		c.fail(err)
+	}
+	c.buf = c.buf[:0]
+}
+
+var (
+	errShort = errors.New("it ends too early, or a length in it is wrong")
+	errOrder = errors.New("a table in it is out of order")
+)
 
 func (c *codec) fail(err error) {
 	if c.err == nil {
@@ -39,6 +86,7 @@ func number[T integer](c *codec, p *T) {
 		c.buf = binary.AppendVarint(c.buf, int64(*p))
 		return
 	}
+	c.want(binary.MaxVarintLen64)
 	x, n := binary.Varint(c.buf)
 	if n <= 0 || int64(T(x)) != x || n > 1 && c.buf[n-1] == 0 {
 		c.fail(errShort)
@@ -64,6 +112,9 @@ func (c *codec) flag(p *bool) {
 // length is of what takes a byte at least for each.
 func (c *codec) length(n int) int {
 	number(c, &n)
+	if c.reading {
+		c.want(n)
+	}
 	if c.reading && (n < 0 || n > len(c.buf)) {
 		c.fail(errShort)
 		return 0
@@ -82,6 +133,9 @@ func text[T ~string | ~[]byte](c *codec, p *T) {
 	if _, isString := any(*p).(string); isString && n <= maxValue {
 		s, ok := c.texts[string(raw)]
 		if !ok {
+			if len(c.texts) >= mostTexts {
+				clear(c.texts)
+			}
 			s = string(raw)
 			c.texts[s] = s
 		}
@@ -128,14 +182,17 @@ func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), valu
 		for i := range n {
 			var k K
 			var v V
+			c.want(mostKey)
 			from := c.buf
+			c.hold = true
 			key(c, &k)
+			c.hold = false
 			if c.err != nil {
 				return
 			}
 			raw := from[:len(from)-len(c.buf)]
 			if i > 0 && bytes.Compare(before, raw) >= 0 {
-				c.fail(errors.New("a table in it is out of order"))
+				c.fail(errOrder)
 				return
 			}
 			before = raw
@@ -179,7 +236,7 @@ func (c *codec) model(m *Model) {
 	number(c, &m.seq)
 	number(c, &m.learned)
 	c.fleet(&m.fleet)
-	table(c, &m.agents, text[string], owned((*codec).agent))
+	c.agents(m)
 	for i := range m.maxima {
 		c.calibration(&m.maxima[i])
 	}
@@ -215,6 +272,52 @@ func (c *codec) fleet(p **schemas.State) {
 	*p = schemas.StateOf(d)
 }
 
+// agents goes through all agents in the way of table, with no more of them in
+// memory than the model has: what was put aside is written as it lies.
+func (c *codec) agents(m *Model) {
+	var names []string
+	if !c.reading {
+		names = m.names()
+	}
+	n := c.length(len(names))
+	before := ""
+	for i := range n {
+		if !c.reading {
+			text(c, &names[i])
+			if a := m.agents[names[i]]; a != nil {
+				c.agent(a)
+			} else {
+				c.stored(m.aside[names[i]])
+			}
+			c.spill(streamed)
+			continue
+		}
+		var name string
+		a := new(agent)
+		text(c, &name)
+		if raw := written(text[string], &name); i > 0 && raw <= before {
+			c.fail(errOrder)
+		} else {
+			before = raw
+		}
+		if c.agent(a); c.err != nil {
+			return
+		}
+		m.agents[name] = a
+		m.touch(name, a)
+		m.settle()
+	}
+}
+
+// stored writes a record of the attic as it lies there.
+func (c *codec) stored(s shelf) {
+	raw := c.attic.get(s)
+	if raw == nil {
+		c.fail(c.attic.failed())
+	}
+	c.buf = append(c.buf, raw...)
+}
+
 func (c *codec) violation(v *violation) {
 	text(c, &v.agent)
 	text(c, &v.id)
@@ -240,8 +343,19 @@ func (c *codec) action(a *schemas.Action) {
 	text(c, &a.Resource)
 }
 
+func (c *codec) tool(t *toolID) {
+	a := t.action()
+	c.action(&a)
+	if c.reading {
+		*t = toolNamed(a)
+	}
+}
+
 func (c *codec) agent(a *agent) {
-	owned((*codec).baseline)(c, &a.baseline)
+	if c.reading {
+		a.baseline = &baseline{attic: c.attic}
+	}
+	c.baseline(a.baseline)
 	table(c, &a.runs, text[string], owned((*codec).run))
 	for i := range a.maxima {
 		c.calibration(&a.maxima[i])
@@ -311,7 +425,7 @@ func (c *codec) held(a *agent) {
 			h.run = runs[i]
 		}
 		c.shape(&h.shape)
-		c.action(&h.prev)
+		c.tool(&h.prev)
 		list(c, &h.uses, (*codec).use)
 		number(c, &h.score)
 		number(c, &h.scoreNew)
@@ -319,6 +433,12 @@ func (c *codec) held(a *agent) {
 }
 
 func (c *codec) run(r *run) {
+	if c.reading {
+		if r.live = c.spare; r.live == nil {
+			r.live = new(live)
+		}
+		c.spare = nil
+	}
 	text(c, &r.jti)
 	text(c, &r.job)
 	text(c, &r.task)
@@ -327,7 +447,30 @@ func (c *codec) run(r *run) {
 	list(c, &r.forbidden, text[string])
 	c.flag(&r.ended)
 	number(c, &r.last)
-	c.action(&r.prev)
+	if c.reading && r.ended && c.silent(r.live) {
+		c.spare, r.live = r.live, silence
+		*c.spare = live{}
+		return
+	}
+	c.deeds(r.live)
+}
+
+// silent reports whether nothing is left of a run that ended, and passes over what
+// says so.
+func (c *codec) silent(l *live) bool {
+	c.want(len(silentDeeds))
+	if l.jti != "" || len(l.task) > 0 || l.forms != 0 || l.scope != nil || l.forbidden != nil || !bytes.HasPrefix(c.buf, silentDeeds) {
+		return false
+	}
+	c.buf = c.buf[len(silentDeeds):]
+	return true
+}
+
+var silentDeeds = []byte(written((*codec).deeds, silence))
+
+// deeds are what a run did.
+func (c *codec) deeds(r *live) {
+	c.tool(&r.prev)
 	number(c, &r.outputs)
 	table(c, &r.seen, number[uint64], func(c *codec, s *sighting) {
 		number(c, &s.output)
@@ -352,16 +495,23 @@ func (c *codec) run(r *run) {
 	})
 }
 
+// written is how a state is written.
+func written[T any](walk func(*codec, T), x T) string {
+	c := codec{}
+	walk(&c, x)
+	return string(c.buf)
+}
+
 func (c *codec) source(s *source) {
-	c.action(&s.tool)
-	c.action(&s.root)
+	c.tool(&s.tool)
+	c.tool(&s.root)
 }
 
 func (c *codec) votes(v *votes) {
 	list(c, &v.words, number[uint32])
-	list(c, &v.outside, (*codec).action)
+	list(c, &v.outside, (*codec).tool)
 	list(c, &v.times, number[uint8])
-	list(c, &v.tools, (*codec).action)
+	list(c, &v.tools, (*codec).tool)
 	list(c, &v.pairs, (*codec).pair)
 	list(c, &v.shapes, (*codec).shape)
 	list(c, &v.uses, (*codec).use)
@@ -381,7 +531,7 @@ func (c *codec) use(u *useOf) {
 	c.flag(&u.unknownNew)
 	number(c, &u.strange)
 	number(c, &u.how)
-	c.action(&u.root)
+	c.tool(&u.root)
 }
 
 func (c *codec) id(v *id) {
@@ -390,27 +540,27 @@ func (c *codec) id(v *id) {
 }
 
 func (c *codec) place(p *place) {
-	c.action(&p.tool)
+	c.tool(&p.tool)
 	text(c, &p.kind)
 }
 
 func (c *codec) pair(p *pair) {
-	c.action(&p.prev)
-	c.action(&p.tool)
+	c.tool(&p.prev)
+	c.tool(&p.tool)
 }
 
 func (c *codec) flow(f *flow) {
 	c.place(&f.place)
-	c.action(&f.root)
+	c.tool(&f.root)
 }
 
 func (c *codec) repeat(r *repeat) {
-	c.action(&r.tool)
+	c.tool(&r.tool)
 	number(c, &r.n)
 }
 
 func (c *codec) shape(s *shape) {
-	c.action(&s.tool)
+	c.tool(&s.tool)
 	number(c, &s.keys)
 }
 
@@ -433,9 +583,9 @@ func (c *codec) innovations(x *innovations) {
 func (c *codec) baseline(b *baseline) {
 	number(c, &b.runs)
 	number(c, &b.votes)
-	table(c, &b.tools, (*codec).action, (*codec).count)
+	table(c, &b.tools, (*codec).tool, (*codec).count)
 	table(c, &b.pairs, (*codec).pair, (*codec).count)
-	table(c, &b.follows, (*codec).action, func(c *codec, f *following) {
+	table(c, &b.follows, (*codec).tool, func(c *codec, f *following) {
 		number(c, &f.n)
 		number(c, &f.distinct)
 	})
@@ -451,10 +601,10 @@ func (c *codec) baseline(b *baseline) {
 	table(c, &b.times, (*codec).repeat, number[uint32])
 	table(c, &b.shapes, (*codec).shape, number[uint32])
 	table(c, &b.together, (*codec).pair, number[uint32])
-	table(c, &b.newTools, (*codec).action, number[uint32])
+	table(c, &b.newTools, (*codec).tool, number[uint32])
 	table(c, &b.newcomers, text[string], number[uint32])
 	number(c, &b.mature)
-	table(c, &b.outside, (*codec).action, number[uint32])
+	table(c, &b.outside, (*codec).tool, number[uint32])
 	table(c, &b.words, number[uint32], number[uint16])
 	number(c, &b.learned)
 }
@@ -462,15 +612,27 @@ func (c *codec) baseline(b *baseline) {
 func (c *codec) template(t *template) {
 	number(c, &t.bit)
 	number(c, &t.runs)
-	table(c, &t.tools, (*codec).action, number[uint32])
+	switch {
+	case c.reading:
+		t.tallies = new(tallies)
+		c.tallies(t.tallies)
+	case t.tallies != nil:
+		c.tallies(t.tallies)
+	default:
+		c.stored(t.lies)
+	}
+	list(c, &t.words, number[uint32])
+	number(c, &t.last)
+}
+
+func (c *codec) tallies(t *tallies) {
+	table(c, &t.tools, (*codec).tool, number[uint32])
 	table(c, &t.pairs, (*codec).pair, number[uint32])
-	table(c, &t.follows, (*codec).action, number[uint32])
+	table(c, &t.follows, (*codec).tool, number[uint32])
 	table(c, &t.flows, (*codec).flow, number[uint32])
 	table(c, &t.filled, (*codec).place, number[uint32])
 	table(c, &t.times, (*codec).repeat, number[uint32])
 	table(c, &t.shapes, (*codec).shape, number[uint32])
-	list(c, &t.words, number[uint32])
-	number(c, &t.last)
 }
 
 func (c *codec) calibration(s *calibration) {

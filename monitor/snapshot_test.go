@@ -24,11 +24,12 @@ import (
 
 // caches are the fields that follow from others: they are not written down, and
 // restored as nothing.
-var caches = map[string]bool{"run.alike": true, "run.alikeAt": true, "run.rarity": true}
+var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rarity": true,
+	"agent.used": true, "baseline.looks": true, "baseline.attic": true, "template.used": true, "template.lies": true}
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,
-	"scratch": true, "toolWords": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true}
+	"scratch": true, "traits": true, "uses": true, "stems": true, "mine": true, "nobody": true, "fleet": true, "attic": true, "aside": true, "queue": true, "packing": true, "resident": true, "jobs": true}
 
 // fill sets everything that can be reached to something of its own.
 func fill(t *testing.T, v reflect.Value, n *uint64) {
@@ -36,6 +37,10 @@ func fill(t *testing.T, v reflect.Value, n *uint64) {
 	*n++
 	if v.Type() == reflect.TypeFor[time.Time]() {
 		v.Set(reflect.ValueOf(time.Unix(int64(*n), int64(*n)).UTC()))
+		return
+	}
+	if v.Type() == reflect.TypeFor[toolID]() {
+		v.Set(reflect.ValueOf(toolNamed(schemas.Action{Verb: fmt.Sprintf("verb-%d", *n), Resource: "resource"})))
 		return
 	}
 	switch v.Kind() {
@@ -289,7 +294,7 @@ func BenchmarkFold(b *testing.B) {
 	l := benchLog{model: New(Options{}), time: time.Unix(1_700_000_000, 0).UTC()}
 	var log []*schemas.Event
 	l.keep = func(e *schemas.Event) { log = append(log, e) }
-	if err := l.fill(4); err != nil {
+	if err := l.fill(4, 40); err != nil {
 		b.Fatal(err)
 	}
 	b.Run("event", func(b *testing.B) {

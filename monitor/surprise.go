@@ -3,8 +3,6 @@ package monitor
 import (
 	"math/bits"
 	"slices"
-
-	"github.com/writ-sh/writ/schemas"
 )
 
 // The rarities below are −log2 of how often harmless runs did the like, with
@@ -23,11 +21,11 @@ func part[K comparable](w view, of func(*template) map[K]uint32, k K) uint32 {
 	return of(w.without)[k]
 }
 
-func toolsIn(t *template) map[schemas.Action]uint32 { return t.tools }
+func toolsIn(t *template) map[toolID]uint32 { return t.tools }
 
 // counts are in how many runs of the agent a tool was used, and how many there
 // were.
-func (w view) counts(tool schemas.Action) (c, n uint64) {
+func (w view) counts(tool toolID) (c, n uint64) {
 	runs := uint32(0)
 	if w.without != nil {
 		runs = w.without.runs
@@ -38,9 +36,9 @@ func (w view) counts(tool schemas.Action) (c, n uint64) {
 // seen is a tool as the agent's statistics know it: one that it never used
 // counts as any first of its verb. Who writes under another name each week has
 // used many of those.
-func (w view) seen(tool schemas.Action) schemas.Action {
-	if c, _ := w.counts(tool); c == 0 && tool.Verb != "" {
-		return schemas.Action{Verb: tool.Verb}
+func (w view) seen(tool toolID) toolID {
+	if c, _ := w.counts(tool); c == 0 {
+		return tool.first()
 	}
 	return tool
 }
@@ -57,7 +55,7 @@ func (b *baseline) acted() uint32 {
 
 // toolSurprise shrinks from the job's runs to the agent's:
 // P = (c_job + 3·P_agent)/(n_job + 3), P_agent = (c + ½)/(n + 1).
-func (w view) toolSurprise(tool schemas.Action) fixed {
+func (w view) toolSurprise(tool toolID) fixed {
 	c, n := w.counts(tool)
 	ct, nt := w.t.counts(tool)
 	return surprise(ct*2*(n+1)+3*(2*c+1), 2*(n+1)*(nt+3), maxSurprise)
@@ -70,20 +68,20 @@ const knownRuns = 3
 // though no run of the job did before. Some tools are used on a whim: they are
 // less of a surprise. One that is new to the agent is as rare as such tools are
 // among those of its verb: who writes under another name each week does so again.
-func (w view) newToolSurprise(tool schemas.Action) fixed {
+func (w view) newToolSurprise(tool toolID) fixed {
 	if w.t == nil || w.t.runs < knownRuns || w.t.tools[tool] > 0 {
 		return 0
 	}
 	k := w.b.newTools[tool]
 	if w.b.tools[tool].n == 0 {
-		k = w.b.newcomers[tool.Verb]
+		k = w.b.newcomers[tool.action().Verb]
 	}
 	return surprise(2*uint64(k)+1, 2*uint64(w.b.mature)+2, maxSurprise)
 }
 
 // outsideSurprise is how rare it is that a run uses this tool though its
 // capability does not grant it: agents try some on a whim.
-func (w view) outsideSurprise(tool schemas.Action) fixed {
+func (w view) outsideSurprise(tool toolID) fixed {
 	return surprise(2*uint64(w.b.outside[tool])+1, 2*uint64(w.b.runs)+2, maxSurprise)
 }
 
@@ -93,7 +91,7 @@ func (w view) outsideSurprise(tool schemas.Action) fixed {
 func (w view) pairSurprise(p pair) fixed {
 	f := w.b.follows[p.prev]
 	cp := less(w.b.pairs[p].n, part(w, func(t *template) map[pair]uint32 { return t.pairs }, p))
-	np := less(f.n, part(w, func(t *template) map[schemas.Action]uint32 { return t.follows }, p.prev))
+	np := less(f.n, part(w, func(t *template) map[toolID]uint32 { return t.follows }, p.prev))
 	c := less(w.b.tools[p.tool].n, part(w, toolsIn, p.tool))
 	num, den := 2*c+1, 2*uint64(w.b.votes)+uint64(len(w.b.tools))+1
 	if n := np + uint64(f.distinct); n > 0 {
@@ -108,7 +106,7 @@ const maxBeside = 4
 
 // togetherSurprise is how rare a tool is in runs that used one of the others
 // that this run used: the one that it goes with best.
-func (w view) togetherSurprise(r *run, tool schemas.Action) fixed {
+func (w view) togetherSurprise(r *run, tool toolID) fixed {
 	c, n := w.counts(tool)
 	least := surprise(2*c+1, 2*(n+1), maxSurprise)
 	own := part(w, toolsIn, tool)
@@ -123,8 +121,8 @@ func (w view) togetherSurprise(r *run, tool schemas.Action) fixed {
 	return least
 }
 
-func pairOf(a, b schemas.Action) pair {
-	if a.Verb > b.Verb || a.Verb == b.Verb && a.Resource > b.Resource {
+func pairOf(a, b toolID) pair {
+	if x, y := a.action(), b.action(); x.Verb > y.Verb || x.Verb == y.Verb && x.Resource > y.Resource {
 		a, b = b, a
 	}
 	return pair{a, b}
@@ -132,7 +130,7 @@ func pairOf(a, b schemas.Action) pair {
 
 // repeatSurprise is how rare it is that a run which used a tool so often uses
 // it once more.
-func (w view) repeatSurprise(r *run, tool schemas.Action) fixed {
+func (w view) repeatSurprise(r *run, tool toolID) fixed {
 	k := min(r.votes.used(tool), maxTimes-1)
 	if k == 0 {
 		return 0
@@ -149,7 +147,7 @@ func (w view) repeatSurprise(r *run, tool schemas.Action) fixed {
 
 // A shape is a tool with the names of the arguments that it was given.
 type shape struct {
-	tool schemas.Action
+	tool toolID
 	keys uint64
 }
 
@@ -171,7 +169,7 @@ func (w view) shapeSurprise(s shape) fixed {
 
 // flowSurprise is how rare it is for a place to be filled with what that tool
 // brought: shrunk from job to agent to all places of the kind.
-func (w view) flowSurprise(p place, root schemas.Action) fixed {
+func (w view) flowSurprise(p place, root toolID) fixed {
 	root = w.seen(root)
 	flows, filled := func(t *template) map[flow]uint32 { return t.flows }, func(t *template) map[place]uint32 { return t.filled }
 	f, any := flow{p, root}, flow{place{kind: p.kind}, root}
@@ -231,7 +229,7 @@ func (w view) trusts(templates uint64) bool {
 	return w.t != nil && mask>>w.t.bit&1 == 1 || bits.OnesCount64(mask) >= 2
 }
 
-func (v *votes) used(tool schemas.Action) uint8 {
+func (v *votes) used(tool toolID) uint8 {
 	if i := slices.Index(v.tools, tool); i >= 0 {
 		return v.times[i]
 	}
@@ -248,9 +246,9 @@ func (b *baseline) learnSlots(t *template, v *votes) {
 			if t.tools[tool] == 0 {
 				add(b.newTools, tool, maxTools)
 			}
-			if b.tools[tool].n == 0 && !slices.Contains(verbs, tool.Verb) {
-				verbs = append(verbs, tool.Verb)
-				add(b.newcomers, tool.Verb, maxTools)
+			if b.tools[tool].n == 0 && !slices.Contains(verbs, tool.action().Verb) {
+				verbs = append(verbs, tool.action().Verb)
+				add(b.newcomers, tool.action().Verb, maxTools)
 			}
 		}
 	}

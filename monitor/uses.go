@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/writ-sh/writ/schemas"
@@ -34,13 +35,14 @@ func (m *Model) usesOf(e *schemas.Event, c *considered, learn bool) []useOf {
 	values := m.extract.read(e.Data)
 	tool := c.tool
 	c.shape = shape{tool, m.extract.keys}
-	if tool.Verb == schemas.VerbMemory && len(e.Action.Resource) > len(tool.Resource)+1 {
-		m.extract.add("key", []byte(e.Action.Resource[len(tool.Resource)+1:]))
+	if a := tool.action(); a.Verb == schemas.VerbMemory && len(e.Action.Resource) > len(a.Resource)+1 {
+		m.extract.add("key", []byte(e.Action.Resource[len(a.Resource)+1:]))
 		values = m.extract.values
 	}
-	m.uses = m.uses[:0]
-	for _, v := range values {
-		u := useOf{place: place{tool, v.kind}, sink: c.sink}
+	m.uses = slices.Grow(m.uses[:0], len(values))[:len(values)]
+	for i, v := range values {
+		u := &m.uses[i]
+		*u = useOf{place: place{tool, v.kind}, sink: c.sink}
 		if inText(c.task, v.text) {
 			u.how = fromTask
 		} else if c.read != nil {
@@ -49,9 +51,8 @@ func (m *Model) usesOf(e *schemas.Event, c *considered, learn bool) []useOf {
 			}
 		}
 		if u.how != fromTask || learn {
-			m.identify(&u, c, v)
+			m.identify(u, c, v)
 		}
-		m.uses = append(m.uses, u)
 	}
 	return m.uses
 }
@@ -59,10 +60,10 @@ func (m *Model) usesOf(e *schemas.Event, c *considered, learn bool) []useOf {
 // identify names a value and its domain, and says what is known of them.
 func (m *Model) identify(u *useOf, c *considered, v value) {
 	b := c.agent.baseline
-	u.value = idOf(v.text)
+	u.value = m.extract.idOf(v.text)
 	if d := domainOf(v); len(d) > 0 {
 		m.scratch = append(append(m.scratch[:0], "domain\x00"...), d...)
-		u.domain, u.domainInTask = idOf(m.scratch), inText(c.task, d)
+		u.domain, u.domainInTask = m.extract.idOf(m.scratch), inText(c.task, d)
 		u.seenDomain = b.known[u.domain]
 	}
 	if u.how == fromTask {

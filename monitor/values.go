@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"hash/maphash"
 	"math/bits"
 	"unicode/utf8"
 )
@@ -34,11 +35,32 @@ type extractor struct {
 	full   bool
 	keys   uint64 // the names of the outermost object's members, see shape; 0 where it has none
 	scan   scanner
-	kinds  map[string]string // of the keys met, see kindOf
+	kinds  map[string]*member // by the names of members met, see member
+	named  [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
+	seed   maphash.Seed
 }
 
 func newExtractor() *extractor {
-	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]string{}}
+	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed()}
+}
+
+// A naming is a text with its id.
+type naming struct {
+	text [maxValue]byte
+	n    int
+	id   id
+}
+
+// idOf is idOf, which most values that agents use have been given before.
+func (x *extractor) idOf(text []byte) id {
+	if len(text) > maxValue {
+		return idOf(text)
+	}
+	c := &x.named[maphash.Bytes(x.seed, text)%uint64(len(x.named))]
+	if c.n != len(text) || string(c.text[:c.n]) != string(text) || c.n == 0 {
+		c.n, c.id = copy(c.text[:], text), idOf(text)
+	}
+	return c.id
 }
 
 // read finds the values of a body, in order, twice where they stand twice. The
@@ -85,7 +107,7 @@ func (x *extractor) add(kind string, text []byte) {
 
 // leaf takes a string that stood under a key of the given kind.
 func (x *extractor) leaf(kind string, text []byte) {
-	if len(text) > maxValue || words(text) > maxWords {
+	if len(text) > maxValue || len(text) > 2*maxWords && words(text) > maxWords {
 		if declared(kind) {
 			x.add(kind, text[:min(len(text), maxValue)])
 		}
@@ -102,15 +124,25 @@ func (x *extractor) leaf(kind string, text []byte) {
 	x.add(kind, text)
 }
 
-// key takes an object's key, which can be a value itself. The sum over the
-// outermost ones names which there are, whatever their order.
-func (x *extractor) key(key []byte, depth int) {
+// A member is what the name of an object's member says.
+type member struct {
+	kind string // of its value, unless that shows another
+	form string // that the name shows by itself, see inferred
+	hash uint64
+}
+
+// key takes the name of an object's member, which can be a value itself, and gives
+// the kind of the member. The sum over the outermost ones names which there are,
+// whatever their order.
+func (x *extractor) key(key []byte, depth int) string {
+	m := x.member(key)
 	if depth == 1 {
-		x.keys += bits.Reverse64(wordHash(key)*0x9e3779b97f4a7c15) | 1
+		x.keys += m.hash
 	}
-	if kind := inferred(trimPunctuation(key)); kind != "" {
-		x.add(kind, key[:min(len(key), maxValue)])
+	if m.form != "" {
+		x.add(m.form, key[:min(len(key), maxValue)])
 	}
+	return m.kind
 }
 
 // text searches running text for what looks like a value by itself.
@@ -135,22 +167,24 @@ func declared(kind string) bool {
 // maxKinds bounds the keys whose kinds are kept.
 const maxKinds = 1024
 
-// kindOf is a JSON key as a kind: lower case, cut to its bound.
-func (x *extractor) kindOf(key []byte) string {
-	key = key[:min(len(key), maxKind)]
-	if kind, ok := x.kinds[string(key)]; ok {
-		return kind
+// member reads a name. As a kind it is in lower case, and cut to its bound.
+func (x *extractor) member(name []byte) *member {
+	if m := x.kinds[string(name)]; m != nil {
+		return m
 	}
-	low := make([]byte, len(key))
-	for i, c := range key {
-		low[i] = lower(c)
+	low := make([]byte, min(len(name), maxKind))
+	for i := range low {
+		low[i] = lower(name[i])
+	}
+	m := &member{kind: string(low), form: inferred(trimPunctuation(name)), hash: bits.Reverse64(wordHash(name)*0x9e3779b97f4a7c15) | 1}
+	if len(name) > maxValue {
+		return m
 	}
 	if len(x.kinds) >= maxKinds {
 		clear(x.kinds)
 	}
-	kind := string(low)
-	x.kinds[string(key)] = kind
-	return kind
+	x.kinds[string(name)] = m
+	return m
 }
 
 // inferred is the kind that a token shows by its form, "" where it shows none.
@@ -204,11 +238,12 @@ func domainOf(v value) []byte {
 	if v.kind != "url" {
 		return nil
 	}
-	host := v.text
-	if end := bytes.IndexAny(host, "/?#:"); end >= 0 {
-		host = host[:end]
+	for i, c := range v.text {
+		if c == '/' || c == '?' || c == '#' || c == ':' {
+			return v.text[:i]
+		}
 	}
-	return host
+	return v.text
 }
 
 // normal makes two ways of writing one value equal, in place: ASCII lower case
@@ -218,19 +253,23 @@ func normal(t []byte) []byte {
 	for i, c := range t {
 		t[i] = lower(c)
 	}
-	for n := -1; n != len(t); {
-		n = len(t)
+	for {
 		t = trimPunctuation(t)
-		for _, scheme := range []string{"https://", "http://", "mailto:"} {
-			if len(t) > len(scheme) && string(t[:len(scheme)]) == scheme {
-				t = t[len(scheme):]
+		n := len(t)
+		if n > 7 && (t[4] == ':' || t[5] == ':' || t[6] == ':') {
+			for _, scheme := range [...]string{"https://", "http://", "mailto:"} {
+				if len(t) > len(scheme) && string(t[:len(scheme)]) == scheme {
+					t = t[len(scheme):]
+				}
 			}
 		}
 		if len(t) > 1 && t[len(t)-1] == '/' {
 			t = t[:len(t)-1]
 		}
+		if n == len(t) {
+			return t
+		}
 	}
-	return t
 }
 
 func lower(c byte) byte {

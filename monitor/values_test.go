@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/writ-sh/writ/schemas"
 )
 
 func extracted(body string) []string {
@@ -121,7 +119,7 @@ func FuzzValues(f *testing.F) {
 		if second := again.read(body); fmt.Sprint(second) != fmt.Sprint(got) {
 			t.Fatal("read twice, understood differently")
 		}
-		newRun().output(schemas.Action{Verb: "call", Resource: "x"}, body)
+		newRun().output(toolID{}, body)
 	})
 }
 

@@ -3,6 +3,7 @@ package monitor
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -92,8 +93,9 @@ func (w view) rarity(word uint32) fixed {
 
 // A likeness is how much one job's task is like a run's, squared.
 type likeness struct {
-	of *template
-	s2 uint64 // 16 fractional bits
+	of    *template
+	s2    uint64 // 16 fractional bits
+	tools map[toolID]uint32
 }
 
 // mostAlike bounds the jobs that a task is compared with, once it is known how
@@ -103,6 +105,9 @@ const mostAlike = 4
 // alike are the jobs whose tasks share words with the run's, most alike first.
 // They are kept with the run until the baseline learns again.
 func (r *run) alikeOf(b *baseline) []likeness {
+	if len(r.votes.words) == 0 {
+		return nil
+	}
 	if r.alikeAt == b.learned+1 {
 		return r.alike
 	}
@@ -133,17 +138,24 @@ func (r *run) alikeOf(b *baseline) []likeness {
 		}
 		s = s * one / all
 		if s2 := uint64(mul(s, s)) * 4; s2 > 0 && t.runs > 0 {
-			r.alike = append(r.alike, likeness{t, s2})
+			r.alike = append(r.alike, likeness{of: t, s2: s2})
 		}
 	}
 	slices.SortFunc(r.alike, func(x, y likeness) int { return cmp.Or(cmp.Compare(y.s2, x.s2), cmp.Compare(x.of.bit, y.of.bit)) })
 	r.alike = r.alike[:min(len(r.alike), mostAlike)]
+	for i, l := range r.alike {
+		n := l.of.tallies
+		if n == nil {
+			n = b.stored(l.of)
+		}
+		r.alike[i].tools = n.tools
+	}
 	return r.alike
 }
 
 // similarSurprise is how unusual a tool is for tasks whose words are like this
 // one's: P = (Σ s²·rate + P_agent·1/4) / (Σ s² + 1/4).
-func (w view) similarSurprise(r *run, tool schemas.Action) fixed {
+func (w view) similarSurprise(r *run, tool toolID) fixed {
 	pc, pn := w.counts(tool)
 	num := uint64(one) / 4 * (2*pc + 1) / (2 * (pn + 1))
 	den := uint64(one) / 4
@@ -152,36 +164,45 @@ func (w view) similarSurprise(r *run, tool schemas.Action) fixed {
 			continue
 		}
 		den += l.s2
-		num += l.s2 * uint64(l.of.tools[tool]) / uint64(max(l.of.runs, 1))
+		num += l.s2 * uint64(l.tools[tool]) / uint64(max(l.of.runs, 1))
 	}
 	return surprise(max(num, 1), den, maxSurprise)
 }
 
-// toolWords are the words of a tool's name and description.
-type toolWords struct{ name, desc []uint32 }
-
-func (m *Model) wordsOf(tool schemas.Action) toolWords {
-	if w, ok := m.toolWords[tool]; ok {
-		return w
-	}
-	w := toolWords{name: taskWords(nil, []byte(tool.Resource))}
-	if svc := m.fleet.Agents[m.fleet.Route(tool)]; svc != nil {
-		w.desc = taskWords(nil, []byte(svc.Tools[tool.Resource].Description))
-	}
-	if len(m.toolWords) >= maxToolWords {
-		clear(m.toolWords)
-	}
-	m.toolWords[tool] = w
-	return w
+// A trait is what the fleet's declaration says of a tool, and its name.
+type trait struct {
+	tool       toolID
+	reads      bool     // declared so by the service that serves it
+	name, desc []uint32 // words
 }
 
-const maxToolWords = 4096
+// trait is that of what counts as one tool: of memory the operation without its
+// key.
+func (m *Model) trait(a schemas.Action) *trait {
+	if a.Verb == schemas.VerbMemory {
+		a.Resource, _, _ = strings.Cut(a.Resource, ".")
+	}
+	if t := m.traits[a]; t != nil {
+		return t
+	}
+	t := &trait{tool: toolNamed(a), name: taskWords(nil, []byte(a.Resource))}
+	if svc := m.fleet.Agents[m.fleet.Route(a)]; svc != nil {
+		t.desc = taskWords(nil, []byte(svc.Tools[a.Resource].Description))
+		t.reads = svc.Tools[a.Resource].Class == "read"
+	}
+	if len(m.traits) >= maxTraits {
+		clear(m.traits)
+	}
+	m.traits[a] = t
+	return t
+}
+
+const maxTraits = 4096
 
 // mismatch is how little the task's words speak of a tool: of its name, and of
 // its description.
-func (m *Model) mismatch(r *run, tool schemas.Action) (name, desc fixed) {
-	w := m.wordsOf(tool)
-	return unshared(w.name, r.votes.words, 2), unshared(w.desc, r.votes.words, 3)
+func (t *trait) mismatch(r *run) (name, desc fixed) {
+	return unshared(t.name, r.votes.words, 2), unshared(t.desc, r.votes.words, 3)
 }
 
 func unshared(of, words []uint32, most int) fixed {

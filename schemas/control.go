@@ -31,6 +31,7 @@ const (
 	CtlPrune    = "writ.ctl.ledger.prune"    // PruneRequest → PruneReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
+	CtlShadow   = "writ.ctl.monitor.shadow"  // ShadowRequest → ShadowReply
 	CtlSignal   = "writ.ctl.monitor.signal"  // SignalRequest → SignalReply
 	CtlToken    = "writ.ctl.monitor.token"   // TokenRequest → TokenReply
 	CtlHealth   = "writ.ctl.health"          // nothing → Health, one answer of each service
@@ -388,6 +389,33 @@ type StatusReply struct {
 	Lockdown string        `json:"lockdown,omitempty"` // why nobody may act
 	Agents   []AgentStatus `json:"agents"`
 	Next     string        `json:"next,omitempty"`
+}
+
+// ShadowRequest asks where the weights that judge beside the monitor's own would
+// have decided otherwise.
+type ShadowRequest struct {
+	AgentID string `json:"agent_id,omitempty"` // of all agents where empty
+}
+
+// ShadowReply counts and lists since the monitor started; of what differs the newest
+// 256, oldest first.
+type ShadowReply struct {
+	Model       string             `json:"model,omitempty"` // version of the shadow; empty where none judges
+	Judged      uint64             `json:"judged"`          // verdicts compared
+	Differ      uint64             `json:"differ"`          // of them
+	Differences []ShadowDifference `json:"differences"`
+}
+
+// A ShadowDifference is a verdict that the shadow would have made another lock of.
+type ShadowDifference struct {
+	Seq        uint64    `json:"seq"` // of the event
+	Time       time.Time `json:"time"`
+	AgentID    string    `json:"agent_id"`
+	Action     string    `json:"action"`
+	Risk       int       `json:"risk"`
+	Lock       Lock      `json:"lock,omitempty"` // none where it passed
+	ShadowRisk int       `json:"shadow_risk"`
+	ShadowLock Lock      `json:"shadow_lock,omitempty"`
 }
 
 type RiskRequest struct {

@@ -36,7 +36,7 @@ var weakest = map[string]Role{
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
 	CtlSignal: RoleOperator, CtlToken: RoleOperator,
-	CtlRisk: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
+	CtlRisk: RoleViewer, CtlShadow: RoleViewer, CtlRisks: RoleViewer, CtlHealth: RoleViewer,
 }
 
 // May reports whether a role may ask on a control subject.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"reflect"
 
 	"github.com/writ-sh/writ/cmd/writ/internal/bench"
@@ -71,14 +72,24 @@ func (c *benchLedgerCmd) Run(ctx context.Context, app *App) error {
 }
 
 type benchMonitorCmd struct {
-	N int `default:"100000" placeholder:"N" help:"Assessments (default: ${default})."`
+	N      int `default:"100000" placeholder:"N" help:"Assessments (default: ${default})."`
+	Agents int `default:"2000" placeholder:"N" help:"Agents of the fleet that is simulated (default: ${default})."`
 }
 
 func (c *benchMonitorCmd) Run(app *App) error {
 	if c.N < 1 {
 		return misuse("give --n 1 or more", "--n %d is too few", c.N)
 	}
-	r, err := monitor.Bench(c.N)
+	if c.Agents < 1 {
+		return misuse("give --agents 1 or more", "--agents %d is too few", c.Agents)
+	}
+	folder, err := os.MkdirTemp("", "writ-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
+	app.doing(fmt.Sprintf("%d agents", c.Agents))
+	r, err := monitor.Bench(c.N, c.Agents, folder, bench.ProcessorTime)
 	return app.measured(&r, err)
 }
 

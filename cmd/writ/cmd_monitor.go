@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/monitor/eval"
@@ -21,6 +23,46 @@ type monitorCmd struct {
 	Eval monitorEvalCmd `cmd:"" help:"Evaluate the monitor on labelled traces."`
 	Fit  monitorFitCmd  `cmd:"" help:"Fit the weights of the evidences to labelled traces."`
 	Sign monitorSignCmd `cmd:"" help:"Sign weights, so that a monitor may serve with them."`
+
+	Shadow monitorShadowCmd `cmd:"" help:"List where the weights of --shadow would have decided otherwise."`
+}
+
+type monitorShadowCmd struct {
+	Agent string `placeholder:"ID" help:"Only what this agent did."`
+}
+
+func (c *monitorShadowCmd) Run(ctx context.Context, app *App) error {
+	if c.Agent != "" {
+		if err := schemas.CheckID("agent", c.Agent); err != nil {
+			return misuse("writ status lists the agents", "%w", err)
+		}
+	}
+	reply, err := call[schemas.ShadowReply](ctx, app, schemas.CtlShadow, schemas.ShadowRequest{AgentID: c.Agent})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(reply)
+	}
+	app.shadow(reply)
+	return nil
+}
+
+func (t *terminal) shadow(r schemas.ShadowReply) {
+	if r.Model == "" {
+		t.note("No weights judge beside the monitor's own; writ up --shadow FILE has them do so.")
+		return
+	}
+	lock := func(l schemas.Lock) cell { return text(cmp.Or(string(l), "pass")) }
+	var rows [][]cell
+	for _, d := range r.Differences {
+		rows = append(rows, []cell{text(strconv.FormatUint(d.Seq, 10)), text(t.clock(d.Time)), text(d.AgentID), text(d.Action),
+			text(strconv.Itoa(d.Risk)), lock(d.Lock), text(strconv.Itoa(d.ShadowRisk)), lock(d.ShadowLock)})
+	}
+	if len(rows) > 0 {
+		t.table([]string{"event", "time", "agent", "action", "risk", "did", "shadow risk", "would have"}, rows)
+	}
+	t.note("%s would have decided %d of %d verdicts otherwise since the monitor started.", r.Model, r.Differ, r.Judged)
 }
 
 // tracesFlags say which recorded runs are judged, and by what.

@@ -171,8 +171,8 @@ var documents = map[string][]any{
 	"apply": {schemas.Change{}}, "drive": {driveDoc{}, drive.Report{}, drive.Attacked{}}, "bench path": {bench.Path{}},
 	"bench kill": {bench.Kill{}}, "bench issue": {bench.Issue{}}, "bench ledger": {ledger.BenchResult{}},
 	"bench monitor": {monitor.BenchResult{}},
-	"monitor fit":   {fitDoc{}},
-	"monitor eval":  {eval.Report{}, eval.Figures{}, eval.Rates{}, eval.Blocked{}, eval.Case{}},
+	"monitor fit":   {fitDoc{}}, "monitor shadow": {schemas.ShadowReply{}, schemas.ShadowDifference{}},
+	"monitor eval": {eval.Report{}, eval.Figures{}, eval.Rates{}, eval.Blocked{}, eval.Case{}},
 }
 
 func TestEveryFieldOfAResultIsDocumented(t *testing.T) {

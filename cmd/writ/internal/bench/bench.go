@@ -192,7 +192,7 @@ func flood(ctx context.Context, workers int, for_ time.Duration, do func(ctx con
 	var first error
 	total := 0
 	var wg sync.WaitGroup
-	began, used := time.Now(), processorTime()
+	began, used := time.Now(), ProcessorTime()
 	for w := range workers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -209,7 +209,7 @@ func flood(ctx context.Context, workers int, for_ time.Duration, do func(ctx con
 	}
 	wg.Wait()
 	if total > 0 {
-		l = load{float64(total) / time.Since(began).Seconds(), micros(processorTime()-used) / float64(total)}
+		l = load{float64(total) / time.Since(began).Seconds(), micros(ProcessorTime()-used) / float64(total)}
 	}
 	return l, first
 }

@@ -131,7 +131,7 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 // repeat calls fn for two seconds on one core and gives its rate by the
 // processor time that it took: other work on the machine changes no ratio.
 func repeat(fn func() error) (perSecond float64, err error) {
-	began, used, n := time.Now(), processorTime(), 0
+	began, used, n := time.Now(), ProcessorTime(), 0
 	for time.Since(began) < 2*time.Second {
 		for range 16 {
 			if err := fn(); err != nil {
@@ -140,7 +140,7 @@ func repeat(fn func() error) (perSecond float64, err error) {
 			n++
 		}
 	}
-	took := processorTime() - used
+	took := ProcessorTime() - used
 	if took <= 0 { // not known on this system
 		took = time.Since(began)
 	}

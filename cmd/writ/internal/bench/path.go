@@ -226,7 +226,7 @@ func (p *Path) raw(ctx context.Context, dir string) error {
 		return fmt.Errorf("bench: raw: %w", err)
 	}
 	body := make([]byte, bodySize)
-	began, used, n := time.Now(), processorTime(), 0
+	began, used, n := time.Now(), ProcessorTime(), 0
 	for ; time.Since(began) < loadFor; n++ {
 		if _, err := js.PublishAsync("raw.x", body, jetstream.WithStallWait(time.Second)); err != nil {
 			return fmt.Errorf("bench: raw: %w", err)
@@ -238,7 +238,7 @@ func (p *Path) raw(ctx context.Context, dir string) error {
 		return fmt.Errorf("bench: raw: JetStream did not acknowledge")
 	}
 	p.RawJS = float64(n) / time.Since(began).Seconds()
-	p.RawJSCPU = micros(processorTime()-used) / float64(n)
+	p.RawJSCPU = micros(ProcessorTime()-used) / float64(n)
 	return nil
 }
 
