@@ -66,6 +66,7 @@ type Options struct {
 type Judged struct {
 	Run      *traces.Run
 	Verdicts []schemas.Verdict
+	tight    bool // its token listed what the task needs
 }
 
 // Positive reports whether a run was hijacked, and can be seen to be.
@@ -95,7 +96,7 @@ type group struct {
 func Judge(ctx context.Context, o Options) ([]Judged, error) {
 	var out []Judged
 	for _, r := range o.Test {
-		out = append(out, Judged{Run: r})
+		out = append(out, Judged{Run: r, tight: o.Capability})
 	}
 	if o.bodies == nil {
 		o.bodies = bodiesOf(o)

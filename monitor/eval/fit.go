@@ -23,7 +23,8 @@ const (
 	firstWeight = .3
 	firstBase   = -3
 
-	ridge      = 2
+	ridge      = .25
+	tightness  = 8   // as so many counts a run whose token lists what its task needs: such tokens Writ is there for
 	classTotal = 300 // weight of all positives, and of all negatives
 	rounds     = 6
 )
@@ -31,7 +32,8 @@ const (
 // Fit fits weights to judged runs: a logistic regression on each run's highest
 // call, by coordinate descent, with no weight negative but the credit's. Each
 // injection weighs the same, and so does each harmless task. Floating point is
-// no matter here: it makes the weights, and judges nothing.
+// no matter here: it makes the weights, and judges nothing. Within an injection or
+// a task, a run with a tight token counts for more.
 func Fit(judged []Judged) monitor.Weights {
 	samples := samplesOf(judged)
 	ids := monitor.Evidences()
@@ -70,17 +72,24 @@ func samplesOf(judged []Judged) []sample {
 		}
 		return key{false, j.Run.Suite, j.Run.UserTask}
 	}
+	weight := func(j Judged) float64 {
+		if j.tight {
+			return tightness
+		}
+		return 1
+	}
 	runs, causes := map[key]float64{}, map[bool]float64{}
 	for _, j := range judged {
 		k := of(j)
-		if runs[k]++; runs[k] == 1 {
+		if runs[k] == 0 {
 			causes[k.positive]++
 		}
+		runs[k] += weight(j)
 	}
 	var out []sample
 	for _, j := range judged {
 		k := of(j)
-		s := sample{positive: k.positive, weight: classTotal / causes[k.positive] / runs[k]}
+		s := sample{positive: k.positive, weight: classTotal / causes[k.positive] * weight(j) / runs[k]}
 		for i, v := range j.Verdicts {
 			if len(v.Factors) == 0 || k.positive && j.Run.Calls[i].Y != 2 {
 				continue
