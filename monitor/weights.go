@@ -21,12 +21,12 @@ type Weights struct {
 // hundredths: writ monitor fit --cross-fit 3 makes them. Evidences that these runs
 // hardly needed keep a small weight, for other attacks do.
 var Reference = Weights{
-	Base: w(-6.00),
+	Base: w(-5.76),
 	Of: [evidences]fixed{
-		evNewTool: w(.08), evTool: w(.05), evSimilar: w(.05), evPair: w(.09), evTogether: w(.1), evRepeat: w(.19), evShape: w(.36),
-		evSlot: w(.3), evUnknown: w(.62), evTainted: w(1.13), evRecipient: w(1.31), evUnused: w(1.42), evDisplaced: w(1.27),
-		evDomain: w(.76), evFresh: w(.36), evOrigin: w(.1), evIntent: w(.38), evOutside: w(.44), evRare: w(.12), evBeyond: w(1.24),
-		evCredit: w(-.69),
+		evNewTool: w(.18), evTool: w(.05), evSimilar: w(.05), evPair: w(.07), evTogether: w(.06), evRepeat: w(.2), evShape: w(.45),
+		evSlot: w(.45), evUnknown: w(.48), evTainted: w(.74), evRecipient: w(1.03), evUnused: w(1.67), evDisplaced: w(1.26),
+		evDomain: w(.88), evFresh: w(.26), evOrigin: w(.12), evIntent: w(.73), evOutside: w(.7), evRare: w(.28), evBeyond: w(.46),
+		evCredit: w(-.61),
 	},
 }
 
