@@ -81,3 +81,16 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 		}
 	}
 }
+
+// A read that the capability does not grant adds to the row of refusals, but is
+// not scored: it must not pass for the call that stands out most.
+func TestARefusedReadIsNotTheHighestCall(t *testing.T) {
+	r := &traces.Run{Suite: "office", Attack: "none", N: 2, Calls: []traces.Call{{Tool: "read"}, {Tool: "write"}}}
+	o := outcomeOf(Judged{Run: r, Verdicts: []schemas.Verdict{
+		{Score: 1 << 16, PPM: 1_000_000, ActionRisk: 20, Factors: []schemas.Factor{{ID: "refusals", Points: 1 << 16}}},
+		{Score: -3 << 16, PPM: 400_000, ActionRisk: 10, Factors: []schemas.Factor{{ID: "base", Points: -3 << 16}}},
+	}})
+	if o.call != 1 || o.scored.score != -3<<16 || o.risk != 20 {
+		t.Errorf("call %d with score %g, risk %d", o.call, o.scored.score, o.risk)
+	}
+}
