@@ -42,7 +42,7 @@ func TestNoWeightFitsBetterThanTheFittedOne(t *testing.T) {
 	}
 	best := loss(samples, highest, w)
 	for k := range w {
-		for _, step := range []float64{-.02, .02} {
+		for _, step := range []float64{-.002, .002} {
 			moved := slices.Clone(w)
 			moved[k] += step
 			if k < len(ids) && (sign(ids[k]) < 0 && moved[k] > 0 || sign(ids[k]) > 0 && moved[k] < least[ids[k]]) {
