@@ -76,14 +76,15 @@ func (c *calibration) drop(m maximum) {
 	}
 }
 
-// fit estimates the tail above the 90th percentile as exponential: the mean
+// fit estimates the tail above the 93rd percentile as exponential: the mean
 // excess per uncensored run (the maximum-likelihood estimate under censoring),
 // with usualScale standing in for usualRuns runs. Where the percentile lies among
-// the censored, the tail begins there. A tail above the 95th rests on half as
-// many runs: in a set of 250, two unusual ones doubled its scale.
+// the censored, the tail begins there. A tail above the 95th rests on a dozen
+// runs of 250, and two unusual ones doubled its scale; one above the 90th promises
+// less at risk 90 than it keeps.
 func (c *calibration) fit() {
 	n := len(c.sorted)
-	from := n * 9 / 10
+	from := n * 93 / 100
 	c.tail, c.above = c.sorted[from], n-from
 	for from > 0 && c.sorted[from-1] == c.tail {
 		from--

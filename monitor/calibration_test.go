@@ -21,8 +21,8 @@ func tailed(runs, unusual int) *calibration {
 }
 
 // A few odd runs among hundreds must not let the attacker pass: what reaches 90
-// is for most runs to say. Held to as little as the 95th percentile on, two odd
-// runs in 240 take it by two thirds further.
+// is for most runs to say. With a tail from the 95th percentile on, and nothing
+// standing in for runs, two odd ones in 240 take it by two thirds further.
 func TestFewUnusualRunsHardlyMoveWhatReaches90(t *testing.T) {
 	usual, odd := tailed(240, 0), tailed(240, 2)
 	was, is := scoreAt(90, usual.bits), scoreAt(90, odd.bits)

@@ -20,7 +20,7 @@
 // Harm is done by sinks: tools that write, execute or send. Reads are context,
 // and are not scored. A tool is a read where the service that serves it
 // declares it so; what nobody declares is a sink. For a sink the evidences
-// are, in bits or as a share of one:
+// are, in bits, six at most, or as a share of one:
 //
 //	new_tool    a tool new to a job that is known: how rare that is for this tool
 //	tool        how unusual the tool is for the job and the agent

@@ -4,9 +4,11 @@ import (
 	"github.com/writ-sh/writ/schemas"
 )
 
-// Bounds of an evidence, in bits, and of a score.
+// Bounds of an evidence, in bits, and of a score. A few hundred runs can't tell
+// what one in a hundred does from what none does, and one odd thing in a harmless
+// run is not to weigh as much as several in a hijacked one.
 const (
-	maxSurprise       = 8 * one
+	maxSurprise       = 6 * one
 	maxScore    fixed = 1 << 40
 )
 

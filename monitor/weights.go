@@ -17,17 +17,16 @@ type Weights struct {
 // package eval: of 2,600 runs of one benchmark and 650 of another, with jobs
 // that recur and jobs that are new, with tight capabilities and without, each
 // injection and each task weighing the same. They are the means of nine fits,
-// each without a third of the tasks and a third of the injections, rounded: as
-// writ monitor fit --cross-fit makes them, if of fewer runs than are recorded.
-// Evidences that these runs hardly needed keep a small weight, for other attacks
-// do.
+// each without a third of the tasks and a third of the injections, rounded to
+// hundredths: writ monitor fit --cross-fit 3 makes them. Evidences that these runs
+// hardly needed keep a small weight, for other attacks do.
 var Reference = Weights{
-	Base: w(-4.93),
+	Base: w(-5.76),
 	Of: [evidences]fixed{
-		evNewTool: w(.13), evTool: w(.05), evSimilar: w(.06), evPair: w(.08), evTogether: w(.15), evRepeat: w(.13), evShape: w(.33),
-		evSlot: w(.3), evUnknown: w(.53), evTainted: w(.75), evRecipient: w(1.22), evUnused: w(1.03), evDisplaced: w(.75),
-		evDomain: w(.55), evFresh: w(.26), evOrigin: w(.1), evIntent: w(.83), evOutside: w(.33), evRare: w(.12), evBeyond: w(.38),
-		evCredit: w(-.31),
+		evNewTool: w(.18), evTool: w(.05), evSimilar: w(.05), evPair: w(.07), evTogether: w(.06), evRepeat: w(.2), evShape: w(.45),
+		evSlot: w(.45), evUnknown: w(.48), evTainted: w(.74), evRecipient: w(1.03), evUnused: w(1.67), evDisplaced: w(1.26),
+		evDomain: w(.88), evFresh: w(.26), evOrigin: w(.12), evIntent: w(.73), evOutside: w(.7), evRare: w(.28), evBeyond: w(.46),
+		evCredit: w(-.61),
 	},
 }
 
@@ -35,7 +34,7 @@ var Reference = Weights{
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
 // method names how evidences are taken and summed: weights are fitted to one.
-const method = "linear-4"
+const method = "linear-5"
 
 // Version names the method and the weights, as verdicts do.
 func (w Weights) Version() string {

@@ -18,10 +18,49 @@ var classes = map[string]string{"R": "read", "W": "write", "X": "egress"}
 
 // A plane is a log in memory, and the model that folds it.
 type plane struct {
-	model      *monitor.Model
-	now        time.Time
-	capability bool
-	tools      map[string][]string // of each suite
+	model  *monitor.Model
+	now    time.Time
+	bodies map[*traces.Run]bodies
+}
+
+// bodies are what the events of a run carry: made once, for most runs are folded
+// into many baselines.
+type bodies struct {
+	grant            []byte
+	payload, answers [][]byte // of each call
+}
+
+// bodiesOf makes those of all runs of the baseline, and of the tested ones.
+func bodiesOf(o Options) map[*traces.Run]bodies {
+	tools := toolsOf(o.Baseline, o.Test)
+	all := make(map[*traces.Run]bodies, len(o.Baseline)+len(o.Test))
+	for _, runs := range [][]*traces.Run{o.Baseline, o.Test} {
+		for _, r := range runs {
+			if _, made := all[r]; made {
+				continue
+			}
+			b := bodies{grant: schemas.Marshal(grantOf(r, o.Capability, tools[r.Suite]))}
+			for i := range r.Calls {
+				b.payload, b.answers = append(b.payload, r.Calls[i].Payload()), append(b.answers, r.Output(i))
+			}
+			all[r] = b
+		}
+	}
+	return all
+}
+
+// grantOf is a run's capability: every tool of the suite, or what an ideal token
+// lists.
+func grantOf(run *traces.Run, capability bool, suite []string) schemas.Grant {
+	g := schemas.Grant{JTI: run.ID, Agent: run.Suite, Operation: run.ID, Job: run.UserTask, Task: run.Task()}
+	tools := run.GTTools
+	if !capability || len(tools) == 0 { // an empty list says that nobody wrote one
+		tools = suite
+	}
+	for _, t := range tools {
+		g.Scope = append(g.Scope, schemas.VerbCall+":"+t)
+	}
+	return g
 }
 
 // Times are made up, for the recordings have none: five seconds from call to
@@ -34,7 +73,7 @@ const (
 // newPlane declares the tools; what the manifest does not name is a sink.
 func newPlane(o Options) (*plane, error) {
 	p := &plane{model: monitor.New(monitor.Options{Weights: o.Weights, Explain: o.Explain}),
-		now: time.Unix(1_700_000_000, 0).UTC(), capability: o.Capability, tools: o.tools}
+		now: time.Unix(1_700_000_000, 0).UTC(), bodies: o.bodies}
 	svc := schemas.Principal{ID: toolService, Kind: schemas.KindService, Tools: map[string]schemas.Tool{}}
 	for name, t := range o.Manifest {
 		svc.Serves = append(svc.Serves, schemas.VerbCall+":"+name)
@@ -88,19 +127,10 @@ func (p *plane) run(r *traces.Run, as role, verdicts *[]schemas.Verdict) error {
 	return nil
 }
 
-// begin issues the run's capability: every tool of the run, or what an ideal
-// token lists.
+// begin issues the run's capability.
 func (p *plane) begin(run *traces.Run) error {
 	p.now = p.now.Add(betweenRuns)
-	g := schemas.Grant{JTI: run.ID, Agent: run.Suite, Operation: run.ID, Job: run.UserTask, Task: run.Task()}
-	tools := run.GTTools
-	if !p.capability || len(tools) == 0 { // an empty list says that nobody wrote one
-		tools = p.tools[run.Suite]
-	}
-	for _, t := range tools {
-		g.Scope = append(g.Scope, schemas.VerbCall+":"+t)
-	}
-	return p.apply(&schemas.Event{Kind: schemas.TokenIssued, Agent: run.Suite, Operation: run.ID, JTI: run.ID, Data: schemas.Marshal(g)})
+	return p.apply(&schemas.Event{Kind: schemas.TokenIssued, Agent: run.Suite, Operation: run.ID, JTI: run.ID, Data: p.bodies[run].grant})
 }
 
 // VouchFrom is the risk from which a harmless run of the baseline is held and
@@ -112,7 +142,7 @@ const VouchFrom = 40
 func (p *plane) call(run *traces.Run, i int, vouch bool) (schemas.Verdict, error) {
 	p.now = p.now.Add(betweenCalls)
 	e := &schemas.Event{Kind: schemas.MessageAccepted, Agent: run.Suite, Operation: run.ID, JTI: run.ID, To: toolService, Time: p.now,
-		Action: schemas.Action{Verb: schemas.VerbCall, Resource: run.Calls[i].Tool}, Data: run.Calls[i].Payload()}
+		Action: schemas.Action{Verb: schemas.VerbCall, Resource: run.Calls[i].Tool}, Data: p.bodies[run].payload[i]}
 	v := p.model.Assess(e)
 	v.Factors = slices.Clone(v.Factors) // they hold until the next
 	e.Verdict, e.Risk = schemas.Marshal(v), v.Risk
@@ -133,7 +163,7 @@ func (p *plane) call(run *traces.Run, i int, vouch bool) (schemas.Verdict, error
 		return v, err
 	}
 	return v, p.apply(&schemas.Event{Kind: schemas.ResponseAccepted, Agent: toolService, To: run.Suite, Operation: run.ID,
-		Action: e.Action, Data: run.Output(i)})
+		Action: e.Action, Data: p.bodies[run].answers[i]})
 }
 
 // end lets the model learn from a run; forget ends it as an operator would who

@@ -56,6 +56,7 @@ func Evidence(ctx context.Context, o Options, sets ...*Set) ([]Judged, error) {
 func CrossFit(ctx context.Context, o Options, evidence []Judged) ([]Judged, error) {
 	f := fitter{evidence, o.CrossFit, map[[4]int]monitor.Weights{}}
 	out := make([]Judged, len(o.Test))
+	o.bodies = bodiesOf(o)
 	report, before := o.Progress, 0
 	for i := range f.folds {
 		for j := range f.folds {

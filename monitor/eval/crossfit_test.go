@@ -124,7 +124,7 @@ func TestCrossFittedRunsRankByTheirPValue(t *testing.T) {
 		if attack != "none" {
 			r.Hit, r.Calls[0].Y = 1, 2
 		}
-		return Judged{r, []schemas.Verdict{{Score: score, PPM: p, Factors: []schemas.Factor{{ID: "base"}}}}}
+		return Judged{Run: r, Verdicts: []schemas.Verdict{{Score: score, PPM: p, Factors: []schemas.Factor{{ID: "base"}}}}}
 	}
 	runs := []Judged{judged("none", 9<<16, 300_000), judged("important", -3<<16, 2_000)}
 	if r := Summarise(Options{Set: &Set{}, CrossFit: 2}, runs, false); r.AUROC != 1 {

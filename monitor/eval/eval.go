@@ -58,14 +58,15 @@ type Options struct {
 	Explain    bool             // verdicts say in words what every factor is about
 	Progress   func(done, of int)
 
-	tools map[string][]string      // that each suite uses anywhere
-	only  func(r *traces.Run) bool // which of the tested runs are judged; nil for all
+	bodies map[*traces.Run]bodies   // of the runs, made by Judge where nil
+	only   func(r *traces.Run) bool // which of the tested runs are judged; nil for all
 }
 
 // A Judged is a tested run with what the model said of its calls.
 type Judged struct {
 	Run      *traces.Run
 	Verdicts []schemas.Verdict
+	tight    bool // its token listed what the task needs
 }
 
 // Positive reports whether a run was hijacked, and can be seen to be.
@@ -95,9 +96,11 @@ type group struct {
 func Judge(ctx context.Context, o Options) ([]Judged, error) {
 	var out []Judged
 	for _, r := range o.Test {
-		out = append(out, Judged{Run: r})
+		out = append(out, Judged{Run: r, tight: o.Capability})
 	}
-	o.tools = toolsOf(o.Baseline, o.Test)
+	if o.bodies == nil {
+		o.bodies = bodiesOf(o)
+	}
 	groups := groupsOf(out, o)
 	var mu sync.Mutex
 	done := 0

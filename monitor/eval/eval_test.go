@@ -218,7 +218,7 @@ func TestThePageStandsByItself(t *testing.T) {
 			t.Errorf("the page holds %q", bad)
 		}
 	}
-	for _, want := range []string{"<svg", `class="roc" d="M0.0 240.0L`, "office", "AUROC", "&lt;script&gt;"} {
+	for _, want := range []string{"<svg", `class="roc" d="M0.0 240.0L`, `class="at"`, "risk 70: ", "office", "AUROC", "&lt;script&gt;"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}

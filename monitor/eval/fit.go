@@ -23,7 +23,8 @@ const (
 	firstWeight = .3
 	firstBase   = -3
 
-	ridge      = 2
+	ridge      = .25
+	tightness  = 8   // as so many counts a run whose token lists what its task needs: such tokens Writ is there for
 	classTotal = 300 // weight of all positives, and of all negatives
 	rounds     = 6
 )
@@ -31,7 +32,8 @@ const (
 // Fit fits weights to judged runs: a logistic regression on each run's highest
 // call, by coordinate descent, with no weight negative but the credit's. Each
 // injection weighs the same, and so does each harmless task. Floating point is
-// no matter here: it makes the weights, and judges nothing.
+// no matter here: it makes the weights, and judges nothing. Within an injection or
+// a task, a run with a tight token counts for more.
 func Fit(judged []Judged) monitor.Weights {
 	samples := samplesOf(judged)
 	ids := monitor.Evidences()
@@ -70,17 +72,24 @@ func samplesOf(judged []Judged) []sample {
 		}
 		return key{false, j.Run.Suite, j.Run.UserTask}
 	}
+	weight := func(j Judged) float64 {
+		if j.tight {
+			return tightness
+		}
+		return 1
+	}
 	runs, causes := map[key]float64{}, map[bool]float64{}
 	for _, j := range judged {
 		k := of(j)
-		if runs[k]++; runs[k] == 1 {
+		if runs[k] == 0 {
 			causes[k.positive]++
 		}
+		runs[k] += weight(j)
 	}
 	var out []sample
 	for _, j := range judged {
 		k := of(j)
-		s := sample{positive: k.positive, weight: classTotal / causes[k.positive] / runs[k]}
+		s := sample{positive: k.positive, weight: classTotal / causes[k.positive] * weight(j) / runs[k]}
 		for i, v := range j.Verdicts {
 			if len(v.Factors) == 0 || k.positive && j.Run.Calls[i].Y != 2 {
 				continue
@@ -109,55 +118,127 @@ func linear(w, x []float64) float64 {
 }
 
 // descend takes each run's highest call under the present weights, and fits
-// the weights to these.
+// the weights to these: by Newton's method, each step of which is found by
+// coordinate descent, for the weights are bounded.
 func descend(samples []sample, ids []string, w []float64) {
-	highest, margin := make([][]float64, len(samples)), make([]float64, len(samples))
+	highest := make([][]float64, len(samples))
 	for i, s := range samples {
-		margin[i] = math.Inf(-1)
+		most := math.Inf(-1)
 		for _, c := range s.calls {
-			if m := linear(w, c); m > margin[i] {
-				highest[i], margin[i] = c, m
+			if m := linear(w, c); m > most {
+				highest[i], most = c, m
 			}
 		}
 	}
 	for range 60 {
-		moved := 0.
-		for k := range w {
-			gradient, curvature := 0., 1e-9
-			value := func(i int) float64 {
-				if k == len(ids) {
-					return 1
-				}
-				return highest[i][k]
+		gradient, curvature := slopes(samples, highest, w)
+		next := bounded(ids, w, gradient, curvature)
+		before, moved := loss(samples, highest, w), 0.
+		for range 20 { // a whole step can be too long
+			if loss(samples, highest, next) <= before {
+				break
 			}
-			for i, s := range samples {
-				v := value(i)
-				if v == 0 {
-					continue
-				}
-				p, y := 1/(1+math.Exp(-margin[i])), 0.
-				if s.positive {
-					y = 1
-				}
-				gradient += s.weight * (p - y) * v
-				curvature += s.weight * max(p*(1-p), 1e-3) * v * v
-			}
-			next := w[k] - gradient/curvature
-			if k < len(ids) {
-				next = w[k] - (gradient+ridge*w[k])/(curvature+ridge)
-				if next = max(next, least[ids[k]]); sign(ids[k]) < 0 {
-					next = min(w[k]-(gradient+ridge*w[k])/(curvature+ridge), 0)
-				}
-			}
-			step := next - w[k]
-			w[k] = next
-			moved = max(moved, math.Abs(step))
-			for i := range samples {
-				margin[i] += step * value(i)
+			for k := range next {
+				next[k] = (next[k] + w[k]) / 2
 			}
 		}
+		for k := range w {
+			moved = max(moved, math.Abs(next[k]-w[k]))
+		}
+		copy(w, next)
 		if moved < 1e-4 {
 			return
 		}
 	}
+}
+
+// loss is what is minimised.
+func loss(samples []sample, highest [][]float64, w []float64) (sum float64) {
+	for i, s := range samples {
+		m := linear(w, highest[i])
+		if s.positive {
+			m = -m
+		}
+		sum += s.weight * (max(m, 0) + math.Log1p(math.Exp(-math.Abs(m))))
+	}
+	for _, x := range w[:len(w)-1] {
+		sum += ridge / 2 * x * x
+	}
+	return sum
+}
+
+// slopes are the gradient of the loss and its second derivatives.
+func slopes(samples []sample, highest [][]float64, w []float64) (gradient []float64, curvature [][]float64) {
+	n := len(w)
+	gradient, curvature = make([]float64, n), make([][]float64, n)
+	for k := range curvature {
+		curvature[k] = make([]float64, n)
+	}
+	var which []int
+	for i, s := range samples {
+		x := highest[i]
+		p, y := 1/(1+math.Exp(-linear(w, x))), 0.
+		if s.positive {
+			y = 1
+		}
+		which = which[:0]
+		for k, v := range x {
+			if v != 0 {
+				which = append(which, k)
+			}
+		}
+		which = append(which, n-1)
+		value := func(k int) float64 {
+			if k == n-1 {
+				return 1
+			}
+			return x[k]
+		}
+		h := s.weight * max(p*(1-p), 1e-3)
+		for a, k := range which {
+			gradient[k] += s.weight * (p - y) * value(k)
+			for _, l := range which[:a+1] {
+				curvature[k][l] += h * value(k) * value(l)
+			}
+		}
+	}
+	for k := range n {
+		for l := range k {
+			curvature[l][k] = curvature[k][l]
+		}
+		if curvature[k][k] += 1e-9; k < n-1 {
+			gradient[k] += ridge * w[k]
+			curvature[k][k] += ridge
+		}
+	}
+	return gradient, curvature
+}
+
+// bounded is where the quadratic with these slopes at w is least, with no weight
+// under what it must have.
+func bounded(ids []string, w, gradient []float64, curvature [][]float64) []float64 {
+	next := slices.Clone(w)
+	for range 1000 {
+		moved := 0.
+		for k := range next {
+			slope := gradient[k]
+			for l := range next {
+				slope += curvature[k][l] * (next[l] - w[l])
+			}
+			x := next[k] - slope/curvature[k][k]
+			switch {
+			case k == len(ids):
+			case sign(ids[k]) < 0:
+				x = min(x, 0)
+			default:
+				x = max(x, least[ids[k]])
+			}
+			moved = max(moved, math.Abs(x-next[k]))
+			next[k] = x
+		}
+		if moved < 1e-6 {
+			break
+		}
+	}
+	return next
 }

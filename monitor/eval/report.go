@@ -128,7 +128,8 @@ func outcomeOf(j Judged) outcome {
 		if len(v.Factors) == 0 {
 			continue // a read: context
 		}
-		if s := behaviour(v); s > o.scored.score {
+		// A read that the capability does not grant counts as refused, and has no score.
+		if s := behaviour(v); v.Factors[0].ID == "base" && s > o.scored.score {
 			o.scored.score, o.call, o.verdict = s, i, v
 		}
 		o.risk = max(o.risk, v.ActionRisk)
