@@ -28,6 +28,9 @@ const (
 type asker struct {
 	agent string // "" for an operator
 	name  string // what stands in issued_by
+	// certificate is the SHA-256, hex, of the one that its connection showed;
+	// "" where none was seen.
+	certificate string
 }
 
 // A fresh is what a decision must not make up by itself.
