@@ -47,19 +47,27 @@ func TestACertificateFromBeforeAKillIsNoWayIn(t *testing.T) {
 	refused("behind a restart", third.creds, second)
 	p.mustConnect(third)
 
+	// No lock but a kill voids certificates.
+	p.lock(schemas.Suspended, "analyst-7")
+	p.lock(schemas.Active, "analyst-7")
+	p.mustConnect(third)
+}
+
+// A name that was removed, and is another's now, takes no certificate along.
+func TestACertificateFromBeforeARemovalIsNoWayIn(t *testing.T) {
+	p := boundPlane(t, ca.Config{})
+	old, other := p.enrolled("analyst-7"), p.enrolled("writer-2")
+	p.mustConnect(old)
 	smaller := fleetOf()
 	smaller.Principals, smaller.Prune = smaller.Principals[1:], true
 	call[schemas.ApplyReply](p, schemas.CtlApply, smaller)
 	p.apply()
-	fourth := p.enrolled("analyst-7")
-	p.mustConnect(fourth)
-	refused("removed, and declared again", fourth.creds, third)
-
-	// No lock but a kill voids certificates, and nobody else's do.
-	p.lock(schemas.Suspended, "analyst-7")
-	p.lock(schemas.Active, "analyst-7")
-	p.mustConnect(fourth)
-	p.mustConnect(p.enrolled("writer-2"))
+	again := p.enrolled("analyst-7")
+	p.mustConnect(again)
+	if _, err := p.connect(again.creds, old.cert); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("removed, and declared again: %v", err)
+	}
+	p.mustConnect(other) // who stayed, stays
 }
 
 // SPIRE's certificates say from when they are valid, and nobody here has seen
