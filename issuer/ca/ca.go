@@ -90,6 +90,10 @@ type SVID struct {
 // TrustDomain is the one that certificates are for.
 func (a *Authority) TrustDomain() string { return a.domain.Name() }
 
+// Hosts are the names and addresses for which the server's certificate is, beside
+// those that it is given.
+func (a *Authority) Hosts() []string { return names(a.config.Hosts...) }
+
 // Expires is when the authority's own certificate does.
 func (a *Authority) Expires() time.Time { return a.cert.NotAfter }
 
