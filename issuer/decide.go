@@ -158,7 +158,7 @@ func OffRails(rails *guard.Rails, a *schemas.Agent, g schemas.Grant) string {
 
 func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
 	q := guard.Question{Agent: a.ID, Owner: a.Owner, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
-		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Delegated: len(g.Act) > 0}
+		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Chain: g.Act}
 	if a.Ceiling != nil {
 		q.Jobs = a.Ceiling.Jobs
 	}
