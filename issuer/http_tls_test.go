@@ -373,12 +373,12 @@ func TestABoundTokenIsWorthNothingToAThiefAtTheService(t *testing.T) {
 	}{
 		"over its certificate's connection":          {"Bearer", bearer, false, "", []tls.Certificate{h.cert}, 200, "analyst-7"},
 		"stolen, over another's connection":          {"Bearer", bearer, false, "", []tls.Certificate{mallory.cert}, 401, "the certificate that was shown is not"},
-		"stolen, without a certificate":              {"Bearer", bearer, false, "", nil, 401, "the certificate that was shown is not"},
-		"stolen, with a proxy's header":              {"Bearer", bearer, false, "Client-Cert", nil, 401, "the certificate that was shown is not"},
+		"stolen, without a certificate":              {"Bearer", bearer, false, "", nil, 401, "no certificate was shown; it is bound to"},
+		"stolen, with a proxy's header":              {"Bearer", bearer, false, "Client-Cert", nil, 401, "no certificate was shown; it is bound to"},
 		"stolen, with a proxy's header over another": {"Bearer", bearer, false, "X-Forwarded-Client-Cert", []tls.Certificate{mallory.cert}, 401, "the certificate that was shown is not"},
 		"bound to both, both shown":                  {"DPoP", both, true, "", []tls.Certificate{h.cert}, 200, "analyst-7"},
-		"bound to both, the certificate alone":       {"Bearer", both, false, "", []tls.Certificate{h.cert}, 401, "the DPoP key that was shown is not"},
-		"bound to both, the key alone":               {"DPoP", both, true, "", nil, 401, "the certificate that was shown is not"},
+		"bound to both, the certificate alone":       {"Bearer", both, false, "", []tls.Certificate{h.cert}, 401, "no DPoP key was shown; it is bound to"},
+		"bound to both, the key alone":               {"DPoP", both, true, "", nil, 401, "no certificate was shown; it is bound to"},
 		"bound to both, another's certificate":       {"DPoP", both, true, "", []tls.Certificate{mallory.cert}, 401, "the certificate that was shown is not"},
 	} {
 		status, b := ask(x.scheme, x.token, x.proof, x.header, x.certs...)
