@@ -35,8 +35,11 @@ const maxChain = 8
 // shown for it, leaf first, are one agent's, and let in now. That the keys of
 // both are in the hand of who shows them is for the transport to prove.
 func (i *Issuer) holds(asked accounts.Asked, chain []*x509.Certificate, now time.Time) error {
-	if len(chain) == 0 || len(chain) > maxChain {
+	switch {
+	case len(chain) == 0:
 		return fmt.Errorf("%s: %w", asked.Agent, errNoCertificate)
+	case len(chain) > maxChain:
+		return fmt.Errorf("%s: %w: its chain is too long", asked.Agent, errNobodys)
 	}
 	agent, err := i.CA.Agent(chain, now)
 	switch {

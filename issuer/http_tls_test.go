@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -312,11 +314,42 @@ func TestOverHTTPSACapabilityIsBoundToTheCertificateThatIsShown(t *testing.T) {
 	next := c.ok("/v1/tokens/refresh", map[string]any{"operation_id": "report", "csr": csr})
 	confirmed("both, refreshed with another certificate", next.Token, "pandas", x5t(certificateOf(t, key, next.SVID)), own)
 
+	other := p.enrolled("analyst-7") // a connection with another certificate of its own
+	again := a.holder(other).ok("/v1/tokens/refresh", map[string]any{"operation_id": "report", "certificate_bound": true})
+	confirmed("bound anew, over another connection", again.Token, "pandas", x5t(other.cert), own)
+
 	child := report()
 	child["agent_id"], child["certificate_bound"] = "analyst-7", true
 	orchestrator := a.holder(p.enrolled("orchestrator"))
 	res, b := orchestrator.send("/v1/tokens", child)
 	a.problem("another's capability, bound to the asker's certificate", res, b, 400, "certificate_bound")
+}
+
+// A certificate of SPIRE's is as good over HTTPS, also to bind a capability to,
+// and no better.
+func TestOverHTTPSASPIREServersCertificateCounts(t *testing.T) {
+	spire := newAuthority(t, "acme.example")
+	bundle := filepath.Join(t.TempDir(), "bundle.pem")
+	must(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: spire.cert.Raw}), 0o600))
+	p := boundPlane(t, ca.Config{SPIREBundle: bundle})
+	a := p.secureAPI()
+	of := func(path string) tls.Certificate {
+		return spire.make(t, leafOf([]*url.URL{{Scheme: "spiffe", Host: "acme.example", Path: path}}, time.Now().Add(time.Hour)))
+	}
+	creds := p.enrolled("analyst-7").creds
+	cert := of("/agent/analyst-7")
+	body := report()
+	body["certificate_bound"] = true
+	rep := a.holder(held{creds, cert}).ok("/v1/tokens", body)
+	claims, err := p.verifier().Verify(rep.Token, capability.Expect{Time: p.clock.now(), Delivered: true})
+	if err != nil || claims.Confirmation.X5T != x5t(cert) {
+		t.Errorf("%+v, %v", claims, err)
+	}
+	p.mustConnect(held{rep.Creds, cert})
+	for path, reason := range map[string]string{"/agent/writer-2": "certificate of another agent", "/ns/agents/sa/analyst-7": "certificate of no agent"} {
+		res, b := a.holder(held{creds, of(path)}).send("/v1/tokens", report())
+		a.problem(path, res, b, 401, reason)
+	}
 }
 
 // End to end: what the issuer bound is worth nothing to a thief at the service

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -104,7 +105,8 @@ func (p *Process) startHTTP(ctx context.Context, i *issuer.Issuer, f face) error
 		return errors.Join(err, l.Close())
 	}
 	s := &http.Server{Handler: handler(asker, i, api, f.tiles, sender), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)} // whoever reaches the port can fail a handshake
 	err = p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
 		go func() { ended <- s.Serve(l) }()
