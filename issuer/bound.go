@@ -28,18 +28,12 @@ var (
 	certificateFaults = [...]error{errNoCertificate, errNobodys, errAnothers, errFormer, errNotThisOne}
 )
 
-// maxChain bounds the certificates that are read of a chain.
-const maxChain = 8
-
 // holds says whether credentials and a certificate, with the chain that was
 // shown for it, leaf first, are one agent's, and let in now. That the keys of
 // both are in the hand of who shows them is for the transport to prove.
 func (i *Issuer) holds(asked accounts.Asked, chain []*x509.Certificate, now time.Time) error {
-	switch {
-	case len(chain) == 0:
+	if len(chain) == 0 {
 		return fmt.Errorf("%s: %w", asked.Agent, errNoCertificate)
-	case len(chain) > maxChain:
-		return fmt.Errorf("%s: %w: its chain is too long", asked.Agent, errNobodys)
 	}
 	agent, err := i.CA.Agent(chain, now)
 	switch {

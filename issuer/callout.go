@@ -146,6 +146,9 @@ func proven(public, nonce, signature string) error {
 	return nil
 }
 
+// maxChain bounds the certificates that are read of a chain.
+const maxChain = 8
+
 // shown is the chain of certificates that the server verified, leaf first.
 func shown(t *jwt.ClientTLS) ([]*x509.Certificate, error) {
 	if t == nil || len(t.VerifiedChains) == 0 || len(t.VerifiedChains[0]) == 0 {
