@@ -20,9 +20,9 @@ import (
 // often enough that they never run out, for they are valid for a week.
 const memoryRenew = 24 * time.Hour
 
-// memoryCreds is where the memory service finds the credentials of the
+// MemoryCreds is where the memory service finds the credentials of the
 // governed service that it is. The issuer's process writes them.
-func memoryCreds(data string) string {
+func MemoryCreds(data string) string {
 	return filepath.Join(data, keys.Dir, "creds", "memory-service.creds")
 }
 
@@ -71,7 +71,7 @@ func (p *Process) renewMemoryCreds(ctx context.Context, operator *nats.Conn) err
 	if err != nil {
 		return fmt.Errorf("enroll the memory service: %w", err)
 	}
-	return replace(memoryCreds(p.keys), []byte(e.Creds))
+	return replace(MemoryCreds(p.keys), []byte(e.Creds))
 }
 
 // replace writes a file that only its owner can read, whole or not at all.
@@ -92,12 +92,12 @@ const memoryRetry = 2 * time.Second
 
 // startMemory connects the memory service twice: to its bucket, and as the
 // governed service that it is.
-func (p *Process) startMemory(ctx context.Context) error {
+func (p *Process) startMemory(ctx context.Context, quota func(agent string) int64) error {
 	bucket, err := p.connect(keys.RoleMemory)
 	if err != nil {
 		return err
 	}
-	creds, err := bus.ReadCreds(memoryCreds(p.keys))
+	creds, err := bus.ReadCreds(MemoryCreds(p.keys))
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w; the issuer writes the file into its own key folder when it starts: start it first, and copy the file where the folder is another", err)
 	}
@@ -119,12 +119,12 @@ func (p *Process) startMemory(ctx context.Context) error {
 			}
 		}
 		p.keep(agent)
-		return memory.Run(ctx, memory.Options{Bucket: bucket, Agent: agent, Logger: p.log}, ready)
+		return memory.Run(ctx, memory.Options{Bucket: bucket, Agent: agent, Logger: p.log, Quota: quota}, ready)
 	})
 }
 
 // dialMemory connects with the newest credentials, now and whenever the
 // connection breaks.
 func (p *Process) dialMemory(creds []byte) (*nats.Conn, error) {
-	return p.dial(schemas.MemoryID, creds, nats.UserCredentials(memoryCreds(p.keys)), nats.IgnoreAuthErrorAbort())
+	return p.dial(schemas.MemoryID, creds, nats.UserCredentials(MemoryCreds(p.keys)), nats.IgnoreAuthErrorAbort())
 }

@@ -102,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.applyFleet, p.listen, p.startPlaneHTTP, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startBroker, p.applyFleet, p.listen, p.startPlaneHTTP, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err

@@ -38,12 +38,7 @@ var parts = map[string]part{
 		}
 		return p.startHTTP(ctx, i, face{address: o.HTTP, proxy: o.HTTPURL, reader: keys.RoleIssuer})
 	}},
-	"broker": {keys.RoleIntake, func(p *Process, ctx context.Context, _ ServeOptions) error {
-		if err := p.startMemory(ctx); err != nil {
-			return err
-		}
-		return p.startIntake(ctx)
-	}},
+	"broker":  {keys.RoleIntake, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startBroker(ctx) }},
 	"ledger":  {keys.RoleLedger, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startLedger(ctx) }},
 	"monitor": {keys.RoleMonitor, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startMonitor(ctx) }},
 }
