@@ -15,10 +15,12 @@ import (
 // A binding says for whom a token is, beside its agent: the service that takes
 // it, and the DPoP key that must be shown there. Both are empty for a token for
 // the whole trust domain, which no service over HTTP takes. Any other is bound
-// to a key, always: stolen, it is worth nothing.
+// to a key, always: stolen, it is worth nothing. Where that is a certificate's
+// (RFC 8705), a DPoP key is there if it is asked for.
 type binding struct {
 	audience string
 	key      string // RFC 7638 thumbprint; "" for that of the user NKey
+	nkey     bool   // it is that of the user NKey, beside a certificate too
 }
 
 // bindingOf reads the binding from a token of our own.
@@ -35,24 +37,25 @@ func bindingOf(g schemas.Grant) binding {
 	if err != nil || json.Unmarshal(payload, &claims) != nil {
 		return binding{}
 	}
-	return binding{claims.Audience, claims.Confirm.JKT}
+	return binding{audience: claims.Audience, key: claims.Confirm.JKT}
 }
 
 // renewed is the binding of the token that replaces g's: the audience stays,
 // and so does a DPoP key that is not the NKey's, unless another is asked for.
 func (b binding) renewed(old schemas.Grant, req schemas.RefreshRequest) binding {
 	if own, err := thumbprint(old.PublicKey); err == nil && b.key == own {
-		b.key = ""
+		b.key, b.nkey = "", true
 	}
 	if req.DPoPKey != "" {
-		b.key = req.DPoPKey
+		b.key, b.nkey = req.DPoPKey, false
 	}
 	return b
 }
 
-// jkt is what cnf names, for a token with a user NKey.
-func (b binding) jkt(everywhere bool, public string) (string, error) {
-	if everywhere || b.key != "" {
+// jkt is what cnf names, for a token with a user NKey; free where the token needs
+// no DPoP key.
+func (b binding) jkt(free bool, public string) (string, error) {
+	if free || b.key != "" {
 		return b.key, nil
 	}
 	return thumbprint(public)

@@ -121,17 +121,7 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", asked.Agent, err)
 	}
-	agent, err := i.CA.Agent(chain, now)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", asked.Agent, err)
-	}
-	if agent != asked.Agent {
-		return "", fmt.Errorf("%s: the certificate is that of %s", asked.Agent, agent)
-	}
-	if asked.Certificate != "" && ca.Fingerprint(chain[0].Raw) != asked.Certificate {
-		return "", fmt.Errorf("%s: its capability is bound to another certificate of it", asked.Agent)
-	}
-	if err := asked.Stands(i.pushes.now(asked.Agent)); err != nil {
+	if err := i.holds(asked, chain, now); err != nil {
 		return "", err
 	}
 	_, iat := i.standing(asked.Agent)
@@ -162,7 +152,7 @@ const maxChain = 8
 // shown is the chain of certificates that the server verified, leaf first.
 func shown(t *jwt.ClientTLS) ([]*x509.Certificate, error) {
 	if t == nil || len(t.VerifiedChains) == 0 || len(t.VerifiedChains[0]) == 0 {
-		return nil, errors.New("no certificate was shown")
+		return nil, errNoCertificate
 	}
 	chain := t.VerifiedChains[0]
 	if len(chain) > maxChain {
@@ -185,10 +175,10 @@ func shown(t *jwt.ClientTLS) ([]*x509.Certificate, error) {
 
 // certificate signs an agent's certificate for the key of its request; nil
 // where it asks for none. It is handed out by certified alone.
-func (i *Issuer) certificate(agent string, req schemas.CertificateRequest) (*ca.SVID, error) {
+func (i *Issuer) certificate(agent string, who asker, req schemas.CertificateRequest) (*ca.SVID, error) {
 	if req.CSR == "" {
-		if req.CertificateBound {
-			return nil, schemas.Refuse(schemas.CodeMalformed, "certificate_bound: send csr with it, the request for the certificate to bind to")
+		if req.CertificateBound && who.certificate == "" {
+			return nil, schemas.Refuse(schemas.CodeMalformed, "certificate_bound: send csr with it, the request for the certificate to bind to; or ask for yourself, over HTTPS with the certificate")
 		}
 		return nil, nil
 	}
@@ -198,7 +188,8 @@ func (i *Issuer) certificate(agent string, req schemas.CertificateRequest) (*ca.
 	if view(i, func(s *schemas.State) bool { a := s.Agents[agent]; return a != nil && a.Kind == schemas.KindOperator }) {
 		return nil, schemas.Refuse(schemas.CodeConflict, "%s is an operator; certificates are for agents and services", agent)
 	}
-	c, err := i.CA.Issue(agent, []byte(req.CSR), time.Duration(req.SVIDTTLSeconds)*time.Second, i.Now())
+	_, issued := i.standing(agent)
+	c, err := i.CA.Issue(agent, []byte(req.CSR), time.Duration(req.SVIDTTLSeconds)*time.Second, issued)
 	if err != nil {
 		return nil, err
 	}

@@ -174,6 +174,12 @@ func TestEachCheckOfAConnectionHoldsByItself(t *testing.T) {
 		"a kill on its way":           {then(func(d *door) { d.i.pushes.force("analyst", schemas.Killed) }), "is killed"},
 		"removed":                     {then(func(d *door) { d.fold(schemas.AgentRemoved, nil) }), "is killed"},
 		"from before it was enrolled": {then(func(d *door) { d.i.born["analyst"] = d.now }), "from before it was enrolled"},
+		"its certificate is from before": {then(func(d *door) {
+			d.i.since = map[string]time.Time{"analyst": d.now}
+		}), "certificate from before the enrolment"},
+		"its certificate is from a second behind": {then(func(d *door) {
+			d.i.since = map[string]time.Time{"analyst": d.now.Add(-time.Second)}
+		}), ""},
 		"signed by another": {func(d *door) *jwt.AuthorizationRequestClaims {
 			r, other := d.question(), newDoor(d.T, d.TempDir())
 			other.grant = d.grant

@@ -32,7 +32,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlRotate, i.rotate) },
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
-		func() error { return take(i, schemas.CtlStatus, i.status) },
+		func() error { return take(i, schemas.CtlStatus, i.Status) },
 		func() error { return take(i, schemas.CtlTokens, i.tokens) },
 		func() error { return take(i, schemas.CtlRevoke, i.revoke) },
 		func() error { return take(i, schemas.CtlJWKS, i.publishKeys) },
@@ -151,8 +151,8 @@ func pageLimit(n int) (int, error) {
 	return n, nil
 }
 
-// status tells of the fleet, by id.
-func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas.StatusReply, error) {
+// Status tells of the fleet, by id: a page of it, or one principal.
+func (i *Issuer) Status(ctx context.Context, req schemas.StatusRequest) (schemas.StatusReply, error) {
 	limit, err := pageLimit(req.Limit)
 	if err != nil {
 		return schemas.StatusReply{}, err

@@ -27,6 +27,9 @@ const (
 type asker struct {
 	agent string // "" for an operator
 	name  string // what stands in issued_by
+	// certificate is the SHA-256, hex, of the one that its connection showed;
+	// "" where none was seen.
+	certificate string
 }
 
 // A fresh is what a decision must not make up by itself.
@@ -135,7 +138,7 @@ func OffRails(rails *guard.Rails, a *schemas.Agent, g schemas.Grant) string {
 
 func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
 	q := guard.Question{Agent: a.ID, Owner: a.Owner, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
-		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Delegated: len(g.Act) > 0}
+		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Chain: g.Act}
 	if a.Ceiling != nil {
 		q.Jobs = a.Ceiling.Jobs
 	}

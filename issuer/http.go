@@ -41,6 +41,10 @@ const (
 // signs the proof. There is no secret to share, and a credential that was
 // copied from the wire or a log is worth nothing. Proofs carry the issuer's
 // nonce: one that was made ahead, or for the process before, is not taken.
+//
+// Where TLS is on, an agent shows its certificate besides, in the handshake of
+// the connection itself, as it does over NATS: what stands between must pass TLS
+// through. Operators need none.
 func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	proofs, err := dpop.NewChecker(dpop.Options{Origins: origins, Nonce: true, Now: i.Now})
 	if err != nil {
@@ -55,7 +59,7 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 				if what == "revoke" {
 					return i.giveUp(ctx, agent, data)
 				}
-				return i.tokenFor(ctx, agent, what, data)
+				return i.tokenFor(ctx, asker{agent: agent, name: agent, certificate: i.shownOver(r)}, what, data)
 			}})
 		})
 	}
@@ -89,7 +93,7 @@ type face struct {
 type route struct {
 	method string
 	slots  chan struct{} // agents' and operators' are apart: no flood of the ones delays the others
-	who    func(token string) (accounts.Identity, error)
+	who    func(r *http.Request, token string) (accounts.Identity, error)
 	limits *limiters
 	over   func() *schemas.Refusal
 	do     func(ctx context.Context, id string, data []byte) (any, error)
@@ -113,7 +117,7 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 	id, err := h.authenticate(r, to.who)
 	if err != nil {
 		status := httpcap.Challenge(w, "", false, err)
-		httpcap.Problem{Status: status, Code: status, Reason: httpcap.Reason(err), Detail: err.Error()}.Write(w)
+		httpcap.Problem{Status: status, Code: status, Reason: reasonOf(err), Detail: err.Error()}.Write(w)
 		return
 	}
 	if !to.limits.of(id).AllowN(h.i.Now(), 1) {
@@ -134,7 +138,7 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 
 // authenticate says who asks. What is wrong is told in the words of capability
 // and dpop.
-func (h *face) authenticate(r *http.Request, whose func(token string) (accounts.Identity, error)) (id string, err error) {
+func (h *face) authenticate(r *http.Request, whose func(r *http.Request, token string) (accounts.Identity, error)) (id string, err error) {
 	scheme, token, err := httpcap.Authorization(r)
 	if err != nil {
 		return "", err
@@ -142,7 +146,7 @@ func (h *face) authenticate(r *http.Request, whose func(token string) (accounts.
 	if scheme != "dpop" {
 		return "", fmt.Errorf("%w: use the scheme DPoP, with the credential's user JWT and a proof of its NKey", httpcap.ErrScheme)
 	}
-	who, err := whose(token)
+	who, err := whose(r, token)
 	if err != nil {
 		return "", fmt.Errorf("identity: %w", err)
 	}
@@ -166,8 +170,12 @@ func (h *face) authenticate(r *http.Request, whose func(token string) (accounts.
 
 // identityOf holds a user JWT against what the server itself holds it against at
 // a connection: signed with the identity key of an account of the fleet, in
-// force, and not from before a kill. A killed agent connects no more.
-func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
+// force, and not from before a kill. A killed agent connects no more. Where TLS
+// is on, the certificate of this connection must be the agent's.
+func (i *Issuer) identityOf(r *http.Request, token string) (accounts.Identity, error) {
+	if i.CA != nil {
+		return i.boundIdentityOf(token, chainOf(r))
+	}
 	who, err := i.maker.ReadIdentity(token, func(account string) string {
 		i.mu.RLock()
 		defer i.mu.RUnlock()
@@ -178,7 +186,7 @@ func (i *Issuer) identityOf(token string) (accounts.Identity, error) {
 
 // operatorOf is the same for the credential of a named operator: what was signed
 // before a lock, or for another role, counts no more.
-func (i *Issuer) operatorOf(token string) (accounts.Identity, error) {
+func (i *Issuer) operatorOf(_ *http.Request, token string) (accounts.Identity, error) {
 	who, err := i.maker.ReadOperator(token, func(account string) (string, int) {
 		i.mu.RLock()
 		defer i.mu.RUnlock()
@@ -196,6 +204,8 @@ func (i *Issuer) inForce(who accounts.Identity, err error, kind string) (account
 	switch {
 	case errors.Is(err, accounts.ErrNotSigned):
 		return who, fmt.Errorf("%w: %w", capability.ErrSignature, err)
+	case errors.Is(err, accounts.ErrOver):
+		return who, fmt.Errorf("%w: %w; enrol anew", capability.ErrExpired, err)
 	case err != nil:
 		return who, fmt.Errorf("%w: %w", capability.ErrMalformed, err)
 	}
@@ -264,7 +274,7 @@ func (i *Issuer) giveUp(ctx context.Context, agent string, body []byte) (any, er
 	if operation == "" {
 		return schemas.Ack{}, nil
 	}
-	return i.tokenFor(ctx, agent, "release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
+	return i.tokenFor(ctx, asker{agent: agent, name: agent}, "release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
 }
 
 func (h *face) fail(w http.ResponseWriter, r *http.Request, err error) {

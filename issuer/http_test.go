@@ -29,8 +29,9 @@ import (
 // these tests is held against.
 type api struct {
 	*plane
-	url string
-	doc *document
+	url    string
+	doc    *document
+	client *http.Client
 }
 
 func newAPI(t *testing.T) *api {
@@ -45,7 +46,7 @@ func (p *plane) api() *api {
 	t := p.t.(*testing.T)
 	t.Helper()
 	s := httptest.NewUnstartedServer(nil)
-	a := &api{plane: p, url: "http://" + s.Listener.Addr().String()}
+	a := &api{plane: p, url: "http://" + s.Listener.Addr().String(), client: http.DefaultClient}
 	h, err := p.issuer.Handler([]string{a.url})
 	must(t, err)
 	s.Config.Handler = h
@@ -119,7 +120,7 @@ func (a *api) do(r *http.Request) (*http.Response, []byte) {
 		must(a.t, err)
 	}
 	r.Body, r.GetBody, r.ContentLength = io.NopCloser(bytes.NewReader(sent)), nil, int64(len(sent))
-	res, err := http.DefaultClient.Do(r)
+	res, err := a.client.Do(r)
 	must(a.t, err)
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)

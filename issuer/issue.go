@@ -23,8 +23,11 @@ const (
 
 // issue grants a capability or refuses it.
 func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest) (schemas.IssueReply, error) {
-	if req.CSR != "" && who.agent != "" && who.agent != req.AgentID {
-		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeForbidden, "a certificate of %s is given to %s itself; leave csr out", clip(req.AgentID), clip(req.AgentID))
+	if who.agent != "" && who.agent != req.AgentID {
+		if req.CSR != "" {
+			return schemas.IssueReply{}, schemas.Refuse(schemas.CodeForbidden, "a certificate of %s is given to %s itself; leave csr out", clip(req.AgentID), clip(req.AgentID))
+		}
+		who.certificate = "" // it is not the holder's
 	}
 	// What it is derived from must not be refreshed or end meanwhile.
 	turns := []string{req.AgentID}
@@ -43,28 +46,34 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return i.granted(ctx, g, binding{req.Audience, req.DPoPKey}, who.name, req.CertificateRequest)
+	return i.granted(ctx, g, binding{audience: req.Audience, key: req.DPoPKey}, who, req.CertificateRequest)
 }
 
-// granted is grant, with a certificate for the agent where it asks for one.
-func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, by string, req schemas.CertificateRequest) (schemas.IssueReply, error) {
-	cert, err := i.certificate(g.Agent, req)
+// granted is grant, with a certificate for the agent where it asks for one. A
+// capability that is to be bound is bound to that one, or else to the one that
+// the holder's connection shows.
+func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, who asker, req schemas.CertificateRequest) (schemas.IssueReply, error) {
+	cert, err := i.certificate(g.Agent, who, req)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if cert != nil && (req.CertificateBound || g.Certificate != "") {
+	switch {
+	case cert != nil && (req.CertificateBound || g.Certificate != ""):
 		g.Certificate = cert.Fingerprint
+	case req.CertificateBound:
+		g.Certificate = who.certificate
 	}
-	reply, err := i.grant(ctx, g, to, by)
+	reply, err := i.grant(ctx, g, to, who.name)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	reply.CertificateReply, err = i.certified(ctx, g.Agent, by, cert)
+	reply.CertificateReply, err = i.certified(ctx, g.Agent, who.name, cert)
 	return reply, err
 }
 
 // refresh renews the capability of one of the sender's operations.
-func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+	agent := who.agent
 	if req.OperationID == "" {
 		return i.renewIdentity(ctx, agent, req)
 	}
@@ -84,7 +93,7 @@ func (i *Issuer) refresh(ctx context.Context, agent string, req schemas.RefreshR
 		}
 		return schemas.Grant{}
 	})
-	return i.granted(ctx, g, bindingOf(old).renewed(old, req), agent, req.CertificateRequest)
+	return i.granted(ctx, g, bindingOf(old).renewed(old, req), who, req.CertificateRequest)
 }
 
 // decided takes a decision on the present state.
@@ -112,7 +121,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 		return schemas.IssueReply{}, err
 	}
 	claims := capability.FromGrant(g, i.Secrets.Trust.TrustDomain, b.audience, g.NotBefore)
-	if claims.Confirmation.JKT, err = b.jkt(claims.Audience == i.Secrets.Trust.TrustDomain, g.PublicKey); err != nil {
+	if claims.Confirmation.JKT, err = b.jkt(claims.Audience == i.Secrets.Trust.TrustDomain || g.Certificate != "" && !b.nkey, g.PublicKey); err != nil {
 		return schemas.IssueReply{}, err
 	}
 	seq, err := i.signed(ctx, &g, claims, by)
@@ -254,7 +263,7 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 	if public == "" {
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "public_key is missing: say for which of your keys the credential is to be renewed")
 	}
-	cert, err := i.certificate(id, req.CertificateRequest)
+	cert, err := i.certificate(id, asker{}, req.CertificateRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -298,11 +307,16 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if req.JoinTTLSeconds != 0 {
 		return i.invite(ctx, req)
 	}
-	cert, err := i.certificate(req.ID, req.CertificateRequest)
-	if err != nil {
+	// A request that can't be met enrols nobody; one that can is met behind the
+	// enrolment, or the certificate would be one from before.
+	if _, err := i.certificate(req.ID, asker{}, req.CertificateRequest); err != nil {
 		return schemas.EnrollReply{}, err
 	}
 	if err := i.logEnrolment(ctx, req); err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	cert, err := i.certificate(req.ID, asker{}, req.CertificateRequest)
+	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
 	if _, err := i.pushes.one(ctx, req.ID); err != nil {

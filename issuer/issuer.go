@@ -103,6 +103,7 @@ type Issuer struct {
 	told   map[string]time.Time // newest declaration, by principal
 	born   map[string]time.Time // since when its credentials count, by principal
 	svids  map[string]time.Time // end of the newest certificate, by principal
+	since  map[string]time.Time // behind which its certificates count, by principal that was killed or removed
 
 	forgotten map[string]schemas.LockInfo // locks of principals that EVENTS does not know any more; see recall
 }
@@ -125,7 +126,7 @@ func New(o Options) (*Issuer, error) {
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), ring: o.Secrets.Capability,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(), limits: newLimiters(tokensPerSecond, tokensBurst), paces: newLimiters(operatorLimit, 2*operatorLimit),
-		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}}
+		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}, since: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, i.takeKeys()
 }
@@ -234,6 +235,10 @@ func (i *Issuer) rebirth(e *schemas.Event, first bool) {
 		at = before.Add(time.Second)
 	}
 	i.born[e.Agent] = at
+	if _, before := i.since[e.Agent]; before || !first {
+		i.since[e.Agent] = at
+		delete(i.svids, e.Agent)
+	}
 }
 
 // A stance is what of a principal stands in its account.
@@ -279,6 +284,7 @@ func (i *Issuer) index(e *schemas.Event) error {
 	case schemas.AgentRemoved:
 		delete(i.told, e.Agent)
 		delete(i.svids, e.Agent)
+		i.since[e.Agent] = e.Time
 	case schemas.AgentCertified:
 		var c schemas.Certificate
 		if err := schemas.Unmarshal(e.Data, &c); err != nil {

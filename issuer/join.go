@@ -79,7 +79,7 @@ func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expire
 // join registers the key of a principal that holds a join token. The first
 // request that is in the log has used it up.
 func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (schemas.IssueReply, error) {
-	cert, err := i.certificate(id, req.CertificateRequest)
+	cert, err := i.certificate(id, asker{}, req.CertificateRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}

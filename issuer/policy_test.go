@@ -67,6 +67,53 @@ func TestNewGuardRailsEndWhatTheyForbid(t *testing.T) {
 	}
 }
 
+// An agent gets through others what it would not be given itself: guard rails see
+// all through whom a capability came, and how many they are, also where it is
+// refreshed and where the rails come later.
+func TestGuardRailsSeeThroughWhomACapabilityCame(t *testing.T) {
+	rails := func(f fresh, text string) fresh {
+		f.rails, f.free = railsOf(t, text), 50
+		return f
+	}
+	near := `@id("near") forbid (principal, action == Action::"read", resource) when { context.depth > 1 };`
+	by := `@id("not-by-boss") forbid (principal, action == Action::"read", resource) when { context.chain.contains("boss") };`
+	deep := planned(func(g *schemas.Grant) { g.Act = []string{"mate", "boss"} })
+	for _, c := range []struct {
+		name  string
+		held  schemas.Event
+		rails string
+		says  string // "": granted
+	}{
+		{"from the one before", planned(), near + by, ""},
+		{"from three before", deep, near, "guard rail near forbids read:data.sales to alice"},
+		{"from who is further up", deep, by, "guard rail not-by-boss forbids read:data.sales to alice"},
+		{"from others", deep, strings.ReplaceAll(by, `"boss"`, `"alice"`), ""},
+	} {
+		_, err := decideIssue(planState(t, c.held), planner, part(nil), rails(now, c.rails))
+		if c.says != "" {
+			refused(t, err, 403, c.says)
+		} else if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	// The same from an operator, who is no agent of the chain.
+	if _, err := decideIssue(planState(t), operatorAsks, part(func(r *schemas.IssueRequest) { r.MaxTokens = 0 }), rails(now, near+by)); err != nil {
+		t.Errorf("from an operator: %v", err)
+	}
+	g, err := decideIssue(planState(t, deep), planner, part(nil), rails(now, ""))
+	if err != nil || !slices.Equal(g.Act, []string{"planner", "mate", "boss"}) {
+		t.Fatalf("%+v, %v", g, err)
+	}
+	s := planState(t, deep, issuedEvent(g))
+	revoke := outdated(s, railsOf(t, by), noon) // planner's own came through boss, too
+	if len(revoke) != 2 || revoke[0].grant.Agent != "alice" || revoke[1].grant.Agent != "planner" || revoke[0].why != "guard rail not-by-boss forbids read:data.sales" {
+		t.Errorf("revoked %+v", revoke)
+	}
+	if g, err := decideRefresh(s, "alice", schemas.RefreshRequest{OperationID: "part"}, rails(now, by)); err != nil || len(g.Scope) != 0 {
+		t.Errorf("refreshed to %v, %v", g.Scope, err)
+	}
+}
+
 // An exception is a scope for a time: no capability outlives it, whichever way
 // it was come by.
 func TestNoCapabilityOutlivesAnException(t *testing.T) {

@@ -78,11 +78,11 @@ func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, e
 	if len(data) > maxTokenRequest {
 		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has %d bytes, %d are possible", len(data), maxTokenRequest)
 	}
-	return i.tokenFor(ctx, out.Agent, out.Token, data)
+	return i.tokenFor(ctx, asker{agent: out.Agent, name: out.Agent}, out.Token, data)
 }
 
 // tokenFor carries out what an agent asks, whichever way it came.
-func (i *Issuer) tokenFor(ctx context.Context, agent, what string, data []byte) (any, error) {
+func (i *Issuer) tokenFor(ctx context.Context, who asker, what string, data []byte) (any, error) {
 	switch what {
 	case "issue":
 		var req schemas.IssueRequest
@@ -90,27 +90,27 @@ func (i *Issuer) tokenFor(ctx context.Context, agent, what string, data []byte) 
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 		if req.AgentID == "" {
-			req.AgentID = agent
+			req.AgentID = who.agent
 		}
-		return i.issue(ctx, asker{agent: agent, name: agent}, req)
+		return i.issue(ctx, who, req)
 	case "refresh":
 		var req schemas.RefreshRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.refresh(ctx, agent, req)
+		return i.refresh(ctx, who, req)
 	case "join":
 		var req schemas.JoinRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.join(ctx, agent, req)
+		return i.join(ctx, who.agent, req)
 	default:
 		var req schemas.ReleaseRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.release(ctx, agent, req)
+		return i.release(ctx, who.agent, req)
 	}
 }
 

@@ -109,7 +109,8 @@ type CertificateRequest struct {
 	CSR            string `json:"csr,omitempty"`              // PKCS #10, PEM; none is asked for where empty
 	SVIDTTLSeconds int64  `json:"svid_ttl_seconds,omitempty"` // an hour where 0, a day at most
 	// CertificateBound makes the capability that is asked for one that counts
-	// with this very certificate alone (RFC 8705), and what it is refreshed to.
+	// with this very certificate alone (RFC 8705), and what it is refreshed to;
+	// without CSR with the one that the asker's connection shows over HTTPS.
 	CertificateBound bool `json:"certificate_bound,omitempty"`
 }
 

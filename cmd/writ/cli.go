@@ -85,7 +85,7 @@ func newParser(g *grammar, stdout, stderr io.Writer) (*kong.Kong, error) {
 	return kong.New(g,
 		kong.Name("writ"),
 		kong.Description("A zero-trust control plane for AI agents: no agent acts without a writ."),
-		kong.Vars{"data": defaultData()},
+		kong.Vars{"data": defaultData(), "http": defaultHTTP},
 		kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{

@@ -34,6 +34,7 @@ type issueCmd struct {
 	DPoPKey    string        `name:"dpop-jkt" placeholder:"THUMBPRINT" help:"Key that must be shown with the token (RFC 7638), with --audience; that of the credentials where missing."`
 	Creds      string        `type:"path" placeholder:"FILE" help:"Where to write the NATS credentials (default: ./AGENT.OPERATION.creds)."`
 	svidFlags
+	Bound bool `name:"certificate-bound" help:"With --svid-dir: the capability counts with that certificate alone (RFC 8705)."`
 }
 
 func (c *issueCmd) request(actor string) (r schemas.IssueRequest, err error) {
@@ -58,6 +59,9 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	if c.Bound && c.SVIDDir == "" {
+		return misuse("add --svid-dir DIR", "--certificate-bound is for a capability that comes with a certificate")
+	}
 	if c.Creds == "" {
 		c.Creds = c.Agent + "." + c.Operation + ".creds"
 	}
@@ -68,6 +72,7 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 	if req.CertificateRequest, key, err = c.svidFlags.request(); err != nil {
 		return err
 	}
+	req.CertificateBound = c.Bound
 	reply, err := call[schemas.IssueReply](ctx, app, schemas.CtlIssue, req)
 	if err != nil {
 		return err

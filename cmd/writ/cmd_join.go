@@ -87,6 +87,7 @@ func (c *enrollCmd) invite(ctx context.Context, app *App) error {
 type joinCmd struct {
 	Token string `required:"" placeholder:"TOKEN" help:"Join token, or - to read it from standard input, where no list of processes shows it."`
 	Out   string `required:"" type:"path" placeholder:"FILE" help:"Where to write the credentials; the key is made here and never leaves this machine."`
+	SPIRE bool   `name:"spire" help:"The certificate comes from a SPIRE server that the control plane trusts; with TLS this or --svid-dir is needed."`
 	svidFlags
 }
 
@@ -108,6 +109,9 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 	}
 	if app.Server != "" {
 		token.URL = app.Server
+	}
+	if err := c.bound(token); err != nil {
+		return err
 	}
 	if err := canReplace(c.Out); err != nil {
 		return err
@@ -144,6 +148,23 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 		}{reply.AgentID, public, c.Out, c.SVIDDir, reply.ExpiresAt})
 	}
 	app.facts(c.svidFlags.fact([2]string{"joined as", reply.AgentID}, [2]string{"key", public}, [2]string{"credentials", c.Out}, [2]string{"expire", reply.ExpiresAt.Format(time.RFC3339)})...)
+	return nil
+}
+
+// bound sees that there will be a certificate where the credentials are worth
+// nothing without one: before the token, which is good once, is used.
+func (c *joinCmd) bound(t joinToken) error {
+	switch {
+	case c.SPIRE && c.SVIDDir != "":
+		return misuse("give --svid-dir or --spire", "the certificate comes from the control plane, or from SPIRE")
+	case c.SPIRE && t.Bundle == "":
+		return misuse("leave --spire out", "TLS is off there: nobody needs a certificate")
+	case t.Bundle == "" && c.SVIDDir != "":
+		return misuse("leave --svid-dir out", "TLS is off there: no certificates are issued")
+	case t.Bundle != "" && c.SVIDDir == "" && !c.SPIRE:
+		return misuse("add --svid-dir DIR, or --spire where SPIRE gives it; the token is not used yet",
+			"TLS is on there: the credentials are good with a certificate alone")
+	}
 	return nil
 }
 

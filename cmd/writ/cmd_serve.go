@@ -19,6 +19,7 @@ type serveCmd struct {
 	Creds   string `required:"" type:"path" placeholder:"FILE" help:"The service's credentials, DIR/keys/creds/ROLE.creds."`
 	Shadow  string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
 	Weights string `type:"path" placeholder:"FILE" help:"Of the monitor: signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
+	httpFlags
 	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
@@ -45,6 +46,9 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if c.Weights != "" && c.Service != "monitor" {
 		return misuse("leave --weights out", "the %s judges nothing", c.Service)
 	}
+	if err := c.checkHTTP(); err != nil {
+		return err
+	}
 	folder, err := plane.KeysOf(c.Service, c.Creds)
 	if err != nil {
 		return c.notStarted(ctx, app, err)
@@ -54,11 +58,11 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Weights: weights, Shadow: shadow, VerifyShare: c.share(),
-		Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
+		HTTP: c.HTTP, HTTPURL: c.HTTPURL, Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}
-	shown := app.serving(c.Service)
+	shown := app.serving(c.Service, p.HTTP())
 	failed := p.Wait(ctx)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
@@ -68,6 +72,20 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 		failed = advise(fmt.Errorf("the %s failed: %w", c.Service, failed), "start it again: it goes on where it stopped")
 	}
 	return errors.Join(shown, failed, stopped)
+}
+
+// checkHTTP keeps the API to the issuer, and to loopback: TLS is a proxy's there.
+func (c *serveCmd) checkHTTP() error {
+	if c.Service == "issuer" {
+		if err := plane.CheckAddress(c.HTTP, false); err != nil {
+			return misuse("give --http an address on loopback, put a proxy that has TLS before it, and name that with --http-url", "--http: %w", err)
+		}
+		return nil
+	}
+	if c.HTTP != defaultHTTP || c.HTTPURL != "" {
+		return misuse("leave --http and --http-url out", "the %s serves nothing over HTTP; the issuer does", c.Service)
+	}
+	return nil
 }
 
 func (c *serveCmd) notStarted(ctx context.Context, app *App, err error) error {
@@ -95,14 +113,19 @@ func (a *App) outside(command string) error {
 	return nil
 }
 
-func (t *terminal) serving(service string) error {
+func (t *terminal) serving(service, http string) error {
 	if t.json {
 		return t.emit(struct {
 			Service string `json:"service"`
+			HTTP    string `json:"http_url,omitempty"`
 			PID     int    `json:"pid"`
-		}{service, os.Getpid()})
+		}{service, http, os.Getpid()})
 	}
-	t.facts([2]string{"serving", service})
+	facts := [][2]string{{"serving", service}}
+	if http != "" {
+		facts = append(facts, [2]string{"http", http})
+	}
+	t.facts(facts...)
 	return nil
 }
 

@@ -38,7 +38,11 @@ func (f tlsFlags) config() (*ca.Config, error) {
 		}
 		return nil, nil
 	}
-	return &ca.Config{Hosts: f.TLSHost, SPIREBundle: f.SPIREBundle}, nil
+	c := ca.Config{Hosts: f.TLSHost, SPIREBundle: f.SPIREBundle}
+	if err := c.Check(); err != nil {
+		return nil, misuse("mend --tls-host or --spire-bundle; nothing was made or changed", "TLS can't be turned on: %w", err)
+	}
+	return &c, nil
 }
 
 // svidFlags ask for a certificate beside credentials.
@@ -71,6 +75,9 @@ func (f svidFlags) request() (r schemas.CertificateRequest, key []byte, err erro
 			return r, nil, err
 		}
 	}
+	if err := canMake(f.SVIDDir); err != nil {
+		return r, nil, advise(fmt.Errorf("the certificate can't be written: %w", err), "name another folder with --svid-dir")
+	}
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return r, nil, fmt.Errorf("make the certificate's key: %w", err)
@@ -89,6 +96,26 @@ func (f svidFlags) request() (r schemas.CertificateRequest, key []byte, err erro
 
 func pemOf(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// canMake says whether a folder is there, or can be made and written to. What it
+// makes to find out, it removes.
+func canMake(dir string) error {
+	for at := dir; ; at = filepath.Dir(at) {
+		info, err := os.Stat(at)
+		switch {
+		case err == nil && !info.IsDir():
+			return fmt.Errorf("%s is no folder", at)
+		case err == nil:
+			probe, err := os.MkdirTemp(at, ".writ-*")
+			if err != nil {
+				return err
+			}
+			return os.Remove(probe)
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+	}
 }
 
 // canReplacePEM lets nothing but older PEM files be written over.

@@ -19,16 +19,32 @@ import (
 
 type upCmd struct {
 	Listen  string `placeholder:"HOST:PORT" default:"127.0.0.1:4222" help:"Where agents connect (NATS); port 0 picks one (default: ${default})."`
-	HTTP    string `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:7422" help:"Where the issuer's API, public keys, health and metrics are served; port 0 picks one (default: ${default})."`
-	HTTPURL string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
 	Fleet   string `type:"path" placeholder:"FLEET" help:"Fleet file to apply at the start."`
 	Shadow  string `type:"path" placeholder:"FILE" help:"Weights that judge beside the monitor's own and decide nothing; where they differ is logged."`
 	Weights string `type:"path" placeholder:"FILE" help:"Signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
 	Witness string `name:"witness-policy" type:"path" placeholder:"FILE" help:"Witness policy to take over into the data folder: whose cosignatures publish a checkpoint."`
+	httpFlags
 	verifying
 	retaining
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 	tlsFlags
+}
+
+// defaultHTTP is where the issuer's API is served.
+const defaultHTTP = "127.0.0.1:7422"
+
+// httpFlags say where the issuer is reached over HTTP.
+type httpFlags struct {
+	HTTP    string `name:"http" placeholder:"HOST:PORT" default:"${http}" help:"Where the issuer's API, public keys, health and metrics are served; port 0 picks one (default: ${default})."`
+	HTTPURL string `name:"http-url" placeholder:"URL" help:"Address of a proxy in front of that, as clients know it (scheme://host): their proofs name it."`
+}
+
+// check refuses an address where nobody may listen.
+func (f httpFlags) check(secure bool) error {
+	if err := plane.CheckAddress(f.HTTP, secure); err != nil {
+		return misuse("give --http an address like 127.0.0.1:4222; port 0 picks one", "--http: %w", err)
+	}
+	return nil
 }
 
 // verifying says how much of a core the ledger's continuous verification may
@@ -58,10 +74,11 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range [][2]string{{"--listen", c.Listen}, {"--http", c.HTTP}} {
-		if err := plane.CheckAddress(a[1], c.TLS || ca.Exists(app.Data)); err != nil {
-			return misuse("give "+a[0]+" an address like 127.0.0.1:4222; port 0 picks one", "%s: %w", a[0], err)
-		}
+	if err := plane.CheckAddress(c.Listen, c.TLS || ca.Exists(app.Data)); err != nil {
+		return misuse("give --listen an address like 127.0.0.1:4222; port 0 picks one", "--listen: %w", err)
+	}
+	if err := c.httpFlags.check(c.TLS || ca.Exists(app.Data)); err != nil {
+		return err
 	}
 	if err := c.verifying.check(); err != nil {
 		return err

@@ -49,12 +49,18 @@ type Asked struct {
 	tags []string // the rights
 }
 
-// ErrAsked is matched where a user is not one about whom the server is to ask.
-var ErrAsked = errors.New("not credentials of an agent")
+// Why Ask takes no notice of a user JWT.
+var (
+	ErrAsked = errors.New("not credentials of an agent") // always
+	ErrOver  = errors.New("they expired")                // beside it
+)
 
 // Ask reads a user in AUTH.
 func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 	auth := m.secrets.Auth
+	if len(token) > MaxUserJWT {
+		return Asked{}, fmt.Errorf("%w: they are longer than %d bytes", ErrAsked, MaxUserJWT)
+	}
 	c, err := jwt.DecodeUserClaims(token) // with its signature
 	switch {
 	case auth == nil:
@@ -62,11 +68,11 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 	case err != nil:
 		return Asked{}, fmt.Errorf("%w: they can't be read", ErrAsked)
 	case c.Issuer != auth.Agents.Public() || c.IssuerAccount != auth.Account:
-		return Asked{}, fmt.Errorf("%w: another key signed them", ErrAsked)
+		return Asked{}, fmt.Errorf("%w: another key signed them: %w", ErrAsked, ErrNotSigned)
 	case c.BearerToken:
 		return Asked{}, fmt.Errorf("%w: they demand no key", ErrAsked)
 	case now.Unix() < c.NotBefore || c.Expires == 0 || now.Unix() >= c.Expires:
-		return Asked{}, fmt.Errorf("%w: they expired at %s", ErrAsked, time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
+		return Asked{}, fmt.Errorf("%w: %w at %s", ErrAsked, ErrOver, time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
 	}
 	a := Asked{PublicKey: c.Subject, Issued: time.Unix(c.IssuedAt, 0), Expires: time.Unix(c.Expires, 0), name: c.Name}
 	for _, t := range c.Tags {
@@ -92,6 +98,15 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 		return Asked{}, fmt.Errorf("%w: there is no role %q", ErrAsked, a.Role)
 	}
 	return a, nil
+}
+
+// AskIdentity reads a user in AUTH that Identity signed, and no other.
+func (m *Maker) AskIdentity(token string, now time.Time) (Asked, error) {
+	a, err := m.Ask(token, now)
+	if err == nil && a.Role != keys.IdentityKey {
+		return Asked{}, fmt.Errorf("%w: its role is %s", ErrNoIdentity, a.Role)
+	}
+	return a, err
 }
 
 // Stands reports why a user counts no more under what its account is made from

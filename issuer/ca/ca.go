@@ -90,6 +90,10 @@ type SVID struct {
 // TrustDomain is the one that certificates are for.
 func (a *Authority) TrustDomain() string { return a.domain.Name() }
 
+// Hosts are the names and addresses for which the server's certificate is, beside
+// those that it is given.
+func (a *Authority) Hosts() []string { return names(a.config.Hosts...) }
+
 // Expires is when the authority's own certificate does.
 func (a *Authority) Expires() time.Time { return a.cert.NotAfter }
 
@@ -98,7 +102,8 @@ func (a *Authority) Bundle() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// Issue certifies the key of a request (PKCS #10, PEM) as an agent's.
+// Issue certifies the key of a request (PKCS #10, PEM) as an agent's. The time
+// of issue may be some seconds ahead.
 func (a *Authority) Issue(agent string, request []byte, ttl time.Duration, now time.Time) (SVID, error) {
 	if err := schemas.CheckID("agent", agent); err != nil {
 		return SVID{}, err
@@ -130,6 +135,16 @@ func (a *Authority) Issue(agent string, request []byte, ttl time.Duration, now t
 	return SVID{URI: id.String(), Serial: c.SerialNumber.Text(16), Fingerprint: Fingerprint(der),
 		NotBefore: c.NotBefore.Truncate(time.Second).UTC(), Expires: c.NotAfter.Truncate(time.Second).UTC(),
 		PEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
+}
+
+// Issued is when a certificate that leads to an authority that counts was issued:
+// from then on this one's are valid that clocks which differ take a minute early;
+// another's say no more than from when they are valid.
+func (a *Authority) Issued(leaf *x509.Certificate) time.Time {
+	if bytes.Equal(leaf.AuthorityKeyId, a.cert.SubjectKeyId) {
+		return leaf.NotBefore.Add(backdate)
+	}
+	return leaf.NotBefore
 }
 
 // Fingerprint is the SHA-256 of a certificate, hex.

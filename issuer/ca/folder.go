@@ -30,6 +30,9 @@ var ErrHost = errors.New("no host name or address")
 
 var hostName = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+// Check reports what is wrong with a choice, before anything is made for it.
+func (c Config) Check() error { return c.check(spiffeid.TrustDomain{}) }
+
 func (c Config) check(domain spiffeid.TrustDomain) error {
 	for _, h := range c.Hosts {
 		if net.ParseIP(h) == nil && (len(h) > 253 || !hostName.MatchString(h)) {

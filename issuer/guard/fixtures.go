@@ -3,6 +3,7 @@ package guard
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -24,9 +25,10 @@ type Fixture struct {
 	TTLSeconds int64    `yaml:"ttl_seconds"` // 300 where it is missing
 	MaxTokens  int64    `yaml:"max_tokens"`
 	IssuedBy   string   `yaml:"issued_by"`
-	Delegated  bool     `yaml:"delegated"`
-	Expect     string   `yaml:"expect"` // forbid, shadow or pass
-	Policy     string   `yaml:"policy"` // that must say so; any where it is missing
+	Delegated  bool     `yaml:"delegated"` // handed on once, by issued_by; what chain says where it is there
+	Chain      []string `yaml:"chain"`     // the agents that handed it on
+	Expect     string   `yaml:"expect"`    // forbid, shadow or pass
+	Policy     string   `yaml:"policy"`    // that must say so; any where it is missing
 }
 
 // A Result is what came of a fixture.
@@ -69,6 +71,17 @@ func (f Fixture) check() error {
 	if err := schemas.CheckScope(f.Scope); err != nil {
 		return err
 	}
+	if len(f.Chain) > schemas.MaxDepth {
+		return fmt.Errorf("its chain has %d agents; nothing is handed on more than %d times", len(f.Chain), schemas.MaxDepth)
+	}
+	for i, a := range f.Chain {
+		if err := schemas.CheckID("agent", a); err != nil {
+			return fmt.Errorf("its chain: %w", err)
+		}
+		if slices.Contains(f.Chain[:i], a) || a == f.Agent {
+			return fmt.Errorf("its chain names %s twice, or the agent itself; a delegation does not come back", a)
+		}
+	}
 	switch f.Expect {
 	case Forbid, Shadow, Pass:
 		return nil
@@ -87,7 +100,10 @@ func (r *Rails) Test(fixtures []Fixture) []Result {
 
 func (r *Rails) test(f Fixture) Result {
 	q := Question{Agent: f.Agent, Owner: f.Owner, Jobs: f.Jobs, Scope: []string{f.Scope}, Operation: f.Operation, Job: f.Job,
-		Task: f.Task, TTLSeconds: f.TTLSeconds, MaxTokens: f.MaxTokens, IssuedBy: f.IssuedBy, Delegated: f.Delegated}
+		Task: f.Task, TTLSeconds: f.TTLSeconds, MaxTokens: f.MaxTokens, IssuedBy: f.IssuedBy, Chain: f.Chain}
+	if f.Delegated && len(f.Chain) == 0 {
+		q.Chain = []string{f.IssuedBy}
+	}
 	if q.TTLSeconds == 0 {
 		q.TTLSeconds = 300
 	}

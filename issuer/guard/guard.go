@@ -14,6 +14,10 @@
 //	forbid (principal, action, resource in Data::"data.hr.pay")
 //	unless { context.job == "payroll" };
 //
+//	@id("contractors-hand-nothing-on")
+//	forbid (principal, action == Action::"write", resource)
+//	when { context.depth > 1 || context.chain.contains("contractor") };
+//
 // Guarantees:
 //
 //   - Each policy has an id of its own, and a refusal names the one that decided.
@@ -166,7 +170,7 @@ type Question struct {
 	TTLSeconds int64
 	MaxTokens  int64
 	IssuedBy   string
-	Delegated  bool
+	Chain      []string // the agents that handed it on, in whatever order
 }
 
 // A Finding is what a policy says against one scope.
@@ -247,12 +251,17 @@ func world(q Question) (types.EntityMap, types.Record) {
 	for i, j := range q.Jobs {
 		jobs[i] = types.String(j)
 	}
+	chain := make([]types.Value, len(q.Chain))
+	for i, a := range q.Chain {
+		chain[i] = types.String(a)
+	}
 	return types.EntityMap{agent: {UID: agent, Attributes: types.NewRecord(types.RecordMap{
 			"owner": types.String(q.Owner), "jobs": types.NewSet(jobs...),
 		})}}, types.NewRecord(types.RecordMap{
 			"operation": types.String(q.Operation), "job": types.String(q.Job), "task": types.String(q.Task),
 			"ttl_seconds": types.Long(q.TTLSeconds), "max_tokens": types.Long(q.MaxTokens),
-			"issued_by": types.String(q.IssuedBy), "delegated": types.Boolean(q.Delegated),
+			"issued_by": types.String(q.IssuedBy), "delegated": types.Boolean(len(q.Chain) > 0),
+			"chain": types.NewSet(chain...), "depth": types.Long(len(q.Chain)),
 		})
 }
 

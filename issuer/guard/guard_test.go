@@ -29,6 +29,14 @@ when { context.max_tokens * 1000000000 > 4000000000000000000 };
 @id("forgetful") @mode("enforce")
 forbid (principal, action == Action::"memory", resource == Memory::"put")
 when { context.delegated };
+
+@id("near")
+forbid (principal, action == Action::"write", resource)
+when { context.depth > 2 };
+
+@id("not-through-contractors")
+forbid (principal, action == Action::"call", resource)
+when { context.chain.contains("contractor") };
 `
 
 func parse(t *testing.T, text string) *Rails {
@@ -65,7 +73,13 @@ func TestPoliciesForbidWhatTheySay(t *testing.T) {
 		{"an attribute", Question{Owner: "x@partner.example", Scope: []string{"send:writer", "ask:writer", "read:data.sales"}},
 			"outsiders-write-to-nobody ask:writer, outsiders-write-to-nobody send:writer", ""},
 		{"shadow", Question{TTLSeconds: 301, Scope: []string{"write:report"}}, "", "no-long-writes write:report"},
-		{"delegated", Question{Delegated: true, Scope: []string{"memory:get", "memory:put"}}, "forgetful memory:put", ""},
+		{"delegated", Question{Chain: []string{"boss"}, Scope: []string{"memory:get", "memory:put"}}, "forgetful memory:put", ""},
+		{"not too deep", Question{Chain: []string{"b", "a"}, Scope: []string{"write:report"}}, "", ""},
+		{"too deep", Question{Chain: []string{"c", "b", "a"}, Scope: []string{"write:report", "read:report"}}, "near write:report", ""},
+		{"through a contractor, first of all", Question{Chain: []string{"b", "contractor"}, Scope: []string{"call:pandas"}}, "not-through-contractors call:pandas", ""},
+		{"through a contractor, last of all", Question{Chain: []string{"contractor", "b"}, Scope: []string{"call:pandas"}}, "not-through-contractors call:pandas", ""},
+		{"through one that only looks like it", Question{Chain: []string{"contractor-2", "contractors"}, IssuedBy: "contractor", Scope: []string{"call:pandas"}}, "", ""},
+		{"a contractor itself", Question{Agent: "contractor", Scope: []string{"call:pandas"}}, "", ""},
 	} {
 		forbidden, shadow := r.Decide(c.q)
 		if texts(forbidden) != c.forbidden || texts(shadow) != c.shadow {
@@ -110,6 +124,8 @@ func TestFaultsOfPoliciesAreNamed(t *testing.T) {
 		`@id("a") forbid (principal, action == Action::"call", resource == Data::"x");`:                      "guard.cedar:1",
 		`@id("a") forbid (principal, action, resource) when { context.nothing == 1 };`:                       "guard.cedar:1",
 		`@id("a") forbid (principal, action, resource) when { context.ttl_seconds == "1" };`:                 "guard.cedar:1",
+		`@id("a") forbid (principal, action, resource) when { context.chain.contains(7) };`:                  "guard.cedar:1",
+		`@id("a") forbid (principal, action, resource) when { context.depth == "deep" };`:                    "guard.cedar:1",
 		`@id("a") forbid (principal == User::"x", action, resource);`:                                        "guard.cedar:1",
 		`@id("a") forbid (principal, action, resource`:                                                       "guard.cedar",
 		strings.Repeat("// x\n", MaxText/5+1):                                                                "at most",
@@ -150,17 +166,24 @@ func TestFixturesTellWhatDecided(t *testing.T) {
 - {name: wrong word, scope: "call:bash", expect: pass}
 - {name: shadow, scope: "write:x", ttl_seconds: 600, expect: shadow, policy: no-long-writes}
 - {name: default ttl, scope: "write:x", expect: pass}
+- {name: deep, scope: "write:x", chain: [c, b, a], expect: forbid, policy: near}
+- {name: through whom, scope: "call:x", chain: [b, contractor], expect: forbid, policy: not-through-contractors}
+- {name: by whom, scope: "call:x", delegated: true, issued_by: contractor, expect: forbid, policy: not-through-contractors}
+- {name: handed on, scope: "memory:put", chain: [a], expect: forbid, policy: forgetful}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"true forbid by no-bash", "false forbid by no-bash", "false forbid by no-bash", "true shadow by no-long-writes", "true pass"}
+	want := []string{"true forbid by no-bash", "false forbid by no-bash", "false forbid by no-bash", "true shadow by no-long-writes", "true pass",
+		"true forbid by near", "true forbid by not-through-contractors", "true forbid by not-through-contractors", "true forbid by forgetful"}
 	for i, r := range parse(t, rails).Test(fixtures) {
 		if got := fmt.Sprint(r.OK, " ", r.Observed); got != want[i] {
 			t.Errorf("%s: %s, want %s", r.Name, got, want[i])
 		}
 	}
 	for _, bad := range []string{"", "[]", "- {name: x, scope: 'call:*', expect: pass}", "- {name: x, scope: 'call:a', expect: allow}",
+		"- {name: x, scope: 'call:a', chain: [a, b, c, d, e, f], expect: pass}", "- {name: x, scope: 'call:a', chain: [a, b, a], expect: pass}",
+		"- {name: x, agent: a, scope: 'call:a', chain: [a], expect: pass}", "- {name: x, scope: 'call:a', chain: ['*'], expect: pass}",
 		"- {name: x, scope: 'call:a', expect: pass, unknown: 1}", "- {scope: 'call:a', expect: pass}", "x: 1"} {
 		if _, err := ParseFixtures("f.yaml", []byte(bad)); err == nil {
 			t.Errorf("%q was read", bad)

@@ -259,12 +259,20 @@ func (c *Claims) possessed(want *Expect) error {
 		return fmt.Errorf("%w: the key that was shown is not %s", ErrPossession, c.Confirmation.NKey)
 	}
 	if x := c.Confirmation.X5T; x != "" && x != want.CertThumbprint {
-		return fmt.Errorf("%w: the certificate that was shown is not %s", ErrPossession, x)
+		return notShown("certificate", want.CertThumbprint, x)
 	}
 	if j := c.Confirmation.JKT; j != "" && j != want.DPoPThumbprint {
-		return fmt.Errorf("%w: the DPoP key that was shown is not %s", ErrPossession, j)
+		return notShown("DPoP key", want.DPoPThumbprint, j)
 	}
 	return nil
+}
+
+// notShown tells a thief with another key from one with none.
+func notShown(what, got, bound string) error {
+	if got == "" {
+		return fmt.Errorf("%w: no %s was shown; it is bound to %s", ErrPossession, what, bound)
+	}
+	return fmt.Errorf("%w: the %s that was shown is not %s", ErrPossession, what, bound)
 }
 
 func (c *Claims) grants(want *Expect) error {

@@ -3,20 +3,20 @@
 import { connect, jwtAuthenticator } from "@nats-io/transport-node";
 import { allows, identity, Issuer, verifier } from "./writ.mjs";
 
-const { WRIT_HTTP, NATS_URL, CREDS, TRUST_DOMAIN, TOOL, PEER } = process.env;
+const { WRIT_HTTP, NATS_URL, CREDS, SVID_DIR, TRUST_DOMAIN, TOOL, PEER } = process.env;
 
 function demand(condition, what) {
   if (!condition) throw new Error(what);
 }
 
-const who = await identity(CREDS);
+const who = await identity(CREDS, SVID_DIR);
 const issuer = new Issuer(WRIT_HTTP, who);
 const verify = verifier(WRIT_HTTP, TRUST_DOMAIN);
 
 // A capability for one operation: exactly what is asked, or a refusal.
 let grant = await issuer.issue({
   operation_id: "js-example", scope: [`send:${PEER}`, `ask:${PEER}`], tools: [TOOL], forbidden_tools: ["bash"],
-  ttl_seconds: 60, task: "show how it is done",
+  ttl_seconds: 60, task: "show how it is done", ...(who.tls && { certificate_bound: true }),
 });
 console.log(`ok a capability over HTTP with DPoP: ${grant.jti}`);
 
@@ -24,6 +24,7 @@ console.log(`ok a capability over HTTP with DPoP: ${grant.jti}`);
 const claims = await verify(grant.token);
 demand(claims.agent_id === grant.agent_id && claims.jti === grant.jti, "the claims are another's");
 demand(allows(claims, `call:${TOOL}`) && allows(claims, `send:${PEER}`) && !allows(claims, "call:bash"), "it grants something else");
+demand(Boolean(claims.cnf["x5t#S256"]) === Boolean(who.tls), "it is bound to another certificate, or to none");
 console.log("ok verified by jose through the JWKS");
 
 const forged = grant.token.slice(0, -8) + "AAAAAAAA";
@@ -34,7 +35,7 @@ console.log("ok a forged token, and one for somebody else, are refused");
 // Work: the authenticator is asked at each connection, so it always has the
 // newest capability.
 const authenticator = jwtAuthenticator(() => grant.user_jwt, who.seed);
-const open = () => connect({ servers: NATS_URL, authenticator });
+const open = () => connect({ servers: NATS_URL, authenticator, tls: who.tls });
 const header = (m, name) => m.headers?.get(name) ?? "";
 let nc = await open();
 const call = async (subject, text) => {

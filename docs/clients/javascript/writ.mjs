@@ -3,12 +3,16 @@
 // others (RFC 7519, JWKS). jose does the cryptography.
 import { createHash, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import * as http from "node:http";
+import * as https from "node:https";
+import { json } from "node:stream/consumers";
 import { createRemoteJWKSet, importJWK, jwtVerify, SignJWT } from "jose";
 import { fromSeed } from "@nats-io/nkeys";
 
 // identity reads the .creds file that writ enroll wrote: the agent's user JWT,
-// and the seed of its NKey, which never leaves the agent.
-export async function identity(file) {
+// and the seed of its NKey, which never leaves the agent. Where TLS is on, folder
+// is the one of --svid-dir, with the agent's certificate.
+export async function identity(file, folder) {
   const text = await readFile(file, "utf8");
   const part = (name) => text.match(new RegExp(`-----BEGIN ${name}-----\\s+(\\S+)`))[1];
   const seed = new TextEncoder().encode(part("USER NKEY SEED"));
@@ -16,7 +20,10 @@ export async function identity(file) {
   const x = bytesOf(publicKey).subarray(1, 33);
   const d = bytesOf(part("USER NKEY SEED")).subarray(2, 34);
   const jwk = { kty: "OKP", crv: "Ed25519", x: base64url(x) };
-  return { jwt: part("NATS USER JWT"), seed, publicKey, jwk, key: await importJWK({ ...jwk, d: base64url(d) }, "EdDSA") };
+  const tls = folder && {
+    cert: await readFile(`${folder}/svid.pem`), key: await readFile(`${folder}/svid_key.pem`), ca: await readFile(`${folder}/bundle.pem`),
+  };
+  return { tls, jwt: part("NATS USER JWT"), seed, publicKey, jwk, key: await importJWK({ ...jwk, d: base64url(d) }, "EdDSA") };
 }
 
 // An Issuer is the issuer's HTTP API as one agent sees it.
@@ -32,21 +39,30 @@ export class Issuer {
 
   async #post(path, body, again = true) {
     const htu = this.url + path;
-    const res = await fetch(htu, {
-      method: "POST",
-      headers: {
-        "content-type": "application/json",
-        authorization: `DPoP ${this.who.jwt}`,
-        dpop: await proof(this.who, "POST", htu, this.who.jwt, this.#nonce),
-      },
-      body: JSON.stringify(body),
-    });
-    this.#nonce = res.headers.get("dpop-nonce") ?? this.#nonce;
-    if (res.ok) return res.json();
-    const why = await res.json(); // problem details (RFC 9457)
+    const { status, headers, answer } = await post(htu, this.who.tls, {
+      "content-type": "application/json",
+      authorization: `DPoP ${this.who.jwt}`,
+      dpop: await proof(this.who, "POST", htu, this.who.jwt, this.#nonce),
+    }, JSON.stringify(body));
+    this.#nonce = headers["dpop-nonce"] ?? this.#nonce;
+    if (status === 200) return answer;
+    const why = answer; // problem details (RFC 9457)
     if (again && why.reason === "proof without the nonce") return this.#post(path, body, false);
     throw Object.assign(new Error(`${why.status} ${why.detail}`), why);
   }
+}
+
+// post sends a request, and shows the agent's certificate where there is one:
+// in TLS itself, for a header proves nothing.
+function post(url, tls, headers, body) {
+  return new Promise((resolve, reject) => {
+    const { request } = url.startsWith("https:") ? https : http;
+    const r = request(url, { method: "POST", headers: { ...headers, "content-length": Buffer.byteLength(body) }, ...tls }, (res) => {
+      json(res).then((answer) => resolve({ status: res.statusCode, headers: res.headers, answer }), reject);
+    });
+    r.on("error", reject);
+    r.end(body);
+  });
 }
 
 // proof shows, for one request, that the agent holds its key.

@@ -3,6 +3,7 @@ NATS_URL is set, and the end. Each step that succeeds prints a line."""
 
 import asyncio
 import os
+import ssl
 import tempfile
 
 from joserfc.errors import JoseError
@@ -23,13 +24,18 @@ def refused(what, call):
     raise SystemExit(f"FAIL {what}: it was not refused")
 
 
-async def work(creds: str, tool: str):
+async def work(who: Identity, creds: str, tool: str):
     import nats
+
+    tls = None
+    if who.cert:
+        tls = ssl.create_default_context(cafile=who.bundle)
+        tls.load_cert_chain(*who.cert)
 
     with tempfile.NamedTemporaryFile("w", suffix=".creds") as f:  # readable by its owner alone
         f.write(creds)
         f.flush()
-        nc = await nats.connect(os.environ["NATS_URL"], user_credentials=f.name)
+        nc = await nats.connect(os.environ["NATS_URL"], user_credentials=f.name, tls=tls)
         m = await nc.request(f"out.py-example.call.{tool}", b"hello", timeout=15)
         demand("Nats-Service-Error-Code" not in (m.headers or {}), f"refused: {m.headers}")
         print(f"ok called a tool: {m.data.decode()}")
@@ -38,26 +44,27 @@ async def work(creds: str, tool: str):
 
 def main():
     http, domain, tool = os.environ["WRIT_HTTP"], os.environ["TRUST_DOMAIN"], os.environ["TOOL"]
-    who = Identity(os.environ["CREDS"])
-    issuer, verifier = Issuer(http, who), Verifier(http, domain)
+    who = Identity(os.environ["CREDS"], os.environ.get("SVID_DIR"))
+    issuer, verifier = Issuer(http, who), Verifier(http, domain, bundle=who.bundle)
 
     # The capability is for the identity's own key: no seed travels.
     grant = issuer.issue(operation_id="py-example", public_key=who.nkey, tools=[tool], forbidden_tools=["bash"],
-                         ttl_seconds=60, task="show how it is done")
+                         ttl_seconds=60, task="show how it is done", certificate_bound=who.cert is not None)
     print(f"ok a capability over HTTP with DPoP: {grant['jti']}")
 
     claims = verifier.verify(grant["token"])
     demand(claims["jti"] == grant["jti"] and tool in claims["tools"], "the claims are another's")
+    demand(("x5t#S256" in claims["cnf"]) == (who.cert is not None), "it is bound to another certificate, or to none")
     print("ok verified by joserfc through the JWKS")
 
     refused("a forged token", lambda: verifier.verify(grant["token"][:-8] + "AAAAAAAA"))
-    refused("another audience", lambda: Verifier(http, domain, "another-service").verify(grant["token"]))
+    refused("another audience", lambda: Verifier(http, domain, "another-service", who.bundle).verify(grant["token"]))
     why = refused("beyond the ceiling", lambda: issuer.issue(operation_id="py-example", scope=["read:payroll"]))
     demand(why.status == 403, f"{why}")
     print("ok forged, for somebody else, beyond the ceiling: refused")
 
     if "NATS_URL" in os.environ:
-        asyncio.run(work(who.creds(grant["user_jwt"]), tool))
+        asyncio.run(work(who, who.creds(grant["user_jwt"]), tool))
 
     grant = issuer.refresh("py-example")
     demand(verifier.verify(grant["token"])["jti"] != claims["jti"], "it is the same capability")

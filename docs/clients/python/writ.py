@@ -19,9 +19,13 @@ def b64(data: bytes) -> str:
 
 class Identity:
     """The .creds file that writ enroll wrote: the agent's user JWT, and the seed
-    of its NKey, which never leaves the agent."""
+    of its NKey, which never leaves the agent. Where TLS is on, svid_dir is the
+    folder of --svid-dir, with the agent's certificate."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, svid_dir: str | None = None):
+        self.cert, self.bundle = None, True
+        if svid_dir:
+            self.cert, self.bundle = (f"{svid_dir}/svid.pem", f"{svid_dir}/svid_key.pem"), f"{svid_dir}/bundle.pem"
         with open(path) as f:
             text = f.read()
 
@@ -78,7 +82,7 @@ class Issuer:
 
     def _post(self, path: str, body: dict, again: bool = True) -> dict:
         url = self.url + path
-        res = requests.post(url, json=body, timeout=30, allow_redirects=False, headers={
+        res = requests.post(url, json=body, timeout=30, allow_redirects=False, cert=self.who.cert, verify=self.who.bundle, headers={
             "Authorization": f"DPoP {self.who.jwt}",
             "DPoP": self.who.proof("POST", url, self.who.jwt, self.nonce),
         })
@@ -94,8 +98,8 @@ class Issuer:
 class Verifier:
     """Verifies capabilities offline, under the issuer's public keys."""
 
-    def __init__(self, url: str, trust_domain: str, audience: str | None = None):
-        self.keys = jwk.KeySet.import_key_set(requests.get(url + "/.well-known/jwks.json", timeout=30).json())
+    def __init__(self, url: str, trust_domain: str, audience: str | None = None, bundle: str | bool = True):
+        self.keys = jwk.KeySet.import_key_set(requests.get(url + "/.well-known/jwks.json", timeout=30, verify=bundle).json())
         self.claims = jwt.JWTClaimsRegistry(
             iss={"essential": True, "value": f"spiffe://{trust_domain}/issuer"},
             aud={"essential": True, "value": audience or trust_domain},

@@ -382,15 +382,19 @@ func TestTokensBoundToACertificate(t *testing.T) {
 		cert  *tls.Certificate
 		proof bool
 		want  string // reason; "" where it is served
+		as    string // a header in which a proxy would say so, with the right certificate
 	}{
-		{"bound, and shown", bound, &mine, false, ""},
-		{"bound, another's shown", bound, &another, false, capability.ErrPossession.Error()},
-		{"bound, none shown", bound, nil, false, capability.ErrPossession.Error()},
-		{"bound to a DPoP key, as bearer", w.claims(), &mine, false, capability.ErrPossession.Error()},
-		{"bound to both, as bearer", both, &mine, false, capability.ErrPossession.Error()},
-		{"bound to both, both shown", both, &mine, true, ""},
-		{"bound to both, another's certificate", both, &another, true, capability.ErrPossession.Error()},
-		{"bound to the certificate, a proof shown", bound, &mine, true, capability.ErrPossession.Error()},
+		{"bound, and shown", bound, &mine, false, "", ""},
+		{"bound, another's shown", bound, &another, false, capability.ErrPossession.Error(), ""},
+		{"bound, none shown", bound, nil, false, capability.ErrPossession.Error(), ""},
+		{"bound to a DPoP key, as bearer", w.claims(), &mine, false, capability.ErrPossession.Error(), ""},
+		{"bound to both, as bearer", both, &mine, false, capability.ErrPossession.Error(), ""},
+		{"bound to both, both shown", both, &mine, true, "", ""},
+		{"bound to both, another's certificate", both, &another, true, capability.ErrPossession.Error(), ""},
+		{"bound to the certificate, a proof shown", bound, &mine, true, capability.ErrPossession.Error(), ""},
+		{"bound, a proxy's word for it", bound, nil, false, capability.ErrPossession.Error(), "X-Forwarded-Client-Cert"},
+		{"bound, RFC 9440's header over another's", bound, &another, false, capability.ErrPossession.Error(), "Client-Cert"},
+		{"bound, nginx's header", bound, nil, false, capability.ErrPossession.Error(), "Ssl-Client-Cert"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			client := s.Client()
@@ -404,6 +408,9 @@ func TestTokensBoundToACertificate(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Header.Set("Authorization", "Bearer "+token)
+			if c.as != "" {
+				r.Header.Set(c.as, ":"+base64.StdEncoding.EncodeToString(mine.Certificate[0])+":")
+			}
 			if c.proof {
 				r.Header.Set("Authorization", "DPoP "+token)
 				r.Header.Set(dpop.Header, w.prove(w.prover, "GET", origin+"/sales", token))

@@ -7,9 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +25,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/hooks"
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
@@ -52,7 +56,7 @@ func split(address string, secure bool) (host string, port int, err error) {
 		host = "127.0.0.1"
 	}
 	if ip := net.ParseIP(host); !secure && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", 0, fmt.Errorf("address %q is not on loopback, and without TLS connections are not encrypted: turn TLS on with --tls, or listen on 127.0.0.1", address)
+		return "", 0, fmt.Errorf("address %q is not on loopback, and without TLS connections are not encrypted: turn TLS on with writ up --tls, or listen on 127.0.0.1", address)
 	}
 	return host, port, nil
 }
@@ -60,10 +64,21 @@ func split(address string, secure bool) (host string, port int, err error) {
 // TilesPath is where the ledger's tiles (C2SP tlog-tiles) are served.
 const TilesPath = "/log"
 
+// A face says where the issuer's API is served, and webhooks are sent from.
+type face struct {
+	address string       // HOST:PORT; 127.0.0.1 and a free port where empty
+	proxy   string       // scheme://host[:port] of a proxy in front of it
+	hosts   []string     // other names and addresses under which clients reach it
+	tls     *tls.Config  // nil where TLS is off
+	tiles   ledger.Tiles // nil where the ledger is elsewhere
+	reader  keys.Role    // as whom webhooks read the log
+}
+
 // startHTTP serves the issuer's API, and what needs no credentials: public keys,
-// health, metrics.
-func (p *Plane) startHTTP(ctx context.Context) error {
-	host, port, err := split(p.o.HTTP, p.tls != nil)
+// health, metrics; and sends webhooks. It asks the other services as the
+// issuer, which is in this process.
+func (p *Process) startHTTP(ctx context.Context, i *issuer.Issuer, f face) error {
+	host, port, err := split(f.address, f.tls != nil)
 	if err != nil {
 		return err
 	}
@@ -73,28 +88,26 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 		return fmt.Errorf("listen for HTTP: %w", err)
 	}
 	p.http = "http://" + embed.Reachable(l.Addr())
-	if p.tls != nil {
+	if f.tls != nil {
 		p.http = "https://" + embed.Reachable(l.Addr())
-		l = tls.NewListener(l, p.tls)
+		l = tls.NewListener(l, f.tls)
 	}
-	operator, err := p.connect(keys.RoleOperator)
+	asker, err := p.connect(keys.RoleIssuer)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	origins := []string{p.http}
-	if p.o.HTTPURL != "" {
-		origins = append(origins, p.o.HTTPURL)
-	}
-	api, err := p.issuer.Handler(origins)
+	api, err := i.Handler(f.origins(p.http))
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	if p.hooks, err = p.newWebhooks(); err != nil {
+	sender, err := p.newWebhooks(cmp.Or(f.proxy, p.http), f.reader)
+	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s := &http.Server{Handler: handler(operator, api, p.ledger.Tile, p.hooks), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
-	return p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
+	s := &http.Server{Handler: handler(asker, i, api, f.tiles, sender), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)} // whoever reaches the port can fail a handshake
+	err = p.stages.start(ctx, "http", func(ctx context.Context, ready func()) error {
 		ended := make(chan error, 1)
 		go func() { ended <- s.Serve(l) }()
 		ready()
@@ -107,29 +120,46 @@ func (p *Plane) startHTTP(ctx context.Context) error {
 		defer cancel()
 		return s.Shutdown(stop)
 	})
+	if err != nil {
+		return err
+	}
+	return p.stages.start(ctx, "webhooks", sender.Run)
 }
 
-// newWebhooks prepares what follows the log for webhooks. It reads with the
-// right to read the log that there is with the least beside it.
-func (p *Plane) newWebhooks() (*hooks.Sender, error) {
-	conn, err := p.connect(keys.RoleLedger)
+// origins are the addresses under which clients know the API: where it listens,
+// the same port of every other name, and the proxy's.
+func (f face) origins(listening string) []string {
+	origins := []string{listening}
+	u, err := url.Parse(listening)
+	for _, host := range f.hosts {
+		if at := u.Scheme + "://" + net.JoinHostPort(host, u.Port()); err == nil && !slices.Contains(origins, at) {
+			origins = append(origins, at)
+		}
+	}
+	if f.proxy != "" && !slices.Contains(origins, f.proxy) {
+		origins = append(origins, f.proxy)
+	}
+	return origins
+}
+
+// newWebhooks prepares what follows the log for webhooks.
+func (p *Process) newWebhooks(base string, reader keys.Role) (*hooks.Sender, error) {
+	conn, err := p.connect(reader)
 	if err != nil {
 		return nil, err
 	}
-	return hooks.New(hooks.Options{Data: p.o.Data, Conn: conn, Base: cmp.Or(p.o.HTTPURL, p.http), Logger: p.log,
+	return hooks.New(hooks.Options{Data: p.data, Conn: conn, Base: base, Logger: p.log,
 		End: func(ctx context.Context) (uint64, error) {
 			last, _, err := streamSeq(ctx, conn)
 			return last, err
 		}}), nil
 }
 
-func (p *Plane) startWebhooks(ctx context.Context) error {
-	return p.stages.start(ctx, "webhooks", p.hooks.Run)
-}
-
-func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles, hooks prometheus.Collector) http.Handler {
+func handler(asker *nats.Conn, i *issuer.Issuer, api http.Handler, tiles ledger.Tiles, hooks prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET "+TilesPath+"/", http.StripPrefix(TilesPath, ledger.TileHandler(tiles)))
+	if tiles != nil {
+		mux.Handle("GET "+TilesPath+"/", http.StripPrefix(TilesPath, ledger.TileHandler(tiles)))
+	}
 	for _, path := range []string{"/v1/", "/openapi.json", "/.well-known/jwks.json"} {
 		mux.Handle(path, api)
 	}
@@ -137,16 +167,16 @@ func handler(operator *nats.Conn, api http.Handler, tiles ledger.Tiles, hooks pr
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		health := Health(r.Context(), operator)
+		health := Health(r.Context(), asker)
 		if len(health) < len(Services) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(schemas.Marshal(health))
 	})
-	mux.HandleFunc("POST /signals", takeTokens(operator))
+	mux.HandleFunc("POST /signals", takeTokens(asker))
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{operator}, hooks)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{asker, i}, hooks)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	return mux
 }
@@ -182,7 +212,10 @@ func Health(ctx context.Context, nc *nats.Conn) []schemas.Health {
 }
 
 // metrics reads the services when it is asked.
-type metrics struct{ operator *nats.Conn }
+type metrics struct {
+	asker  *nats.Conn
+	issuer *issuer.Issuer
+}
 
 var (
 	serviceUp             = prometheus.NewDesc("writ_service_up", "1 where the service answers.", []string{"service"}, nil)
@@ -210,7 +243,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	up := map[string]float64{}
-	for _, h := range Health(ctx, m.operator) {
+	for _, h := range Health(ctx, m.asker) {
 		up[h.Service] = 1
 		ch <- prometheus.MustNewConstMetric(serviceSeq, prometheus.GaugeValue, float64(h.Seq), h.Service)
 		warns := 0.0
@@ -222,15 +255,14 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range Services {
 		ch <- prometheus.MustNewConstMetric(serviceUp, prometheus.GaugeValue, up[s], s)
 	}
-	if head, err := bus.Call[schemas.Head](ctx, m.operator, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
+	if head, err := bus.Call[schemas.Head](ctx, m.asker, schemas.CtlHead, schemas.HeadRequest{}); err == nil {
 		ch <- prometheus.MustNewConstMetric(ledgerSize, prometheus.CounterValue, float64(head.Size))
 		collectVerified(ch, head.Verified)
 		collectPublished(ch, head.Published)
 	}
 	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
 	for {
-		page, err := bus.Call[schemas.StatusReply](ctx, m.operator, schemas.CtlStatus,
-			schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
+		page, err := m.issuer.Status(ctx, schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
 		if err != nil {
 			return
 		}

@@ -25,7 +25,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/writ-sh/writ/cmd/writ/internal/hooks"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer"
 	"github.com/writ-sh/writ/issuer/ca"
@@ -60,9 +59,8 @@ type Plane struct {
 	o      Options
 	server *embed.Server
 	issuer *issuer.Issuer
-	http   string
-	hooks  *hooks.Sender
 	tls    *tls.Config // nil where TLS is off
+	hosts  []string    // for which its certificate is, beside where it listens
 
 	announced bool // runtime.json is ours
 }
@@ -104,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startBroker, p.applyFleet, p.listen, p.startHTTP, p.startWebhooks, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startBroker, p.applyFleet, p.listen, p.startPlaneHTTP, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err
@@ -152,8 +150,15 @@ func (p *Plane) secure() error {
 		}
 		hosts = append(hosts, host)
 	}
+	p.hosts = authority.Hosts()
 	p.tls, err = authority.ServerTLS(p.log, time.Now, hosts...)
 	return err
+}
+
+// startPlaneHTTP serves the issuer's API beside the ledger's tiles. Webhooks read
+// with the right to read the log that there is with the least beside it.
+func (p *Plane) startPlaneHTTP(ctx context.Context) error {
+	return p.startHTTP(ctx, p.issuer, face{address: p.o.HTTP, proxy: p.o.HTTPURL, hosts: p.hosts, tls: p.tls, tiles: p.ledger.Tile, reader: keys.RoleLedger})
 }
 
 // TLS is the configuration that the NATS server and the HTTP port share, nil
@@ -167,9 +172,6 @@ func (p *Plane) listen(context.Context) error { return p.server.Listen() }
 
 // URL is where agents connect.
 func (p *Plane) URL() string { return p.server.URL() }
-
-// HTTP is the base address of the HTTP server.
-func (p *Plane) HTTP() string { return p.http }
 
 // Stop stops everything, the server last, and loses nothing: what was accepted
 // and not yet released is in the log, and goes out at the next start.

@@ -29,6 +29,7 @@ type Process struct {
 	log     *slog.Logger
 	stages  *stages
 	ledger  *ledger.Ledger // nil where it runs elsewhere
+	http    string         // "" where the issuer runs elsewhere
 
 	retention   time.Duration // of the log
 	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all
@@ -80,6 +81,9 @@ func (p *Process) Operator() (*nats.Conn, error) {
 	}
 	return p.dial(string(keys.RoleOperator), creds)
 }
+
+// HTTP is the base address of the HTTP server, "" where this process has none.
+func (p *Process) HTTP() string { return p.http }
 
 // Wait returns when a service fails, with its error, or when the context ends.
 func (p *Process) Wait(ctx context.Context) error {

@@ -24,31 +24,36 @@ import (
 // A part is what one process of a control plane apart runs.
 type part struct {
 	role  keys.Role // whose credentials name the key folder
-	start func(*Process, context.Context) error
+	start func(*Process, context.Context, ServeOptions) error
 }
 
 // parts are the processes that a control plane apart consists of. Release
 // stands with the ledger, for it may let out only what is on disk; the memory
 // service stands with intake, for neither keeps anything itself.
 var parts = map[string]part{
-	"issuer": {keys.RoleIssuer, func(p *Process, ctx context.Context) error {
-		_, err := p.startIssuer(ctx)
-		return err
+	"issuer": {keys.RoleIssuer, func(p *Process, ctx context.Context, o ServeOptions) error {
+		i, err := p.startIssuer(ctx)
+		if err != nil {
+			return err
+		}
+		return p.startHTTP(ctx, i, face{address: o.HTTP, proxy: o.HTTPURL, reader: keys.RoleIssuer})
 	}},
-	"broker":  {keys.RoleIntake, (*Process).startBroker},
-	"ledger":  {keys.RoleLedger, (*Process).startLedger},
-	"monitor": {keys.RoleMonitor, (*Process).startMonitor},
+	"broker":  {keys.RoleIntake, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startBroker(ctx) }},
+	"ledger":  {keys.RoleLedger, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startLedger(ctx) }},
+	"monitor": {keys.RoleMonitor, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startMonitor(ctx) }},
 }
 
-// ServeOptions say what to serve. All but Weights, Shadow and Logger are
-// needed; the weights are the monitor's alone.
+// ServeOptions say what to serve. All but Weights, Shadow, HTTP, HTTPURL and
+// Logger are needed; the weights are the monitor's alone, HTTP is the issuer's.
 type ServeOptions struct {
 	Service     string // issuer, broker, ledger or monitor
 	Server      string // address of the NATS server
 	Creds       string // DIR/keys/creds/ROLE.creds; what else is needed lies beside it
-	Data        string // the ledger's database and anchor, the monitor's snapshot
+	Data        string // the ledger's database and anchor, the monitor's snapshot, the issuer's webhooks
 	Weights     *monitor.Weights
 	Shadow      *monitor.Weights
+	HTTP        string  // HOST:PORT on loopback; 127.0.0.1 and a free port where empty
+	HTTPURL     string  // as in Options
 	VerifyShare float64 // as in Options
 	Logger      *slog.Logger
 }
@@ -69,7 +74,7 @@ func Serve(ctx context.Context, o ServeOptions) (_ *Process, err error) {
 	}
 	p := newProcess(folder, o.Data, o.Logger)
 	p.url, p.weights, p.shadow, p.verifyShare = o.Server, o.Weights, o.Shadow, o.VerifyShare
-	if err := what.start(p, ctx); err != nil {
+	if err := what.start(p, ctx, o); err != nil {
 		return nil, errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 	}
 	return p, nil

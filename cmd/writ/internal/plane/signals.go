@@ -20,7 +20,7 @@ const tokensOpen = 16
 // takeTokens takes security event tokens as they are pushed (RFC 8935). It
 // decides nothing: the monitor verifies them, which knows the declared sources
 // and logs what they say.
-func takeTokens(operator *nats.Conn) http.HandlerFunc {
+func takeTokens(asker *nats.Conn) http.HandlerFunc {
 	open := make(chan struct{}, tokensOpen)
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -40,7 +40,7 @@ func takeTokens(operator *nats.Conn) http.HandlerFunc {
 			refuseToken(w, secevent.InvalidRequest, "the token can't be read whole, or is too large")
 			return
 		}
-		reply, err := bus.Call[schemas.TokenReply](r.Context(), operator, schemas.CtlToken, schemas.TokenRequest{Token: string(token)})
+		reply, err := bus.Call[schemas.TokenReply](r.Context(), asker, schemas.CtlToken, schemas.TokenRequest{Token: string(token)})
 		var refusal *schemas.Refusal
 		switch {
 		case errors.As(err, &refusal) && refusal.Code == schemas.CodeRate:

@@ -112,6 +112,9 @@ signals:
 		s, err := bus.Call[schemas.StatusReply](t.Context(), operator, schemas.CtlStatus, schemas.StatusRequest{AgentID: "alice"})
 		must(t, err)
 		if s.Agents[0].State == schemas.Suspended {
+			// The issuer has it from the log, which the ledger follows.
+			_, err := bus.Call[schemas.Head](t.Context(), operator, schemas.CtlHead, schemas.HeadRequest{Min: s.Agents[0].LastSeq})
+			must(t, err)
 			break
 		}
 		if time.Now().After(end) {

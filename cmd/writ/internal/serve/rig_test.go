@@ -35,6 +35,8 @@ agents:
   - id: receiver
     rate: {per_second: 10000, burst: 10000}
     ceiling: {scope: [send:sender], ttl: 1h}
+operators:
+  - {id: amy, role: operator}
 services:
   - id: echo
     serves: [call:echo]
@@ -52,6 +54,7 @@ type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // it ended
 	log  string        // path of what it says on stderr
+	said *output       // on stdout
 }
 
 // A rig is a NATS server, and the control plane around it in processes of
@@ -300,9 +303,13 @@ func (r *rig) serve(service string) {
 	r.Helper()
 	role := map[string]keys.Role{"issuer": keys.RoleIssuer, "broker": keys.RoleIntake, "ledger": keys.RoleLedger, "monitor": keys.RoleMonitor}[service]
 	cmd := r.command("writ", "serve", service, "--json", "--server", r.url, "--creds", keys.CredsPath(r.machine(service), role), "--data", r.machine(service))
+	if service == "issuer" {
+		cmd.Args = append(cmd.Args, "--http", "127.0.0.1:0")
+	}
 	said := &output{}
 	cmd.Stdout = said
 	p := r.start(service, cmd)
+	p.said = said
 	r.services[service] = p
 	r.await(service, func() error {
 		if p.ended() {
