@@ -95,36 +95,6 @@ func CheckTrustDomain(s string) error {
 	return nil
 }
 
-// A draft is a folder in the making; its first error stands for all.
-type draft struct {
-	dir     string
-	replace bool // the folder is in use: a file is written whole, in place of an old one
-	err     error
-}
-
-func (d *draft) write(name string, content []byte) {
-	if d.err != nil {
-		return
-	}
-	path := filepath.Join(d.dir, name)
-	if d.err = os.MkdirAll(filepath.Dir(path), 0o700); d.err != nil {
-		return
-	}
-	end, flags := path, os.O_EXCL
-	if d.replace {
-		path, flags = path+".tmp", os.O_TRUNC
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flags, 0o600)
-	if err != nil {
-		d.err = err
-		return
-	}
-	_, err = f.Write(append(content, '\n'))
-	if d.err = errors.Join(err, f.Sync(), f.Close()); d.err == nil && d.replace {
-		d.err = errors.Join(os.Rename(path, end), syncDir(filepath.Dir(end)))
-	}
-}
-
 func (d *draft) pair(prefix nkeys.PrefixByte, name string) (nkeys.KeyPair, string) {
 	if d.err != nil {
 		return nil, ""
@@ -306,12 +276,7 @@ func (d *draft) creds(role Role, r rights, account string, signer, pair nkeys.Ke
 		d.err = err
 		return
 	}
-	rel, err := filepath.Rel(Dir, CredsPath("", role))
-	if err != nil {
-		d.err = err
-		return
-	}
-	d.write(rel, creds)
+	d.write(credsName(role), creds)
 }
 
 func mustPublic(pair nkeys.KeyPair) string {
@@ -320,13 +285,4 @@ func mustPublic(pair nkeys.KeyPair) string {
 		panic(err) // a pair that was just made has a public key
 	}
 	return public
-}
-
-// syncDir makes a folder's entries durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -38,7 +38,6 @@ import (
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +45,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/nats-io/nkeys"
@@ -151,15 +149,19 @@ func CheckPermissions(dir string) error {
 
 // CredsPath is where a role's NATS credentials lie.
 func CredsPath(data string, role Role) string {
+	return filepath.Join(data, Dir, credsName(role))
+}
+
+func credsName(role Role) string {
 	if role == RoleOperator {
-		return filepath.Join(data, Dir, "operator.creds")
+		return "operator.creds"
 	}
-	return filepath.Join(data, Dir, "creds", string(role)+".creds")
+	return filepath.Join("creds", string(role)+".creds")
 }
 
 // Creds reads a role's NATS credentials, which are a secret.
 func Creds(data string, role Role) ([]byte, error) {
-	return readSecret(CredsPath(data, role))
+	return ReadSecret(data, credsName(role))
 }
 
 // Secrets are the issuer's. They must not leave its process.
@@ -180,7 +182,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 	}
 	dir := filepath.Join(data, Dir)
 	s := &Secrets{Trust: trust}
-	seed, err := readSecret(filepath.Join(dir, "operator-signing.seed"))
+	seed, err := readSecret(dir, "operator-signing.seed")
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +193,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 	if s.Operator, err = newPair(prefix, raw); err != nil {
 		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
 	}
-	if s.master, err = readHex(filepath.Join(dir, "master.secret")); err != nil {
+	if s.master, err = readHex(dir, "master.secret"); err != nil {
 		return nil, err
 	}
 	if s.Capability, err = openRing(dir); err != nil {
@@ -269,7 +271,7 @@ func OpenLedger(data string) (*Ledger, error) {
 		return nil, err
 	}
 	dir := filepath.Join(data, Dir)
-	skey, err := readSecret(filepath.Join(dir, "ledger.note"))
+	skey, err := readSecret(dir, "ledger.note")
 	if err != nil {
 		return nil, err
 	}
@@ -280,48 +282,10 @@ func OpenLedger(data string) (*Ledger, error) {
 	if l.Verifier, err = readText(dir, "ledger.pub"); err != nil {
 		return nil, err
 	}
-	secret, err := readHex(filepath.Join(dir, "ledger.secret"))
+	secret, err := readHex(dir, "ledger.secret")
 	if err != nil {
 		return nil, err
 	}
 	copy(l.Secret[:], secret)
 	return l, nil
-}
-
-// readSecret reads a file that nobody else may read. The trailing newline is
-// not part of it.
-func readSecret(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%w: %s has mode %o; run chmod 600 on it", ErrPermissions, path, info.Mode().Perm())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	return []byte(strings.TrimRight(string(b), "\n")), nil
-}
-
-func readText(dir, name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		return "", fmt.Errorf("read keys: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-// readHex reads 32 bytes written as hex. The error never quotes them.
-func readHex(path string) ([]byte, error) {
-	text, err := readSecret(path)
-	if err != nil {
-		return nil, err
-	}
-	b, err := hex.DecodeString(string(text))
-	if err != nil || len(b) != 32 {
-		return nil, fmt.Errorf("%s is damaged: not 64 hex digits; restore it from a backup", filepath.Base(path))
-	}
-	return b, nil
 }
