@@ -15,6 +15,8 @@ import (
 // TLSDir is the folder inside keys/ that is there where TLS is on.
 const TLSDir = "tls"
 
+const tlsDraft = "tls-draft-"
+
 // Auth is what the issuer answers with where the server asks whether a
 // connection is to be let in, and as whom (auth callout).
 type Auth struct {
@@ -116,11 +118,11 @@ func openAuth(dir string) (*Auth, error) {
 func WriteTLS(data string, files map[string][]byte) error {
 	dir := filepath.Join(data, Dir)
 	target := filepath.Join(dir, TLSDir)
-	d := &draft{dir: dir, replace: true}
+	d := &draft{dir: dir, sealed: dir, replace: true}
 	_, err := os.Stat(target)
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if fresh {
-		if d.dir, err = os.MkdirTemp(data, "tls-draft-"); err != nil {
+		if d.dir, err = os.MkdirTemp(data, tlsDraft); err != nil {
 			return err
 		}
 		defer os.RemoveAll(d.dir)

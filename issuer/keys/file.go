@@ -1,6 +1,8 @@
 package keys
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -35,14 +37,17 @@ func readSecret(dir, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%w: %s has mode %o; run chmod 600 on it", ErrPermissions, path, info.Mode().Perm())
+	if err := closed(path, info); err != nil {
+		return nil, err
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
 	}
-	return []byte(strings.TrimRight(string(b), "\n")), nil
+	if b, err = unwrapped(dir, name, b); err != nil {
+		return nil, err
+	}
+	return bytes.TrimRight(b, "\n"), nil
 }
 
 // readText reads what is public.
@@ -70,12 +75,27 @@ func readHex(dir, name string) ([]byte, error) {
 // A draft is a folder in the making; its first error stands for all.
 type draft struct {
 	dir     string
-	replace bool // the folder is in use: a file is written whole, in place of an old one
+	replace bool   // the folder is in use: a file is written whole, in place of an old one
+	sealed  string // the folder under whose seal it is written; dir where empty
 	err     error
 }
 
-// write is where every file of a folder of keys is written.
+// write is where every file of a folder of keys is written, sealed where it is
+// a secret and the folder is sealed.
 func (d *draft) write(name string, content []byte) {
+	if d.err != nil {
+		return
+	}
+	file, err := wrapped(cmp.Or(d.sealed, d.dir), name, append(bytes.Clone(content), '\n'))
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.put(name, file)
+}
+
+// put writes a file as it is.
+func (d *draft) put(name string, file []byte) {
 	if d.err != nil {
 		return
 	}
@@ -92,7 +112,7 @@ func (d *draft) write(name string, content []byte) {
 		d.err = err
 		return
 	}
-	_, err = f.Write(append(content, '\n'))
+	_, err = f.Write(file)
 	if d.err = errors.Join(err, f.Sync(), f.Close()); d.err == nil && d.replace {
 		d.err = errors.Join(os.Rename(path, end), syncDir(filepath.Dir(end)))
 	}

@@ -35,7 +35,15 @@ lost or stolen. Writ runs without it.
 
 // Init makes the folder keys/ of a data folder: whole or not at all. It fails
 // with ErrExists where there is one.
-func Init(data, trustDomain string) error {
+func Init(data, trustDomain string) error { return initWith(data, trustDomain, nil) }
+
+// InitSealed is the same, and what it makes is sealed: no secret ever reaches
+// the disk.
+func InitSealed(data, trustDomain string, with *Opener) error {
+	return initWith(data, trustDomain, with)
+}
+
+func initWith(data, trustDomain string, with *Opener) error {
 	if err := CheckTrustDomain(trustDomain); err != nil {
 		return err
 	}
@@ -50,7 +58,7 @@ func Init(data, trustDomain string) error {
 			return fmt.Errorf("%s holds a control plane's %s, and %w: put keys/ back from a backup; new ones can't open it", data, name, ErrHistory)
 		}
 	}
-	if err := os.MkdirAll(data, 0o700); err != nil {
+	if err := closedFolder(data); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	draft, err := os.MkdirTemp(data, draftPrefix)
@@ -58,7 +66,7 @@ func Init(data, trustDomain string) error {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	defer os.RemoveAll(draft)
-	if err := fill(draft, trustDomain); err != nil {
+	if err := fill(draft, trustDomain, with); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	if err := os.Rename(draft, target); err != nil {
@@ -68,6 +76,20 @@ func Init(data, trustDomain string) error {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	return errors.Join(dropDrafts(data), syncDir(data))
+}
+
+// closedFolder makes a data folder, or closes an empty one to others. One that
+// holds something may be open to others on purpose.
+func closedFolder(data string) error {
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(data); err != nil {
+		return err
+	} else if len(entries) == 0 {
+		return os.Chmod(data, 0o700)
+	}
+	return checkClosed(data)
 }
 
 // dropDrafts removes what a process left that was killed while it made keys:
@@ -126,10 +148,15 @@ func (d *draft) secret(name string) {
 	d.write(name, []byte(hex.EncodeToString(b)))
 }
 
-func fill(dir, trustDomain string) error {
+func fill(dir, trustDomain string, with *Opener) error {
 	d := &draft{dir: dir}
 	if d.err = os.Chmod(dir, 0o700); d.err != nil {
 		return d.err
+	}
+	if with != nil {
+		if err := newSeal(whole, with).put(d); err != nil {
+			return err
+		}
 	}
 	root, _ := d.pair(nkeys.PrefixByteOperator, "offline/operator.seed")
 	d.write("offline/README", []byte(strings.TrimSpace(offlineReadme)))

@@ -76,7 +76,7 @@ var ErrExists = errors.New("keys exist already")
 var ErrHistory = errors.New("its keys are missing")
 
 // ErrPermissions is matched where others than the owner may read a key.
-var ErrPermissions = errors.New("keys are readable by others")
+var ErrPermissions = errors.New("keys are open to others")
 
 // Trust is what everybody may know: enough to run a server and to verify.
 type Trust struct {
@@ -90,7 +90,7 @@ type Trust struct {
 // Open checks the whole folder's permissions and reads its public part.
 func Open(data string) (*Trust, error) {
 	dir := filepath.Join(data, Dir)
-	if err := CheckPermissions(dir); err != nil {
+	if err := errors.Join(checkClosed(data), CheckPermissions(dir)); err != nil {
 		return nil, err
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "trust.json"))
@@ -136,15 +136,34 @@ func CheckPermissions(dir string) error {
 		if err != nil {
 			return fmt.Errorf("check keys: %w", err)
 		}
-		if mode := info.Mode(); mode&fs.ModeSymlink == 0 && mode.Perm()&0o077 != 0 {
-			want := "600"
-			if d.IsDir() {
-				want = "700"
-			}
-			return fmt.Errorf("%w: %s has mode %o; run chmod %s on it, and replace the keys if others had access", ErrPermissions, path, mode.Perm(), want)
-		}
-		return nil
+		return closed(path, info)
 	})
+}
+
+// checkClosed fails where others may look into a data folder, or write there:
+// what is beside the keys is for nobody else either, and who may write could
+// put another folder of keys in place of this one.
+func checkClosed(data string) error {
+	info, err := os.Stat(data)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // without a folder there is nothing to read
+	}
+	if err != nil {
+		return fmt.Errorf("check keys: %w", err)
+	}
+	return closed(data, info)
+}
+
+func closed(path string, info fs.FileInfo) error {
+	mode := info.Mode()
+	if mode&fs.ModeSymlink != 0 || mode.Perm()&0o077 == 0 {
+		return nil
+	}
+	want := "600"
+	if info.IsDir() {
+		want = "700"
+	}
+	return fmt.Errorf("%w: %s has mode %o; run chmod %s %s, and replace the keys if others had access", ErrPermissions, path, mode.Perm(), want, path)
 }
 
 // CredsPath is where a role's NATS credentials lie.
