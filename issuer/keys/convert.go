@@ -47,7 +47,7 @@ func sealing(data string, with *Opener) ([]step, error) {
 		return nil, err
 	}
 	if s != nil && s.State == whole {
-		return nil, fmt.Errorf("%w already; writ keys reseal sets another passphrase or identity", ErrSealed)
+		return nil, ErrIsSealed
 	}
 	key := newSeal(half, with)
 	if s != nil {

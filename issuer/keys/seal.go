@@ -50,6 +50,9 @@ var ErrDamaged = errors.New("it is damaged, or another file was put in its place
 // ErrHalfSealed is matched where sealing or unsealing was interrupted.
 var ErrHalfSealed = errors.New("sealing or unsealing the keys was interrupted")
 
+// ErrIsSealed is matched where a folder that is sealed was to be.
+var ErrIsSealed = errors.New("the keys are sealed already")
+
 // An Opener is what a folder is sealed to and opened with.
 type Opener struct {
 	recipient age.Recipient
