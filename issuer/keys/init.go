@@ -27,10 +27,10 @@ const ResponseThreshold = time.Hour
 // command may take.
 const AskThreshold = 15 * time.Minute
 
-const offlineReadme = `The keys in this folder sign nothing after writ init. Move the folder to a
-place that is not connected to this machine, and keep it: with the operator's
-root key a new operator signing key can be named, should the present one be
-lost or stolen. Writ runs without it.
+const offlineReadme = `The keys in this folder sign nothing after writ init. Take them off this
+machine (writ keys export-root --to FILE --remove), and keep them: with the
+operator's root key a new operator signing key can be named, should the present
+one be lost or stolen. Writ runs without it.
 `
 
 // Init makes the folder keys/ of a data folder: whole or not at all. It fails

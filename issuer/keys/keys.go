@@ -4,11 +4,13 @@
 // Guarantees:
 //
 //   - Init makes a whole folder or none, and never overwrites one.
-//   - Folders are 0700 and files 0600. Whatever is readable by anybody else is
-//     an error, before anything of it is used.
+//   - Folders are 0700 and files 0600, the data folder among them. Whatever is
+//     open to anybody else is an error, before anything of it is used.
+//   - In a sealed folder (Seal, InitSealed) every secret is encrypted with age,
+//     each under its name, and opened in memory alone.
 //   - The operator's root key and the accounts' identity keys sign nothing
 //     after Init (signing keys do, and the server insists on them); they lie
-//     in keys/offline, to be moved away.
+//     in keys/offline, to be taken away (ExportRoot, RemoveRoot).
 //   - Every key of every agent's account is derived from one 32-byte master
 //     secret (HKDF-SHA-256, RFC 5869), so that nothing about an agent has to be
 //     stored, and a generation that was replaced is never derived again.
@@ -31,7 +33,8 @@
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user
 //	tls/                     where TLS is on: package ca
-//	offline/                 to be moved away
+//	offline/                 to be taken away
+//	seal.age                 where the folder is sealed: under what
 package keys
 
 import (

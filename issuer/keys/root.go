@@ -52,6 +52,10 @@ func ExportRoot(data string, with *Opener) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.encrypt(with)
+}
+
+func (r *root) encrypt(with *Opener) ([]byte, error) {
 	var out bytes.Buffer
 	text := armor.NewWriter(&out)
 	w, err := age.Encrypt(text, with.recipient)
