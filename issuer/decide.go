@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -41,8 +40,8 @@ type fresh struct {
 
 // decideIssue says which capability a request gets: all of it, or none.
 //
-// In observe mode a refusal that ceilings and guard rails would give is noted in
-// the grant instead, which then is what the request asks for.
+// In observe mode what ceilings and guard rails would refuse, all of it, is noted
+// in the grant instead, which then is what the request asks for.
 func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh) (schemas.Grant, error) {
 	a, err := agentThatMayAct(s, req.AgentID)
 	if err != nil {
@@ -52,40 +51,6 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	if ceiling == nil {
 		ceiling = &schemas.Ceiling{}
 	}
-	g, err := decideWithin(s, who, a, ceiling, req, f)
-	if err == nil || !a.Observed() || !forbids(err) {
-		return g, err
-	}
-	f.rails = nil
-	open, openErr := decideWithin(s, who, a, asAsked(req), req, f)
-	if openErr != nil {
-		return open, openErr
-	}
-	open.Notes = append(open.Notes, "observe mode: "+err.Error())
-	return open, nil
-}
-
-// forbids reports whether an error says what an agent may not have, and not
-// that a request makes no sense.
-func forbids(err error) bool {
-	var r *schemas.Refusal
-	return errors.As(err, &r) && r.Code == schemas.CodeForbidden
-}
-
-// asAsked is the ceiling that admits what a request asks for and no more.
-func asAsked(req schemas.IssueRequest) *schemas.Ceiling {
-	c := &schemas.Ceiling{Scope: req.Scope, Tools: req.Tools, TTLSeconds: max(req.TTLSeconds, defaultTTL), MaxTokens: max(req.MaxTokens, 0)}
-	if c.TTLSeconds > capability.MaxTTL {
-		c.TTLSeconds = capability.MaxTTL
-	}
-	if req.Job != "" && schemas.CheckID("job", req.Job) == nil {
-		c.Jobs = []string{req.Job}
-	}
-	return c
-}
-
-// decideWithin decides under a ceiling.
-func decideWithin(s *schemas.State, who asker, a *schemas.Agent, ceiling *schemas.Ceiling, req schemas.IssueRequest, f fresh) (schemas.Grant, error) {
 	if err := mayIssueFor(s, who, a); err != nil {
 		return schemas.Grant{}, err
 	}
@@ -93,55 +58,70 @@ func decideWithin(s *schemas.State, who asker, a *schemas.Agent, ceiling *schema
 	if err != nil {
 		return schemas.Grant{}, err
 	}
-	if err := checkNames(s, req, ceiling); err != nil {
-		return schemas.Grant{}, err
-	}
-	scope, forbidden, err := decideScope(req, a.ID, ceiling, f.now)
+	scope, err := checkRequest(s, req, ceiling)
 	if err != nil {
 		return schemas.Grant{}, err
 	}
-	ttl, err := decideTTL(req.TTLSeconds, a.ID, ceiling)
-	if err != nil {
-		return schemas.Grant{}, err
+	over := overCeiling(req, scope, ceiling, f.now)
+	if len(over) > 0 && !a.Observed() {
+		return schemas.Grant{}, over[0]
 	}
-	if req.MaxTokens < 0 || req.MaxTokens > ceiling.MaxTokens {
-		return schemas.Grant{}, beyond(a.ID, "max_tokens %d", "at most %d", req.MaxTokens, ceiling.MaxTokens)
-	}
-	trace := req.TraceID
-	if trace == "" {
-		trace = f.trace
-	}
-	start := f.now.UTC().Truncate(time.Second)
-	g := schemas.Grant{
-		JTI: f.jti, Agent: a.ID, Operation: req.OperationID,
-		Scope: scope, ForbiddenTools: forbidden,
-		NotBefore: start, Expires: start.Add(time.Duration(ttl) * time.Second),
-		MaxTokens: req.MaxTokens, Task: req.Task, Job: req.Job, TraceID: trace,
-		PublicKey: req.PublicKey, IssuedBy: who.name,
-	}
+	g := asked(who, a, ceiling, scope, req, f)
 	if from != nil {
 		from.free = f.free
 		if err := from.derive(&g, req); err != nil {
 			return g, err
 		}
 	}
-	if x := outlived(ceiling, g); x != nil {
-		return g, schemas.Refuse(schemas.CodeForbidden, "%s is an exception of %s until %s (%s); ask for a ttl that ends before", x.Scope, a.ID, x.Until.Format(time.RFC3339), x.Reason)
+	over = append(over, overLater(f.rails, a, ceiling, &g)...)
+	if len(over) > 0 && !a.Observed() {
+		return g, over[0]
 	}
-	return g, railed(f.rails, a, &g)
+	for _, refusal := range over {
+		g.Notes = append(g.Notes, "observe mode: "+refusal.Error())
+	}
+	return g, nil
 }
 
-// railed holds a grant against the guard rails, and notes what those in shadow
-// mode say.
-func railed(rails *guard.Rails, a *schemas.Agent, g *schemas.Grant) error {
+// asked is the grant of what is asked for. In observe mode a tool of it can be
+// one that the ceiling forbids: the denial would enforce what is only watched.
+func asked(who asker, a *schemas.Agent, ceiling *schemas.Ceiling, scope []string, req schemas.IssueRequest, f fresh) schemas.Grant {
+	forbidden := slices.DeleteFunc(sorted(slices.Concat(ceiling.ForbiddenTools, req.ForbiddenTools)), func(tool string) bool {
+		return slices.Contains(scope, schemas.VerbCall+":"+tool)
+	})
+	ttl := req.TTLSeconds
+	if ttl == 0 {
+		ttl = ceilingTTL(ceiling)
+	}
+	trace := req.TraceID
+	if trace == "" {
+		trace = f.trace
+	}
+	start := f.now.UTC().Truncate(time.Second)
+	return schemas.Grant{
+		JTI: f.jti, Agent: a.ID, Operation: req.OperationID,
+		Scope: scope, ForbiddenTools: forbidden,
+		NotBefore: start, Expires: start.Add(time.Duration(ttl) * time.Second),
+		MaxTokens: req.MaxTokens, Task: req.Task, Job: req.Job, TraceID: trace,
+		PublicKey: req.PublicKey, IssuedBy: who.name,
+	}
+}
+
+// overLater lists what can be refused once the whole grant is known: what
+// outlives an exception that it rests on, and what guard rails forbid. Those in
+// shadow mode are noted.
+func overLater(rails *guard.Rails, a *schemas.Agent, ceiling *schemas.Ceiling, g *schemas.Grant) (over []error) {
+	if x := outlived(ceiling, *g); x != nil {
+		over = append(over, schemas.Refuse(schemas.CodeForbidden, "%s is an exception of %s until %s (%s); ask for a ttl that ends before", x.Scope, a.ID, x.Until.Format(time.RFC3339), x.Reason))
+	}
 	forbidden, shadow := rails.Decide(railQuestion(a, *g))
+	for _, f := range forbidden {
+		over = append(over, schemas.Refuse(schemas.CodeForbidden, "%s to %s", f, a.ID))
+	}
 	for _, f := range shadow {
 		g.Notes = append(g.Notes, "shadow: "+f.String())
 	}
-	if len(forbidden) > 0 {
-		return schemas.Refuse(schemas.CodeForbidden, "%s to %s", forbidden[0], a.ID)
-	}
-	return nil
+	return over
 }
 
 // OffRails says which guard rail forbids a grant, "" where none does.
@@ -249,65 +229,113 @@ func checkActor(name string) error {
 	return nil
 }
 
-// checkNames holds what a request names against the grammar and the ceiling.
-func checkNames(s *schemas.State, req schemas.IssueRequest, ceiling *schemas.Ceiling) error {
+// checkRequest holds a request against the grammar and what can be granted at
+// all, and turns what it asks for into exact scopes.
+func checkRequest(s *schemas.State, req schemas.IssueRequest, ceiling *schemas.Ceiling) (scope []string, err error) {
 	if err := schemas.CheckID("operation_id", req.OperationID); err != nil {
-		return schemas.Refuse(schemas.CodeMalformed, "%v", err)
+		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
-	if len(ceiling.Operations) > 0 && !slices.Contains(ceiling.Operations, req.OperationID) {
-		return beyond(req.AgentID, "operation %s", "%s", req.OperationID, strings.Join(ceiling.Operations, " "))
-	}
-	if req.Job != "" && !slices.Contains(ceiling.Jobs, req.Job) {
-		return beyond(req.AgentID, "job %s", "%s", clip(req.Job), orNone(ceiling.Jobs))
+	if req.Job != "" && schemas.CheckID("job", req.Job) != nil { // no ceiling can admit it
+		return nil, beyondJob(req, ceiling)
 	}
 	if req.TraceID != "" {
 		if err := schemas.CheckTrace(req.TraceID); err != nil {
-			return schemas.Refuse(schemas.CodeMalformed, "%v", err)
+			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 	}
 	if len(req.Task) > maxTask {
-		return schemas.Refuse(schemas.CodeTooLarge, "the task has %d bytes, %d are possible", len(req.Task), maxTask)
+		return nil, schemas.Refuse(schemas.CodeTooLarge, "the task has %d bytes, %d are possible", len(req.Task), maxTask)
 	}
 	if req.Audience != "" && req.Audience != s.TrustDomain {
 		if to := s.Agents[req.Audience]; to == nil || to.Kind != schemas.KindService {
-			return schemas.Refuse(schemas.CodeNotFound, "audience %s is no service of this fleet; leave it out for the whole trust domain", clip(req.Audience))
+			return nil, schemas.Refuse(schemas.CodeNotFound, "audience %s is no service of this fleet; leave it out for the whole trust domain", clip(req.Audience))
 		}
 	}
 	if req.PublicKey != "" && !nkeys.IsValidPublicUserKey(req.PublicKey) {
-		return schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey; leave it out to have one made", clip(req.PublicKey))
+		return nil, schemas.Refuse(schemas.CodeMalformed, "public_key %s is not a public user NKey; leave it out to have one made", clip(req.PublicKey))
 	}
-	return checkDPoPKey(req.DPoPKey, req.Audience != "" && req.Audience != s.TrustDomain)
+	if err := checkDPoPKey(req.DPoPKey, req.Audience != "" && req.Audience != s.TrustDomain); err != nil {
+		return nil, err
+	}
+	switch {
+	case req.TTLSeconds < 0 || req.TTLSeconds > capability.MaxTTL:
+		return nil, beyondTTL(req, ceiling)
+	case req.MaxTokens < 0:
+		return nil, beyondTokens(req, ceiling)
+	}
+	return checkScope(req)
 }
 
-// decideScope turns what is asked into exact scopes. What contradicts itself
-// or exceeds the ceiling is refused as a whole: a clamped capability would
-// fail later, far from the cause.
-func decideScope(req schemas.IssueRequest, id string, ceiling *schemas.Ceiling, now time.Time) (scope, forbidden []string, err error) {
+// checkScope turns what is asked into exact scopes. What contradicts itself is
+// refused as a whole.
+func checkScope(req schemas.IssueRequest) ([]string, error) {
 	if n := len(req.Scope) + len(req.Tools) + len(req.ForbiddenTools); n > maxScopes {
-		return nil, nil, schemas.Refuse(schemas.CodeTooLarge, "%d scopes, tools and forbidden tools were asked for, %d fit one capability; use two operations", n, maxScopes)
+		return nil, schemas.Refuse(schemas.CodeTooLarge, "%d scopes, tools and forbidden tools were asked for, %d fit one capability; use two operations", n, maxScopes)
 	}
 	for _, tool := range req.ForbiddenTools {
 		if err := schemas.CheckID("forbidden tool", tool); err != nil {
-			return nil, nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
 	}
-	scope = slices.Clone(req.Scope)
+	scope := slices.Clone(req.Scope)
 	for _, tool := range req.Tools {
 		scope = append(scope, schemas.VerbCall+":"+tool)
 	}
-	forbidden = sorted(slices.Concat(ceiling.ForbiddenTools, req.ForbiddenTools))
 	for _, one := range scope {
 		if err := schemas.CheckScope(one); err != nil {
-			return nil, nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
+			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		if tool, call := strings.CutPrefix(one, schemas.VerbCall+":"); call && slices.Contains(forbidden, tool) {
-			return nil, nil, schemas.Refuse(schemas.CodeForbidden, "tool %s is forbidden to %s; a denial always wins", tool, id)
-		}
-		if !covers(ceiling, one, now) {
-			return nil, nil, beyond(id, "%s", "%s", clip(one), orNone(scopesAt(ceiling, now)))
+		if tool, call := strings.CutPrefix(one, schemas.VerbCall+":"); call && slices.Contains(req.ForbiddenTools, tool) {
+			return nil, denied(tool, req.AgentID)
 		}
 	}
-	return sorted(scope), forbidden, nil
+	return sorted(scope), nil
+}
+
+// overCeiling lists what of a request a ceiling does not admit. It is refused,
+// not clamped: a clamped capability would fail later, far from the cause.
+func overCeiling(req schemas.IssueRequest, scope []string, c *schemas.Ceiling, now time.Time) (over []error) {
+	id := req.AgentID
+	if len(c.Operations) > 0 && !slices.Contains(c.Operations, req.OperationID) {
+		over = append(over, beyond(id, "operation %s", "%s", req.OperationID, strings.Join(c.Operations, " ")))
+	}
+	if req.Job != "" && !slices.Contains(c.Jobs, req.Job) {
+		over = append(over, beyondJob(req, c))
+	}
+	var wide []string
+	for _, one := range scope {
+		if tool, call := strings.CutPrefix(one, schemas.VerbCall+":"); call && slices.Contains(c.ForbiddenTools, tool) {
+			over = append(over, denied(tool, id))
+		} else if !covers(c, one, now) {
+			wide = append(wide, clip(one))
+		}
+	}
+	if len(wide) > 0 {
+		over = append(over, beyond(id, "%s", "%s", strings.Join(wide, " "), orNone(scopesAt(c, now))))
+	}
+	if req.TTLSeconds > ceilingTTL(c) {
+		over = append(over, beyondTTL(req, c))
+	}
+	if req.MaxTokens > c.MaxTokens {
+		over = append(over, beyondTokens(req, c))
+	}
+	return over
+}
+
+func denied(tool, id string) error {
+	return schemas.Refuse(schemas.CodeForbidden, "tool %s is forbidden to %s; a denial always wins", tool, id)
+}
+
+func beyondJob(req schemas.IssueRequest, c *schemas.Ceiling) error {
+	return beyond(req.AgentID, "job %s", "%s", clip(req.Job), orNone(c.Jobs))
+}
+
+func beyondTTL(req schemas.IssueRequest, c *schemas.Ceiling) error {
+	return beyond(req.AgentID, "ttl %d s", "1 to %d s", req.TTLSeconds, ceilingTTL(c))
+}
+
+func beyondTokens(req schemas.IssueRequest, c *schemas.Ceiling) error {
+	return beyond(req.AgentID, "max_tokens %d", "at most %d", req.MaxTokens, c.MaxTokens)
 }
 
 func covers(c *schemas.Ceiling, scope string, now time.Time) bool {
@@ -337,17 +365,6 @@ func ceilingScopes(c *schemas.Ceiling) []string {
 		tool, call := strings.CutPrefix(s, schemas.VerbCall+":")
 		return call && slices.Contains(c.ForbiddenTools, tool)
 	})
-}
-
-func decideTTL(asked int64, id string, c *schemas.Ceiling) (int64, error) {
-	most := ceilingTTL(c)
-	switch {
-	case asked == 0:
-		return most, nil
-	case asked < 0 || asked > most:
-		return 0, beyond(id, "ttl %d s", "1 to %d s", asked, most)
-	}
-	return asked, nil
 }
 
 func ceilingTTL(c *schemas.Ceiling) int64 {

@@ -102,11 +102,8 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 	var user nkeys.KeyPair
 	var err error
 	if g.PublicKey == "" {
-		if user, err = nkeys.CreateUser(); err != nil {
-			return schemas.IssueReply{}, fmt.Errorf("make a user key: %w", err)
-		}
-		if g.PublicKey, err = user.PublicKey(); err != nil {
-			return schemas.IssueReply{}, fmt.Errorf("make a user key: %w", err)
+		if user, g.PublicKey, err = accounts.NewUser(); err != nil {
+			return schemas.IssueReply{}, err
 		}
 	}
 	generation, iat := i.standing(g.Agent)
@@ -311,13 +308,9 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if _, err := i.pushes.one(ctx, req.ID); err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	user, err := nkeys.CreateUser()
+	user, public, err := accounts.NewUser()
 	if err != nil {
-		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
-	}
-	public, err := user.PublicKey()
-	if err != nil {
-		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
+		return schemas.EnrollReply{}, err
 	}
 	token, _, err := i.identity(req.ID, public)
 	if err != nil {

@@ -103,6 +103,8 @@ type Issuer struct {
 	told   map[string]time.Time // newest declaration, by principal
 	born   map[string]time.Time // since when its credentials count, by principal
 	svids  map[string]time.Time // end of the newest certificate, by principal
+
+	forgotten map[string]schemas.LockInfo // locks of principals that EVENTS does not know any more; see recall
 }
 
 // New prepares an issuer; Run starts it.
@@ -136,18 +138,21 @@ func (i *Issuer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	g, work := errgroup.WithContext(ctx)
-	caughtUp := make(chan struct{})
+	caughtUp := make(chan uint64, 1)
 	f := bus.Follower{Conn: i.Control, Consumer: i.Consumer, Filters: Filters,
-		CaughtUp: func(uint64) { close(caughtUp) }, Reached: i.folded.Set}
+		CaughtUp: func(last uint64) { caughtUp <- last }, Reached: i.folded.Set}
 	g.Go(func() error { return f.Run(work, i.fold) })
 	g.Go(func() error { return i.pushes.run(work) })
 	g.Go(func() error {
 		select {
-		case <-caughtUp:
+		case last := <-caughtUp:
+			if err := i.recall(work, last); err != nil {
+				return fmt.Errorf("issuer: %w", err)
+			}
+			return i.open(work, g, ready)
 		case <-work.Done():
 			return nil
 		}
-		return i.open(work, g, ready)
 	})
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -258,6 +263,7 @@ func (i *Issuer) index(e *schemas.Event) error {
 		}
 		i.byKey[public] = e.Agent
 		i.told[e.Agent] = e.Time
+		delete(i.forgotten, e.Agent)
 	case schemas.PolicyApplied:
 		i.told[schemas.Fleet] = e.Time
 		rails, err := guard.Parse("guardrails", i.state.Guardrails)

@@ -2,7 +2,6 @@ package issuer
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/nats-io/nkeys"
@@ -30,13 +29,9 @@ func (i *Issuer) invite(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if _, err := i.pushes.one(ctx, req.ID); err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	user, err := nkeys.CreateUser()
+	user, public, err := accounts.NewUser()
 	if err != nil {
-		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
-	}
-	public, err := user.PublicKey()
-	if err != nil {
-		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
+		return schemas.EnrollReply{}, err
 	}
 	generation, iat := i.standing(req.ID)
 	token, err := i.maker.Join(req.ID, public, generation, iat, expires)

@@ -135,23 +135,38 @@ func TestObserveModeNotesWhatItWouldRefuse(t *testing.T) {
 	declared := schemas.Event{Kind: schemas.AgentDeclared, Agent: "alice", Data: schemas.Marshal(watched)}
 	f := now
 	f.rails = railsOf(t, noReports)
-	for name, change := range map[string]func(*schemas.IssueRequest){
-		"a scope beyond":    func(r *schemas.IssueRequest) { r.Scope = []string{"read:secrets"} },
-		"a forbidden tool":  func(r *schemas.IssueRequest) { r.Tools = []string{"bash"} },
-		"a lifetime beyond": func(r *schemas.IssueRequest) { r.TTLSeconds = 3600 },
-		"a budget beyond":   func(r *schemas.IssueRequest) { r.MaxTokens = 1 << 20 },
-		"a job beyond":      func(r *schemas.IssueRequest) { r.Job = "other" },
-		"a guard rail":      func(r *schemas.IssueRequest) { r.Scope = []string{"write:report"} },
+	const rail = "no-reports forbids write:report"
+	for name, c := range map[string]struct {
+		change func(*schemas.IssueRequest)
+		noted  []string // in this order, all of it
+	}{
+		"a scope beyond":    {func(r *schemas.IssueRequest) { r.Scope = []string{"read:secrets"} }, []string{"read:secrets is beyond"}},
+		"a forbidden tool":  {func(r *schemas.IssueRequest) { r.Tools = []string{"bash"} }, []string{"tool bash is forbidden", rail}},
+		"a lifetime beyond": {func(r *schemas.IssueRequest) { r.TTLSeconds = 3600 }, []string{"ttl 3600 s is beyond", rail}},
+		"a budget beyond":   {func(r *schemas.IssueRequest) { r.MaxTokens = 1 << 20 }, []string{"max_tokens 1048576 is beyond", rail}},
+		"a job beyond":      {func(r *schemas.IssueRequest) { r.Job = "other" }, []string{"job other is beyond", rail}},
+		"a guard rail":      {func(r *schemas.IssueRequest) { r.Scope = []string{"write:report"} }, []string{rail}},
+		"everything": {func(r *schemas.IssueRequest) {
+			r.Scope, r.Tools, r.Job, r.TTLSeconds, r.MaxTokens = []string{"read:secrets", "read:more", "write:report"}, []string{"bash"}, "other", 3600, 1<<20
+		}, []string{"job other is beyond", "tool bash is forbidden", "read:more read:secrets is beyond", "ttl 3600 s is beyond", "max_tokens 1048576 is beyond", rail}},
 	} {
-		req := request(change)
+		req := request(c.change)
 		g, err := decideIssue(fleetState(t, declared), operatorAsks, req, f)
-		if err != nil || len(g.Notes) != 1 || !strings.HasPrefix(g.Notes[0], "observe mode: ") {
-			t.Errorf("%s: %+v, %v", name, g, err)
+		if err != nil || len(g.Notes) != len(c.noted) {
+			t.Errorf("%s: %q, %v", name, g.Notes, err)
 			continue
+		}
+		for n, want := range c.noted {
+			if !strings.HasPrefix(g.Notes[n], "observe mode: ") || !strings.Contains(g.Notes[n], want) {
+				t.Errorf("%s: note %d is %q, want %q", name, n, g.Notes[n], want)
+			}
 		}
 		want := slices.Clone(req.Scope)
 		for _, tool := range req.Tools {
 			want = append(want, "call:"+tool)
+			if slices.Contains(g.ForbiddenTools, tool) {
+				t.Errorf("%s: what is only watched is denied: %v", name, g.ForbiddenTools)
+			}
 		}
 		if !slices.Equal(g.Scope, sorted(want)) || g.MaxTokens != req.MaxTokens || g.Expires.Sub(g.NotBefore) != time.Duration(req.TTLSeconds)*time.Second {
 			t.Errorf("%s: granted %+v", name, g)

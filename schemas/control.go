@@ -19,6 +19,7 @@ const (
 	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
 	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
 	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
+	CtlLocks    = "writ.ctl.release.locks"   // LocksRequest → LocksReply
 	CtlJWKS     = "writ.ctl.issuer.jwks"     // nothing → KeySet, a JWK Set
 	CtlHead     = "writ.ctl.ledger.head"     // HeadRequest → Head
 	CtlVerify   = "writ.ctl.ledger.verify"   // nothing → VerifyReply
@@ -304,6 +305,29 @@ type BudgetInfo struct {
 	Spent int64 `json:"spent"` // settled, of its own actions
 	Used  int64 `json:"used"`  // the same, with reservations and all that was derived from it
 	Free  int64 `json:"free"`  // that may be reserved or delegated now
+}
+
+// LocksRequest asks release for the locks that are on, by agent, once it has
+// worked through the log up to Through.
+type LocksRequest struct {
+	After   string `json:"after,omitempty"` // the agent that the page before ended with
+	Through uint64 `json:"through,omitempty"`
+}
+
+// LocksReply is a page of the locks that are on. Release folds the whole log,
+// and so knows of those whose events have aged out of EVENTS.
+type LocksReply struct {
+	Lockdown string     `json:"lockdown,omitempty"` // why nobody may act
+	Locks    []LockInfo `json:"locks"`
+	More     bool       `json:"more,omitempty"`
+}
+
+// LockInfo says which lock an agent is under, since which event, and why.
+type LockInfo struct {
+	AgentID string `json:"agent_id"`
+	Lock    Lock   `json:"lock"`
+	Seq     uint64 `json:"seq"`
+	Reason  string `json:"reason"`
 }
 
 type ReviewRequest struct {

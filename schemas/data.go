@@ -69,10 +69,12 @@ type Principal struct {
 	// Mode is ModeObserve where rules are held against what the agent does and
 	// logged, and not enforced.
 	Mode string `json:"mode,omitempty"`
-	// Lock and Generation are set where the issuer repeats a declaration, so
+	// What follows is set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
-	Lock       Lock `json:"lock,omitempty"`
-	Generation int  `json:"generation,omitempty"`
+	Lock       Lock   `json:"lock,omitempty"`
+	LockSeq    uint64 `json:"lock_seq,omitempty"` // event that put it on
+	LockReason string `json:"lock_reason,omitempty"`
+	Generation int    `json:"generation,omitempty"`
 }
 
 // A Ceiling bounds what can ever be granted to an agent.

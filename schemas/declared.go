@@ -38,12 +38,36 @@ func StateOf(d Declared) *State {
 	return s
 }
 
+// Restated is what is declared with the lock and the keys' generation that the
+// agent has: whoever starts to read the log here must know them.
+func (a *Agent) Restated(p Principal) Principal {
+	p.Lock, p.LockSeq, p.LockReason, p.Generation = a.Lock, a.LockSeq, a.LockReason, a.Generation
+	return p
+}
+
+// Locks lists the locks that are on, by agent, of agents behind one and at most
+// so many.
+func (s *State) Locks(after string, most int) (locks []LockInfo, more bool) {
+	locks = []LockInfo{}
+	for _, id := range slices.Sorted(maps.Keys(s.Agents)) {
+		a := s.Agents[id]
+		if id <= after || a.Lock == Active {
+			continue
+		}
+		if len(locks) == most {
+			return locks, true
+		}
+		locks = append(locks, LockInfo{id, a.Lock, a.LockSeq, a.LockReason})
+	}
+	return locks, false
+}
+
 func newAgentState(p Principal) *Agent {
 	a := &Agent{Principal: p, Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
 		Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{},
 		accounts: map[string]*account{}, days: map[int64]int64{}}
 	if p.Lock != "" {
-		a.Lock, a.Generation = p.Lock, p.Generation
+		a.Lock, a.LockSeq, a.LockReason, a.Generation = p.Lock, p.LockSeq, p.LockReason, p.Generation
 	}
 	return a
 }

@@ -32,7 +32,7 @@ func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 // backups and pruning, is for who has the data folder alone.
 var weakest = map[string]Role{
 	CtlApply: RoleAdmin, CtlRotate: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
-	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer,
+	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer, CtlLocks: RoleViewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,
 	CtlSignal: RoleOperator, CtlToken: RoleOperator,

@@ -184,6 +184,16 @@ func (i *Intake) spend(e *schemas.Event) {
 	i.state.Spend(e)
 }
 
+// MemoryQuota is how many bytes of memory are declared for an agent; 0 for none.
+func (i *Intake) MemoryQuota(agent string) int64 {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	if a := i.state.Agents[agent]; a != nil {
+		return a.MemoryBytes
+	}
+	return 0
+}
+
 // limits says how much of an account's traffic is let through.
 func (i *Intake) limits(agent string) limits {
 	i.mu.RLock()

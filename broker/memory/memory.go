@@ -36,16 +36,16 @@ const BucketName = "MEMORY"
 
 // Bounds of one agent's memory.
 const (
-	DefaultQuota = 16 << 20 // bytes of values
+	DefaultQuota = 16 << 20 // bytes of values, where none is declared
 	MaxKeys      = 10_000
 )
 
-// Options of a Service; all but Quota are needed.
+// Options of a Service; all are needed.
 type Options struct {
 	Bucket *nats.Conn // in the account MEMORY, as the user memory
 	Agent  *nats.Conn // in the account of the built-in service memory
 	Logger *slog.Logger
-	Quota  int64 // bytes of values per agent; DefaultQuota where 0
+	Quota  func(agent string) int64 // bytes of values that are declared for it; 0 for none
 }
 
 // A Service is one instance; instances share the work by queue group.
@@ -59,9 +59,6 @@ type Service struct {
 
 // Run serves until the context ends. ready is called when it does.
 func Run(ctx context.Context, o Options, ready func()) error {
-	if o.Quota == 0 {
-		o.Quota = DefaultQuota
-	}
 	js, err := jetstream.New(o.Bucket)
 	if err != nil {
 		return fmt.Errorf("memory: %w", err)
@@ -198,8 +195,12 @@ func (s *Service) reserve(agent, key string, size int64) (before int64, err erro
 			used += n
 		}
 	}
-	if used > s.Quota {
-		return before, schemas.Refuse(schemas.CodeTooLarge, "%s would store %d bytes of its %d; delete some", agent, used, s.Quota)
+	quota := s.Quota(agent)
+	if quota == 0 {
+		quota = DefaultQuota
+	}
+	if used > quota {
+		return before, schemas.Refuse(schemas.CodeTooLarge, "%s would store %d bytes of its %d; delete some", agent, used, quota)
 	}
 	keys[key] = size
 	return before, nil

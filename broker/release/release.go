@@ -185,6 +185,9 @@ func (r *Release) Run(ctx context.Context) error {
 	if err := bus.Handle(r.Control, r.Logger, schemas.CtlBudgets, r.budgets); err != nil {
 		return err
 	}
+	if err := bus.Handle(r.Control, r.Logger, schemas.CtlLocks, r.locks); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.emit(ctx) })
 	g.Go(func() error { return r.watch(ctx) })
@@ -205,11 +208,10 @@ func (r *Release) health(context.Context, struct{}) (schemas.Health, error) {
 	return schemas.Health{Service: "release", OK: true, Seq: r.seq}, nil
 }
 
-// budgetsMost bounds one question for budgets, and budgetsWait how long it
-// waits for the log.
 const (
-	budgetsMost = 1000
-	budgetsWait = 5 * time.Second
+	budgetsMost = 1000 // in one question
+	locksMost   = 1000 // in one answer
+	foldWait    = 5 * time.Second
 )
 
 // budgets tells what operations have used: release alone decides about it, and
@@ -218,7 +220,7 @@ func (r *Release) budgets(ctx context.Context, req schemas.BudgetsRequest) (sche
 	if len(req.Of) > budgetsMost {
 		return schemas.BudgetsReply{}, schemas.Refuse(schemas.CodeTooLarge, "%d budgets were asked for, %d are possible at once", len(req.Of), budgetsMost)
 	}
-	if err := r.folded.Wait(ctx, req.After, budgetsWait); err != nil {
+	if err := r.folded.Wait(ctx, req.After, foldWait); err != nil {
 		return schemas.BudgetsReply{}, schemas.Refuse(schemas.CodeUnavailable, "release has not worked through the log to %d", req.After)
 	}
 	r.mu.Lock()
@@ -227,6 +229,18 @@ func (r *Release) budgets(ctx context.Context, req schemas.BudgetsRequest) (sche
 	for n, op := range req.Of {
 		reply.Budgets[n] = r.core.state.BudgetOf(op.AgentID, op.OperationID, r.Now())
 	}
+	return reply, nil
+}
+
+// locks tells the locks that are on, also those that EVENTS has forgotten.
+func (r *Release) locks(ctx context.Context, req schemas.LocksRequest) (reply schemas.LocksReply, err error) {
+	if err := r.folded.Wait(ctx, req.Through, foldWait); err != nil {
+		return reply, schemas.Refuse(schemas.CodeUnavailable, "release has not worked through the log to %d", req.Through)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reply.Lockdown = r.core.state.Lockdown
+	reply.Locks, reply.More = r.core.state.Locks(req.After, locksMost)
 	return reply, nil
 }
 
@@ -264,7 +278,7 @@ func (r *Release) Durable(batch []*schemas.Event) error {
 // awaited says whether an operator waits for release to have seen an event.
 func awaited(k schemas.Kind) bool {
 	switch k {
-	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.TokenRevoked,
+	case schemas.AgentKilled, schemas.AgentSuspended, schemas.AgentPaused, schemas.AgentResumed, schemas.AgentEnrolled, schemas.TokenRevoked,
 		schemas.PolicyLockdown, schemas.PolicyLifted:
 		return true
 	}

@@ -156,7 +156,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := &App{globals: g.globals, terminal: term, stdin: stdin, actor: actor()}
 	keys.OpenWith(app.opensKeys(ctx))
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	if err := parsed.Run(app); err != nil {
+	err = parsed.Run(app)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = &advised{errors.New("interrupted before it was done"), "run the command again; writ log shows what was carried out"}
+	}
+	if err != nil {
 		return term.fail(err)
 	}
 	return exitDone

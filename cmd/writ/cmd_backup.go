@@ -48,7 +48,7 @@ func (c *ledgerBackupCmd) Run(ctx context.Context, app *App) error {
 	}
 	cl, err := app.dial()
 	if err != nil {
-		return advise(err, "of a control plane that is stopped, copy the whole data folder")
+		return fmt.Errorf("%w; the backup of one that is stopped is a copy of the whole data folder", err)
 	}
 	defer cl.close()
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -105,6 +105,8 @@ func ledgerAt(keysOf, data string) (ledger.Options, error) {
 	return o, err
 }
 
+const adviceOther = "name another backup, with the keys of the control plane that wrote it"
+
 type ledgerRestoreCmd struct {
 	Dir        string `arg:"" type:"path" help:"The backup."`
 	Checkpoint string `type:"path" placeholder:"FILE" help:"A signed checkpoint that was kept elsewhere: the backup must reach it."`
@@ -124,23 +126,23 @@ func (c *ledgerRestoreCmd) Run(ctx context.Context, app *App) error {
 	if err := c.vacant(app.Data); err != nil {
 		return err
 	}
+	if _, err := os.Stat(filepath.Join(c.Dir, "ledger")); err != nil {
+		return advise(fmt.Errorf("find the backup: %w", err), "name a folder that writ ledger backup wrote")
+	}
 	keysOf := app.Data
 	if _, err := os.Stat(filepath.Join(app.Data, keys.Dir)); errors.Is(err, fs.ErrNotExist) {
 		keysOf = c.Dir
-		if _, err := os.Stat(c.Dir); err != nil {
-			return advise(fmt.Errorf("find the backup: %w", err), "name a folder that writ ledger backup wrote")
-		}
 		if _, err := os.Stat(filepath.Join(c.Dir, keys.Dir)); err != nil {
 			return advise(fmt.Errorf("the backup holds no keys, and neither does %s", app.Data), "put the control plane's own keys/ into the data folder first; new ones can't read it")
 		}
 	}
 	o, err := ledgerAt(keysOf, c.Dir)
 	if err != nil {
-		return advise(err, "put keys/ into the data folder first, where the backup has none")
+		return advise(err, "put the whole keys/ of that control plane into "+keysOf)
 	}
 	v, err := verifyAt(ctx, app, keysOf, c.Dir)
 	if err != nil {
-		return advise(fmt.Errorf("the backup does not verify, and nothing was restored: %w", err), "take another backup")
+		return advise(fmt.Errorf("the backup does not verify, and nothing was restored: %w", err), adviceOther)
 	}
 	lost, err := c.reaches(o, app.Data)
 	if err != nil {
@@ -191,7 +193,7 @@ func (c *ledgerRestoreCmd) vacant(data string) error {
 func (c *ledgerRestoreCmd) reaches(o ledger.Options, data string) (lost uint64, err error) {
 	r, err := ledger.OpenReader(o)
 	if err != nil {
-		return 0, advise(err, adviceVerify)
+		return 0, advise(err, adviceOther)
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	head, err := r.Head()
@@ -207,8 +209,11 @@ func (c *ledgerRestoreCmd) reaches(o ledger.Options, data string) (lost uint64, 
 		if errors.Is(err, fs.ErrNotExist) && path != c.Checkpoint {
 			continue
 		}
-		if err != nil {
-			return 0, advise(err, "give a checkpoint of this ledger, as writ ledger head --json shows it")
+		switch {
+		case err != nil && path == c.Checkpoint:
+			return 0, advise(err, "give a file that holds a signed checkpoint of this ledger and nothing else: the field checkpoint of writ ledger head --json")
+		case err != nil:
+			return 0, advise(err, "put keys/ and anchor/ of one control plane into "+data)
 		}
 		if signed.Size > head.Size {
 			lost = max(lost, signed.Size-head.Size)
@@ -223,12 +228,12 @@ func (c *ledgerRestoreCmd) reaches(o ledger.Options, data string) (lost uint64, 
 		}
 		if p.Root != signed.Root {
 			return 0, advise(fmt.Errorf("the first %d records of the backup lead to the root %v, and %s says %v: it is another history", signed.Size, p.Root, path, signed.Root),
-				"take a backup of this ledger; if it is one, somebody signed two histories")
+				"name a backup of this ledger; if it is one, somebody signed two histories")
 		}
 	}
 	if lost > 0 && c.Rollback == "" {
 		return 0, advise(fmt.Errorf("the backup has %d records, and %d more were signed after it: restoring it would undo them, kills among them", head.Size, lost),
-			"take a newer backup; or say with --rollback REASON that they are lost")
+			"name a newer backup; or say with --rollback REASON that they are lost")
 	}
 	return lost, nil
 }

@@ -79,6 +79,9 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	c.needsCertificate(app)
+	if len(reply.Scope) == 0 {
+		app.note("It grants nothing: what isn't asked for with --scope or --tool isn't granted.")
+	}
 	if app.JSON {
 		return app.emit(struct {
 			Token       string    `json:"token"`

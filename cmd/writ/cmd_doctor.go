@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -174,7 +175,7 @@ func (c *doctorCmd) checkPlane(ctx context.Context, app *App) []check {
 		return []check{k}
 	}
 	defer cl.close()
-	return []check{checkServices(ctx, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkSVIDs(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
+	return []check{checkServices(ctx, cl), checkMemory(ctx, app, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkSVIDs(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
 }
 
 func checkServices(ctx context.Context, cl *client) check {
@@ -202,6 +203,33 @@ func checkServices(ctx context.Context, cl *client) check {
 	if len(down) > 0 {
 		k.State, k.Detail = failed, strings.Join(down, "; ")
 		k.Next = "nothing is delivered until they answer: look at the control plane's log and restart it"
+	}
+	return k
+}
+
+// checkMemory looks whether agents' memory is served: it is a service of the
+// fleet like any other, and can be locked or away while all else answers.
+func checkMemory(ctx context.Context, app *App, cl *client) check {
+	k := check{Name: "memory", State: healthy, Detail: "agents' memory is served"}
+	reply, err := ask[schemas.StatusReply](ctx, cl, schemas.CtlStatus, schemas.StatusRequest{AgentID: schemas.MemoryID})
+	if err != nil || len(reply.Agents) != 1 {
+		k.State, k.Detail, k.Next = failed, fmt.Sprintf("the built-in service memory is not known: %v", err), "restart the control plane"
+		return k
+	}
+	creds := filepath.Join(app.Data, keys.Dir, plane.MemoryCreds)
+	if app.Server != "" {
+		creds = filepath.Join("DIR", keys.Dir, plane.MemoryCreds)
+	}
+	enroll := "writ enroll " + schemas.MemoryID + " --out " + creds
+	switch m := reply.Agents[0]; {
+	case m.State == schemas.Paused:
+		k.State, k.Detail, k.Next = warned, "the service memory is paused: "+m.Reason+"; what it answers is held", "writ resume "+schemas.MemoryID+" --reason REASON"
+	case m.State == schemas.Suspended:
+		k.State, k.Detail, k.Next = warned, "agents have no memory: the service memory is suspended: "+m.Reason, "writ resume "+schemas.MemoryID+" --reason REASON, then "+enroll
+	case m.State != schemas.Active:
+		k.State, k.Detail, k.Next = warned, fmt.Sprintf("agents have no memory: the service memory is %s: %s", m.State, m.Reason), enroll
+	case m.Connections == 0:
+		k.State, k.Detail, k.Next = warned, "agents have no memory: the service memory is not connected", "look at the control plane's log; "+enroll+" makes its credentials anew"
 	}
 	return k
 }

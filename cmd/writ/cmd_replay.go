@@ -44,6 +44,9 @@ func (c *replayCmd) Run(ctx context.Context, app *App) error {
 	if err := checkSelection(c.Agent, ""); err != nil {
 		return err
 	}
+	if c.To != 0 && c.To < c.From {
+		return misuse("give --to at or behind --from", "--to %d is before --from %d", c.To, c.From)
+	}
 	if c.Into != "" || c.URL != "" || c.Creds != "" || c.Speed != 0 {
 		return c.into(ctx, app)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/ca"
+	"github.com/writ-sh/writ/schemas"
 )
 
 type upCmd struct {
@@ -139,6 +140,10 @@ func (c *upCmd) notStarted(ctx context.Context, app *App, err error) error {
 	err = fmt.Errorf("the control plane did not start: %w", err)
 	if errors.Is(err, embed.ErrHeld) {
 		return advise(err, "writ status --data "+app.Data+" shows the one that runs")
+	}
+	var refusal *schemas.Refusal
+	if errors.As(err, &refusal) && refusal.Code != schemas.CodeUnavailable {
+		return advise(err, "correct what was refused, and run writ up again")
 	}
 	return advise(err, "writ doctor --data "+app.Data+" looks for the cause")
 }

@@ -33,6 +33,8 @@ type ledgerWitnessCmd struct {
 	TLSKey  string   `name:"tls-key" type:"path" placeholder:"FILE" and:"tls" help:"Its key, PEM."`
 }
 
+const adviceLogKey = "give the file keys/ledger.pub of a control plane's data folder, or what stands in it, with --log-key"
+
 // witnessDir is the folder of a witness in a data folder.
 const witnessDir = "witness"
 
@@ -64,11 +66,11 @@ func (c *ledgerWitnessCmd) logs() (logs []note.Verifier, err error) {
 		if b, err := readBounded(k, 4<<10); err == nil {
 			text = strings.TrimSpace(string(b))
 		} else if !strings.Contains(k, "+") {
-			return nil, advise(fmt.Errorf("read a ledger's public key: %w", err), adviceKey)
+			return nil, advise(fmt.Errorf("read a ledger's public key: %w", err), adviceLogKey)
 		}
 		v, err := note.NewVerifier(text)
 		if err != nil {
-			return nil, advise(fmt.Errorf("%.100q is no public key of a ledger: %w", k, err), adviceKey)
+			return nil, advise(fmt.Errorf("%.100q is no public key of a ledger: %w", k, err), adviceLogKey)
 		}
 		logs = append(logs, v)
 	}
@@ -76,18 +78,26 @@ func (c *ledgerWitnessCmd) logs() (logs []note.Verifier, err error) {
 }
 
 func (c *ledgerWitnessCmd) serve(ctx context.Context, app *App, w *witness.Witness, logs []note.Verifier) error {
+	secure := &tls.Config{MinVersion: tls.VersionTLS13}
+	if c.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		if err != nil {
+			return advise(fmt.Errorf("the certificate: %w", err), "give --tls-cert and --tls-key a certificate and its key, as PEM files")
+		}
+		secure.Certificates = []tls.Certificate{pair}
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", c.Listen)
 	if err != nil {
 		return advise(fmt.Errorf("listen: %w", err), "give another address with --listen")
 	}
 	s := &http.Server{Handler: w, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		MaxHeaderBytes: 16 << 10, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13}}
+		MaxHeaderBytes: 16 << 10, TLSConfig: secure}
 	ended := make(chan error, 1)
 	scheme := "http"
 	if c.TLSCert != "" {
 		scheme = "https"
-		go func() { ended <- s.ServeTLS(l, c.TLSCert, c.TLSKey) }()
+		go func() { ended <- s.ServeTLS(l, "", "") }()
 	} else {
 		go func() { ended <- s.Serve(l) }()
 	}

@@ -122,6 +122,13 @@ func (r *Reader) Newest(ctx context.Context, subject string, upTo uint64) (seq u
 	return seq, whole(ctx, r.js)
 }
 
+// First is the oldest sequence that the log still has, or the next one where
+// it has none.
+func (r *Reader) First(ctx context.Context) (uint64, error) {
+	first, _, err := look(ctx, r.js)
+	return first, err
+}
+
 // At is the event at a sequence; false where the log does not have it.
 func (r *Reader) At(ctx context.Context, seq uint64) (e Entry, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -280,7 +287,7 @@ func (r *reader) hand(e Entry) error {
 // catchUp hands over all that stands in the log now.
 func (r *reader) catchUp(ctx context.Context) (end uint64, err error) {
 	for {
-		first, end, err := r.look(ctx)
+		first, end, err := look(ctx, r.js)
 		if err != nil {
 			return 0, err
 		}
@@ -293,17 +300,17 @@ func (r *reader) catchUp(ctx context.Context) (end uint64, err error) {
 			return end, err
 		}
 		// The oldest may have aged out between the look and the reading.
-		if now, _, lerr := r.look(ctx); lerr != nil || now <= r.last+1 {
+		if now, _, lerr := look(ctx, r.js); lerr != nil || now <= r.last+1 {
 			return end, errors.Join(err, lerr)
 		}
 	}
 }
 
 // look gives the log's first and last sequence.
-func (r *reader) look(ctx context.Context) (first, last uint64, err error) {
+func look(ctx context.Context, js jetstream.JetStream) (first, last uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	s, err := r.js.Stream(ctx, schemas.Stream)
+	s, err := js.Stream(ctx, schemas.Stream)
 	if err != nil {
 		return 0, 0, fmt.Errorf("follow the log: %w", err)
 	}

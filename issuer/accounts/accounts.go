@@ -325,6 +325,17 @@ func Subject(scope string) string {
 	return verb + "." + resource
 }
 
+// NewUser makes a user key, and gives its public half too.
+func NewUser() (user nkeys.KeyPair, public string, err error) {
+	if user, err = nkeys.CreateUser(); err == nil {
+		public, err = user.PublicKey()
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("make a user key: %w", err)
+	}
+	return user, public, nil
+}
+
 // Creds is the content of a .creds file: it is a secret. The token is one that
 // was just signed for this very user: it is not verified again, which would cost
 // more than signing it did.

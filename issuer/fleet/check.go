@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -21,14 +20,9 @@ const (
 
 // A checker collects what is wrong with a document's meaning.
 type checker struct {
-	name             string
+	*faults
 	agents, services map[string]pos // what is declared, and where
 	operators        map[string]pos
-	errs             Errors
-}
-
-func (c *checker) fail(at pos, format string, args ...any) {
-	c.errs = append(c.errs, &Error{Name: c.name, Line: at.line, Column: at.column, Text: fmt.Sprintf(format, args...)})
 }
 
 // failName reports an error of the grammar of names, without its sentinel's

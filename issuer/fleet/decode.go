@@ -1,12 +1,10 @@
 package fleet
 
 import (
-	"fmt"
 	"math"
-	"strings"
+	"reflect"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
 )
@@ -14,13 +12,14 @@ import (
 // pos is a place in the file, from 1.
 type pos struct{ line, column int }
 
-// fault is an error that knows its place.
-type fault struct {
-	at   pos
-	text string
+// A place is embedded in what a fault can be about. It is set where the value
+// stands in the file, be it one that can't be read.
+type place struct {
+	at  pos
+	set bool
 }
 
-func (f *fault) Error() string { return f.text }
+func (p *place) begin(at pos) { *p = place{at, true} }
 
 // posOf is where a node begins: for a mapping its first key, where the library
 // names the colon.
@@ -47,7 +46,7 @@ type document struct {
 }
 
 type agent struct {
-	at          pos
+	place
 	ID          text        `yaml:"id"`
 	Owner       text        `yaml:"owner"`
 	MayIssueFor []text      `yaml:"may_issue_for"`
@@ -74,14 +73,14 @@ type ceiling struct {
 }
 
 type exception struct {
-	at     pos
+	place
 	Scope  text `yaml:"scope"`
 	Until  text `yaml:"until"`
 	Reason text `yaml:"reason"`
 }
 
 type service struct {
-	at      pos
+	place
 	ID      text   `yaml:"id"`
 	Owner   text   `yaml:"owner"`
 	Serves  []text `yaml:"serves"`
@@ -92,14 +91,14 @@ type service struct {
 }
 
 type operator struct {
-	at    pos
+	place
 	ID    text `yaml:"id"`
 	Owner text `yaml:"owner"`
 	Role  text `yaml:"role"`
 }
 
 type signal struct {
-	at       pos
+	place
 	ID       text    `yaml:"id"`
 	Issuer   text    `yaml:"issuer"`
 	Audience text    `yaml:"audience"`
@@ -116,13 +115,13 @@ type weight struct {
 type weights []weight
 
 type rate struct {
-	at        pos
+	place
 	PerSecond decimal `yaml:"per_second"`
 	Burst     whole   `yaml:"burst"`
 }
 
 type thresholds struct {
-	at      pos
+	place
 	Pause   whole `yaml:"pause"`
 	Suspend whole `yaml:"suspend"`
 }
@@ -135,124 +134,60 @@ type tool struct {
 
 type tools []tool
 
-// placed reads a mapping, and keeps where it begins.
-func placed(n ast.Node, at *pos, into any) error {
-	*at = posOf(n)
-	return yaml.NodeToValue(n, into, yaml.Strict())
-}
-
-// UnmarshalYAML keeps where the declaration begins, for what is missing in it.
-func (a *agent) UnmarshalYAML(n ast.Node) error {
-	type plain agent
-	return placed(n, &a.at, (*plain)(a))
-}
-
-// UnmarshalYAML keeps where the declaration begins.
-func (s *service) UnmarshalYAML(n ast.Node) error {
-	type plain service
-	return placed(n, &s.at, (*plain)(s))
-}
-
-// UnmarshalYAML keeps where the declaration begins.
-func (o *operator) UnmarshalYAML(n ast.Node) error {
-	type plain operator
-	return placed(n, &o.at, (*plain)(o))
-}
-
-// UnmarshalYAML keeps where the exception begins.
-func (x *exception) UnmarshalYAML(n ast.Node) error {
-	type plain exception
-	return placed(n, &x.at, (*plain)(x))
-}
-
-// UnmarshalYAML keeps where the declaration begins.
-func (s *signal) UnmarshalYAML(n ast.Node) error {
-	type plain signal
-	return placed(n, &s.at, (*plain)(s))
-}
-
-// UnmarshalYAML keeps the events' places.
-func (ws *weights) UnmarshalYAML(n ast.Node) error {
-	m, ok := n.(ast.MapNode)
-	if !ok {
-		return mismatch(n, "a mapping of events to points of risk")
+// read keeps the names' places, which a Go map would lose.
+func (ts *tools) read(r *reader, n ast.Node) {
+	for key, value := range r.entries(n, "a mapping of tool names to {class, description}") {
+		var t tool
+		r.into(key, reflect.ValueOf(&t.name).Elem())
+		r.into(value, reflect.ValueOf(&t).Elem())
+		*ts = append(*ts, t)
 	}
-	for r := m.MapRange(); r.Next(); {
+}
+
+// read keeps the events' places.
+func (ws *weights) read(r *reader, n ast.Node) {
+	for key, value := range r.entries(n, "a mapping of events to points of risk") {
 		var w weight
-		if err := w.event.UnmarshalYAML(r.Key()); err != nil {
-			return err
-		}
-		i, ok := r.Value().(*ast.IntegerNode)
-		if !ok {
-			return mismatch(r.Value(), "a whole number of points")
-		}
-		switch v := i.Value.(type) {
-		case uint64:
-			w.points = int64(min(v, math.MaxInt32))
-		case int64:
-			w.points = v
+		r.into(key, reflect.ValueOf(&w.event).Elem())
+		switch i, _ := value.(*ast.IntegerNode); {
+		case i == nil:
+			r.mismatch(value, "a whole number of points")
+			continue
+		default:
+			switch v := i.Value.(type) {
+			case uint64:
+				w.points = int64(min(v, math.MaxInt32))
+			case int64:
+				w.points = v
+			}
 		}
 		*ws = append(*ws, w)
 	}
-	return nil
-}
-
-// UnmarshalYAML keeps where the rate begins.
-func (r *rate) UnmarshalYAML(n ast.Node) error {
-	type plain rate
-	return placed(n, &r.at, (*plain)(r))
-}
-
-// UnmarshalYAML keeps where the thresholds begin.
-func (t *thresholds) UnmarshalYAML(n ast.Node) error {
-	type plain thresholds
-	return placed(n, &t.at, (*plain)(t))
-}
-
-// UnmarshalYAML keeps the names' places, which a Go map would lose.
-func (ts *tools) UnmarshalYAML(n ast.Node) error {
-	m, ok := n.(ast.MapNode)
-	if !ok {
-		return mismatch(n, "a mapping of tool names to {class, description}")
-	}
-	for r := m.MapRange(); r.Next(); {
-		var t tool
-		if err := t.name.UnmarshalYAML(r.Key()); err != nil {
-			return err
-		}
-		if err := yaml.NodeToValue(r.Value(), &t, yaml.Strict()); err != nil {
-			return err
-		}
-		*ts = append(*ts, t)
-	}
-	return nil
 }
 
 // text is a YAML string. YAML reads 007, no and 1e3 as something else; they
 // need quotes, rather than a guess at what was meant.
 type text struct {
+	place
 	value string
-	at    pos
-	set   bool
 }
 
-// UnmarshalYAML takes strings alone.
-func (t *text) UnmarshalYAML(n ast.Node) error {
-	t.at, t.set = posOf(n), true
+// read takes strings alone.
+func (t *text) read(r *reader, n ast.Node) {
 	switch s := n.(type) {
 	case *ast.StringNode:
 		t.value = s.Value
-		return nil
+		return
 	case *ast.LiteralNode:
 		t.value = s.Value.Value
-		return nil
+		return
 	case *ast.MappingNode:
 		var ok bool
 		if t.value, ok = colonScalar(s); ok {
-			return nil
+			return
 		}
 	}
-	return mismatch(n, "a text; put it in quotes")
+	r.mismatch(n, "a text; put it in quotes")
 }
 
 // colonScalar undoes a mistake of the YAML library, which takes read:data
@@ -276,84 +211,72 @@ func colonScalar(m *ast.MappingNode) (string, bool) {
 
 // whole is an integer of 0 or more.
 type whole struct {
+	place
 	value int64
-	at    pos
-	set   bool
 }
 
-// UnmarshalYAML takes integers alone.
-func (w *whole) UnmarshalYAML(n ast.Node) error {
-	w.at, w.set = posOf(n), true
+// read takes integers alone.
+func (w *whole) read(r *reader, n ast.Node) {
 	if i, ok := n.(*ast.IntegerNode); ok {
 		if v, ok := i.Value.(uint64); ok && v <= math.MaxInt64 {
 			w.value = int64(v)
-			return nil
+			return
 		}
 	}
-	return mismatch(n, "a whole number of 0 or more")
+	r.mismatch(n, "a whole number of 0 or more")
 }
 
 // decimal is a number, with or without a fraction.
 type decimal struct {
+	place
 	value float64
-	at    pos
 }
 
-// UnmarshalYAML takes numbers alone.
-func (d *decimal) UnmarshalYAML(n ast.Node) error {
-	d.at = posOf(n)
+// read takes numbers alone.
+func (d *decimal) read(r *reader, n ast.Node) {
 	switch v := n.(type) {
 	case *ast.FloatNode:
 		d.value = v.Value
-		return nil
+		return
 	case *ast.IntegerNode:
 		if u, ok := v.Value.(uint64); ok {
 			d.value = float64(u)
-			return nil
+			return
 		}
 	}
-	return mismatch(n, "a number above 0")
+	r.mismatch(n, "a number above 0")
 }
 
 // flag is true or false.
 type flag struct{ value bool }
 
-// UnmarshalYAML takes true and false alone.
-func (f *flag) UnmarshalYAML(n ast.Node) error {
+// read takes true and false alone.
+func (f *flag) read(r *reader, n ast.Node) {
 	b, ok := n.(*ast.BoolNode)
 	if !ok {
-		return mismatch(n, "true or false")
+		r.mismatch(n, "true or false")
+		return
 	}
 	f.value = b.Value
-	return nil
 }
 
 // seconds is a duration with its unit, "5m" or "300s".
 type seconds struct {
+	place
 	value int64
-	at    pos
-	set   bool
 }
 
-// UnmarshalYAML takes durations in whole seconds, with a unit.
-func (s *seconds) UnmarshalYAML(n ast.Node) error {
-	s.at, s.set = posOf(n), true
+// read takes durations in whole seconds, with a unit.
+func (s *seconds) read(r *reader, n ast.Node) {
 	str, ok := n.(*ast.StringNode)
 	if !ok {
-		return mismatch(n, `a duration with its unit, like 5m or 300s`)
+		r.mismatch(n, `a duration with its unit, like 5m or 300s`)
+		return
 	}
 	d, err := time.ParseDuration(str.Value)
 	if err != nil || d%time.Second != 0 {
-		return mismatch(n, `a duration in whole seconds with its unit, like 5m or 300s`)
+		r.mismatch(n, `a duration in whole seconds with its unit, like 5m or 300s`)
+		return
 	}
 	s.value = int64(d / time.Second)
-	return nil
-}
-
-func mismatch(n ast.Node, want string) error {
-	got := strings.TrimSpace(n.String())
-	if len(got) > 40 {
-		got = got[:40] + "…"
-	}
-	return &fault{posOf(n), fmt.Sprintf("%q is not %s", got, want)}
 }

@@ -4,65 +4,17 @@
 // The file is YAML, read strictly, because every line of it is a right: an
 // unknown key, a key that stands twice, an empty value, an anchor, an alias, a
 // tag or a second document is an error. Every error names line and column, and
-// says what to do; those about the meaning are reported all at once.
-//
-//	trust_domain: acme.example
-//	mode: enforce                     # observe: log what would be refused, enforce identity alone
-//	guardrails: guard.cedar           # Cedar policies, in a file beside this one
-//	agents:
-//	  - id: analyst-7                 # a-z, 0-9, _ and -; at most 63 bytes
-//	    owner: finance@acme.example
-//	    may_issue_for: [writer-2]     # agents that it may ask capabilities for
-//	    ceiling:                      # bounds of all that can be granted to it
-//	      scope: [read:data.sales_q1_2026, send:writer-2]   # exact, no wildcard
-//	      tools: [pandas]             # short for call:pandas
-//	      forbidden_tools: [bash]     # a denial beats every grant
-//	      ttl: 5m                     # 1s to 24h; 5m where it is missing
-//	      max_tokens: 50000           # language-model tokens; 0 where it is missing
-//	      max_tokens_per_day: 200000  # of all its operations; no bound where it is missing
-//	      jobs: [report]              # what recurs; baselines hang on it
-//	      operations: [report-q1]     # any where it is missing
-//	      exceptions:                 # scopes for a time
-//	        - {scope: read:data.hr, until: 2026-12-01T00:00:00Z, reason: "audit"}
-//	    rate: {per_second: 200, burst: 400}
-//	    thresholds: {pause: 70, suspend: 90}   # risk, 0 to 100
-//	    memory_bytes: 1048576         # quota of its memory
-//	    mode: observe                 # for this agent alone; the fleet's where it is missing
-//	    two_person: true              # two operators must approve what is held
-//	    delegated_only: true          # it may not ask for itself
-//	services:
-//	  - id: pandas
-//	    owner: data@acme.example
-//	    serves: [call:pandas]         # prefixes; the longest that fits wins
-//	    tools: {pandas: {class: read, description: "dataframes"}}
-//	    streams: true                 # answers in parts
-//	    meter: tokens                 # answers state language-model usage
-//	    reserve: 2000                 # tokens that a call reserves which states none
-//	operators:
-//	  - id: alice
-//	    role: reviewer                # viewer, reviewer, operator or admin
-//	signals:                          # who outside may say that agents are at risk
-//	  - id: edr
-//	    issuer: https://edr.example   # of security event tokens (RFC 8417), with
-//	    audience: https://writ.acme.example   # the aud that means us, and the
-//	    jwks: '{"keys":[…]}'          # public keys; none of the three where it sends none
-//	    agents: [analyst-7]           # whom it may speak about; "*" for all
-//	    weight: {session-revoked: 90, risk-level-change: 60}   # points of risk, -30 to 100
+// says what to do; all are reported at once. docs/fleet.md describes each key.
 package fleet
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"github.com/writ-sh/writ/issuer/guard"
 	"github.com/writ-sh/writ/schemas"
@@ -83,6 +35,9 @@ type File struct {
 	Signals     []schemas.SignalSource // sorted by id
 }
 
+// maxShown is how many faults are spelled out in one text.
+const maxShown = 100
+
 // An Error is one fault of a fleet file. Line and column count from 1.
 type Error struct {
 	Name         string
@@ -98,9 +53,12 @@ func (e *Error) Error() string {
 type Errors []*Error
 
 func (e Errors) Error() string {
-	lines := make([]string, len(e))
-	for i, one := range e {
-		lines[i] = one.Error()
+	var lines []string
+	for _, one := range e[:min(len(e), maxShown)] {
+		lines = append(lines, one.Error())
+	}
+	if more := len(e) - maxShown; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -142,102 +100,18 @@ func Load(path string) (*File, error) {
 
 // Parse reads a fleet file; name stands in the errors, which are Errors.
 func Parse(name string, data []byte) (*File, error) {
-	doc, err := decode(data)
-	if err != nil {
-		return nil, Errors{located(name, err)}
+	found := &faults{name: name}
+	doc := decode(data, found)
+	if doc == nil {
+		return nil, found.errs
 	}
-	c := &checker{name: name, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
+	c := &checker{faults: found, agents: map[string]pos{}, services: map[string]pos{}, operators: map[string]pos{}}
 	principals := c.document(doc)
 	signals := c.signals(doc.Signals)
-	if len(c.errs) > 0 {
-		slices.SortStableFunc(c.errs, func(a, b *Error) int {
-			if a.Line != b.Line {
-				return a.Line - b.Line
-			}
-			return a.Column - b.Column
-		})
-		return nil, c.errs
+	if len(found.errs) > 0 {
+		return nil, found.sorted()
 	}
 	slices.SortFunc(principals, func(a, b schemas.Principal) int { return strings.Compare(a.ID, b.ID) })
 	sum := sha256.Sum256(data)
 	return &File{TrustDomain: doc.TrustDomain.value, Principals: principals, Signals: signals, Guardrails: doc.Guardrails.value, Digest: hex.EncodeToString(sum[:])}, nil
-}
-
-// located turns an error of the YAML library or of ours into one with a place.
-func located(name string, err error) *Error {
-	var own *fault
-	if errors.As(err, &own) {
-		return &Error{Name: name, Line: own.at.line, Column: own.at.column, Text: own.text}
-	}
-	e := &Error{Name: name, Line: 1, Column: 1, Text: err.Error()}
-	var lib yaml.Error
-	if errors.As(err, &lib) {
-		e.Text = lib.GetMessage()
-		if t := lib.GetToken(); t != nil && t.Position != nil {
-			e.Line, e.Column = t.Position.Line, t.Position.Column
-		}
-		switch lib.(type) {
-		case *yaml.UnknownFieldError:
-			e.Text += "; remove it, or look for a spelling mistake"
-		case *yaml.SyntaxError:
-			if strings.Contains(e.Text, "already defined") {
-				e.Text += "; keep one of the two"
-			}
-		}
-	}
-	return e
-}
-
-// decode parses the text and refuses what YAML can do and a list of rights must
-// not: to say by reference, by tag or by omission.
-func decode(data []byte) (*document, error) {
-	if len(data) > MaxFile {
-		return nil, &fault{pos{1, 1}, fmt.Sprintf("the file has %d bytes; at most %d are read", len(data), MaxFile)}
-	}
-	file, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return nil, err
-	}
-	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
-		return nil, &fault{pos{1, 1}, "the file is empty; it needs at least trust_domain"}
-	}
-	if len(file.Docs) > 1 {
-		at := pos{1, 1}
-		if body := file.Docs[1].Body; body != nil {
-			at = posOf(body)
-		}
-		return nil, &fault{at, "a second document begins here; put the fleet into one"}
-	}
-	plain := new(plainness)
-	ast.Walk(plain, file.Docs[0].Body)
-	if plain.err != nil {
-		return nil, plain.err
-	}
-	doc := new(document)
-	if err := yaml.NodeToValue(file.Docs[0].Body, doc, yaml.Strict()); err != nil {
-		return nil, err
-	}
-	return doc, nil
-}
-
-// plainness walks the tree and keeps the first node that is more than data.
-type plainness struct{ err error }
-
-func (p *plainness) Visit(n ast.Node) ast.Visitor {
-	if p.err != nil {
-		return nil
-	}
-	what := ""
-	switch n.Type() {
-	case ast.AnchorType, ast.AliasType, ast.MergeKeyType:
-		what = "anchors, aliases and merge keys are not read; write the values out"
-	case ast.TagType, ast.DirectiveType:
-		what = "tags and directives are not read; remove this one"
-	case ast.NullType:
-		what = "there is no value here; give one, or remove the key"
-	default:
-		return p
-	}
-	p.err = &fault{posOf(n), what}
-	return nil
 }

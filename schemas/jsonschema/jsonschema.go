@@ -57,6 +57,7 @@ var (
 		reflect.TypeFor[schemas.RevokeRequest](), reflect.TypeFor[schemas.RevokeReply](),
 		reflect.TypeFor[schemas.BudgetsRequest](), reflect.TypeFor[schemas.OperationRef](),
 		reflect.TypeFor[schemas.BudgetsReply](), reflect.TypeFor[schemas.BudgetInfo](),
+		reflect.TypeFor[schemas.LocksRequest](), reflect.TypeFor[schemas.LocksReply](), reflect.TypeFor[schemas.LockInfo](),
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),
 		reflect.TypeFor[schemas.PageRequest](), reflect.TypeFor[schemas.Review](), reflect.TypeFor[schemas.ReviewsReply](),
 		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.StatusReply](),

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -176,7 +175,16 @@ func (r *rig) killFamily(ctx context.Context, k *Kill, round int) (effect, close
 		return 0, 0, 0, err
 	}
 	defer closeFamily(all)
-	rest := work(ctx, all)
+	conns := make([]*nats.Conn, len(all))
+	for i, k := range all {
+		conns[i] = k.nc
+	}
+	rest := atWork(ctx, conns, func(i int) time.Duration {
+		if i == 0 {
+			return victimEvery
+		}
+		return familyEvery
+	})
 	defer rest()
 	time.Sleep(settleFor + familyEvery)
 	began := time.Now()
@@ -204,35 +212,6 @@ func (r *rig) killFamily(ctx context.Context, k *Kill, round int) (effect, close
 		k.Unreconciled++
 	}
 	return max(0, a.last.Sub(began)), closed, receipt, nil
-}
-
-// work lets a family call until it is told to rest.
-func work(ctx context.Context, all []kin) (rest func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	for i, k := range all {
-		every := familyEvery
-		if i == 0 {
-			every = victimEvery
-		}
-		wg.Go(func() {
-			t := time.NewTimer(every * time.Duration(i) / time.Duration(len(all)))
-			defer t.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-t.C:
-				}
-				_ = k.nc.PublishRequest("out.bench.call.echo", nats.NewInbox(), make([]byte, bodySize))
-				t.Reset(every)
-			}
-		})
-	}
-	return sync.OnceFunc(func() {
-		cancel()
-		wg.Wait()
-	})
 }
 
 // An accounting is what the ledger says of a family's round.

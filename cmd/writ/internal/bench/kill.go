@@ -55,7 +55,7 @@ func RunKill(ctx context.Context, agents, rounds, descendants int, progress func
 		return nil, err
 	}
 	defer closeAll(conns)
-	stop := idle(ctx, conns)
+	stop := atWork(ctx, conns, func(int) time.Duration { return otherEvery })
 	defer stop()
 	k := &Kill{Agents: agents, Rounds: rounds, Descendants: descendants}
 	if descendants > 0 {
@@ -83,13 +83,15 @@ func (k *Kill) measured(effect, closed, receipt []time.Duration) {
 	k.ReceiptP50, k.ReceiptP99 = millis(quantile(receipt, .5)), millis(quantile(receipt, .99))
 }
 
-// idle lets every agent call once a second until it is stopped.
-func idle(ctx context.Context, conns []*nats.Conn) (stop func()) {
+// atWork lets every agent call, each as often as is said, until it is stopped;
+// they begin one behind the other.
+func atWork(ctx context.Context, conns []*nats.Conn, often func(i int) time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for i, nc := range conns {
+		every := often(i)
 		wg.Go(func() {
-			t := time.NewTimer(otherEvery * time.Duration(i) / time.Duration(len(conns)))
+			t := time.NewTimer(every * time.Duration(i) / time.Duration(len(conns)))
 			defer t.Stop()
 			for {
 				select {
@@ -98,14 +100,14 @@ func idle(ctx context.Context, conns []*nats.Conn) (stop func()) {
 				case <-t.C:
 				}
 				_ = nc.PublishRequest("out.bench.call.echo", nats.NewInbox(), make([]byte, bodySize))
-				t.Reset(otherEvery)
+				t.Reset(every)
 			}
 		})
 	}
-	return func() {
+	return sync.OnceFunc(func() {
 		cancel()
 		wg.Wait()
-	}
+	})
 }
 
 // killOne kills one agent at work.

@@ -20,10 +20,10 @@ import (
 // often enough that they never run out, for they are valid for a week.
 const memoryRenew = 24 * time.Hour
 
-// memoryCreds is the file of keys/ in which the memory service finds the
+// MemoryCreds is the file of keys/ in which the memory service finds the
 // credentials of the governed service that it is. The issuer's process writes
 // it.
-const memoryCreds = "creds/memory-service.creds"
+const MemoryCreds = "creds/memory-service.creds"
 
 // keepMemoryCreds declares the memory service where it is new, and keeps its
 // credentials fresh.
@@ -70,7 +70,7 @@ func (p *Process) renewMemoryCreds(ctx context.Context, operator *nats.Conn) err
 	if err != nil {
 		return fmt.Errorf("enroll the memory service: %w", err)
 	}
-	return keys.WriteSecret(p.keys, memoryCreds, []byte(e.Creds))
+	return keys.WriteSecret(p.keys, MemoryCreds, []byte(e.Creds))
 }
 
 // memoryRetry is how long the memory service waits before it asks again to be
@@ -84,7 +84,7 @@ func (p *Process) startMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	creds, err := keys.ReadSecret(p.keys, memoryCreds)
+	creds, err := keys.ReadSecret(p.keys, MemoryCreds)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w; the issuer writes the file into its own key folder when it starts: start it first, and copy the file where the folder is another", err)
 	}
@@ -113,7 +113,7 @@ func (p *Process) startMemory(ctx context.Context) error {
 // dialMemory connects with the newest credentials, now and whenever the
 // connection breaks.
 func (p *Process) dialMemory(creds []byte) (*nats.Conn, error) {
-	newest := func() ([]byte, error) { return keys.ReadSecret(p.keys, memoryCreds) }
+	newest := func() ([]byte, error) { return keys.ReadSecret(p.keys, MemoryCreds) }
 	token := func() (string, error) {
 		creds, err := newest()
 		if err != nil {

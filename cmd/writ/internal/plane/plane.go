@@ -104,7 +104,7 @@ func Start(ctx context.Context, o Options) (_ *Plane, err error) {
 		return nil, err
 	}
 	for _, start := range []func(context.Context) error{
-		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startMemory, p.startIntake, p.applyFleet, p.listen, p.startHTTP, p.startWebhooks, p.announce,
+		p.startLedger, p.startMonitor, p.startPlaneIssuer, p.startBroker, p.applyFleet, p.listen, p.startHTTP, p.startWebhooks, p.announce,
 	} {
 		if err := start(ctx); err != nil {
 			return nil, err

@@ -35,12 +35,7 @@ var parts = map[string]part{
 		_, err := p.startIssuer(ctx)
 		return err
 	}},
-	"broker": {keys.RoleIntake, func(p *Process, ctx context.Context) error {
-		if err := p.startMemory(ctx); err != nil {
-			return err
-		}
-		return p.startIntake(ctx)
-	}},
+	"broker":  {keys.RoleIntake, (*Process).startBroker},
 	"ledger":  {keys.RoleLedger, (*Process).startLedger},
 	"monitor": {keys.RoleMonitor, (*Process).startMonitor},
 }

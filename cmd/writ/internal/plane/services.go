@@ -314,7 +314,9 @@ func (p *Plane) startPlaneIssuer(ctx context.Context) error {
 	})
 }
 
-func (p *Process) startIntake(ctx context.Context) error {
+// startBroker starts what works for agents in front of the log: their memory,
+// and intake, which knows how much of it is declared for each.
+func (p *Process) startBroker(ctx context.Context) error {
 	conn, err := p.connect(keys.RoleIntake)
 	if err != nil {
 		return err
@@ -325,6 +327,9 @@ func (p *Process) startIntake(ctx context.Context) error {
 	}
 	i, err := intake.New(intake.Options{Conn: conn, Inlet: inlet, Consumer: string(keys.RoleIntake), Source: source(keys.RoleIntake), Logger: p.log})
 	if err != nil {
+		return err
+	}
+	if err := p.startMemory(ctx, i.MemoryQuota); err != nil {
 		return err
 	}
 	return p.stages.start(ctx, "intake", i.Run)
