@@ -79,7 +79,7 @@ const memoryRetry = 2 * time.Second
 
 // startMemory connects the memory service twice: to its bucket, and as the
 // governed service that it is.
-func (p *Process) startMemory(ctx context.Context) error {
+func (p *Process) startMemory(ctx context.Context, quota func(agent string) int64) error {
 	bucket, err := p.connect(keys.RoleMemory)
 	if err != nil {
 		return err
@@ -106,7 +106,7 @@ func (p *Process) startMemory(ctx context.Context) error {
 			}
 		}
 		p.keep(agent)
-		return memory.Run(ctx, memory.Options{Bucket: bucket, Agent: agent, Logger: p.log}, ready)
+		return memory.Run(ctx, memory.Options{Bucket: bucket, Agent: agent, Logger: p.log, Quota: quota}, ready)
 	})
 }
 
