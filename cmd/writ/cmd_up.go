@@ -74,6 +74,9 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	if err := app.demandSealed(app.Data); err != nil {
+		return err
+	}
 	if err := plane.CheckAddress(c.Listen, c.TLS || ca.Exists(app.Data)); err != nil {
 		return misuse("give --listen an address like 127.0.0.1:4222; port 0 picks one", "--listen: %w", err)
 	}
