@@ -131,7 +131,8 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 	if asked.Certificate != "" && ca.Fingerprint(chain[0].Raw) != asked.Certificate {
 		return "", fmt.Errorf("%s: its capability is bound to another certificate of it", asked.Agent)
 	}
-	if err := asked.Stands(i.pushes.now(asked.Agent)); err != nil {
+	account := i.pushes.now(asked.Agent)
+	if err := asked.Stands(account); err != nil {
 		return "", err
 	}
 	_, iat := i.standing(asked.Agent)
@@ -139,7 +140,7 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 	if end := chain[0].NotAfter; end.Before(expires) {
 		expires = end // nobody stays beyond its certificate
 	}
-	return i.maker.Admit(asked, r.UserNkey, iat, expires)
+	return i.maker.Admit(asked, account, r.UserNkey, iat, expires)
 }
 
 // proven checks that the server's nonce was signed with a user's key. The

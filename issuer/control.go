@@ -30,6 +30,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlLock, i.lock) },
 		func() error { return take(i, schemas.CtlLockdown, i.lockdown) },
 		func() error { return take(i, schemas.CtlRotate, i.rotate) },
+		func() error { return take(i, schemas.CtlWarrant, i.warrant) },
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.status) },
@@ -232,7 +233,7 @@ func (i *Issuer) countConnections(ctx context.Context, list []schemas.AgentStatu
 	var mu sync.Mutex
 	for n := range list {
 		g.Go(func() error {
-			public, err := i.maker.PublicKey(list[n].AgentID)
+			public, err := i.publicKey(list[n].AgentID)
 			if err != nil {
 				return err
 			}

@@ -117,8 +117,9 @@ func heldAction(s *schemas.State, seq uint64) *schemas.Event {
 }
 
 // decideEnroll says whether a principal may be enrolled. Enrolling a killed
-// one brings it back; the event names the kill that it undoes.
-func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, error) {
+// one brings it back, as another incarnation; the event names the kill that it
+// undoes.
+func decideEnroll(s *schemas.State, req schemas.EnrollRequest, incarnation string) (*schemas.Event, error) {
 	if err := checkActor(req.Actor); err != nil {
 		return nil, err
 	}
@@ -134,7 +135,7 @@ func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, 
 	case schemas.Suspended:
 		return nil, schemas.Refuse(schemas.CodeConflict, "%s is suspended: %s; resume it first", a.ID, a.LockReason)
 	case schemas.Killed:
-		e.Ref = a.LockSeq
+		e.Ref, e.ContentType, e.Data = a.LockSeq, jsonType, schemas.Marshal(schemas.Enrolment{Incarnation: incarnation})
 	}
 	return e, nil
 }

@@ -38,8 +38,8 @@ func (i *Issuer) invite(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, fmt.Errorf("make a user key: %w", err)
 	}
-	generation, iat := i.standing(req.ID)
-	token, err := i.maker.Join(req.ID, public, generation, iat, expires)
+	k, iat := i.standing(req.ID)
+	token, err := i.maker.Join(req.ID, public, k, iat, expires)
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
@@ -68,7 +68,7 @@ func (i *Issuer) logInvitation(ctx context.Context, req schemas.EnrollRequest, i
 
 // decideInvite says whether somebody may be invited to join.
 func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expires time.Time) (*schemas.Event, error) {
-	if _, err := decideEnroll(s, req); err != nil {
+	if _, err := decideEnroll(s, req, ""); err != nil {
 		return nil, err
 	}
 	a := s.Agents[req.ID]

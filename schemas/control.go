@@ -16,6 +16,7 @@ const (
 	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
 	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
 	CtlRotate   = "writ.ctl.issuer.rotate"   // RotateRequest → RotateReply
+	CtlWarrant  = "writ.ctl.issuer.warrant"  // WarrantRequest → WarrantReply
 	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
 	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
 	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
@@ -67,6 +68,7 @@ func (r *RevokeRequest) By() *string   { return &r.Actor }
 func (r *ReviewRequest) By() *string   { return &r.Actor }
 func (r *LockdownRequest) By() *string { return &r.Actor }
 func (r *RotateRequest) By() *string   { return &r.Actor }
+func (r *WarrantRequest) By() *string  { return &r.Actor }
 
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
@@ -213,6 +215,23 @@ type RotateRequest struct {
 // RotateReply says which key signs from the event on.
 type RotateReply struct {
 	Rotation
+	Seq uint64 `json:"seq"`
+}
+
+// WarrantRequest asks for a death warrant: what kills an agent without the
+// issuer.
+type WarrantRequest struct {
+	AgentID string `json:"agent_id"`
+	Reason  string `json:"reason"`
+	Actor   string `json:"actor"`
+}
+
+// WarrantReply holds the warrant: an account JWT without keys, imports and
+// connections.
+type WarrantReply struct {
+	AgentID string `json:"agent_id"`
+	Warrant
+	JWT string `json:"jwt"`
 	Seq uint64 `json:"seq"`
 }
 

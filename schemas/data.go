@@ -69,6 +69,10 @@ type Principal struct {
 	// Mode is ModeObserve where rules are held against what the agent does and
 	// logged, and not enforced.
 	Mode string `json:"mode,omitempty"`
+	// Incarnation tells apart those who bore the name one after the other: it is
+	// another where the name is declared anew, or enrolled behind a kill. Empty
+	// in logs from before it.
+	Incarnation string `json:"incarnation,omitempty"`
 	// Lock and Generation are set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock `json:"lock,omitempty"`
@@ -171,6 +175,19 @@ type Violation struct {
 	Subject string `json:"subject"`
 	What    string `json:"what"`  // publish, subscribe, FloodOfBytes or FloodOfMessages
 	Count   int    `json:"count"` // how many within the second
+}
+
+// An Enrolment is the body of agent.enrolled where it brings a killed principal
+// back: as another incarnation.
+type Enrolment struct {
+	Incarnation string `json:"incarnation"`
+}
+
+// A Warrant is a death warrant without its signature: the body of
+// agent.warranted. It kills that incarnation and no other.
+type Warrant struct {
+	Account     string `json:"account"` // NKey
+	Incarnation string `json:"incarnation"`
 }
 
 // A Certificate is what an agent was given to connect with, without any key:

@@ -35,6 +35,7 @@ const (
 	AgentKilled    Kind = "agent.killed"
 	AgentViolation Kind = "agent.violation"
 	AgentCertified Kind = "agent.certified"
+	AgentWarranted Kind = "agent.warranted"
 	TokenIssued    Kind = "token.issued"
 	TokenRevoked   Kind = "token.revoked"
 	ReviewApproved Kind = "review.approved"
@@ -115,6 +116,7 @@ var kinds = map[Kind]shape{
 	AgentKilled:      {fReason, controlMay},
 	AgentViolation:   {0, controlMay},
 	AgentCertified:   {0, controlMay},
+	AgentWarranted:   {fReason | fActor, controlMay},
 	TokenIssued:      {fOperation | fJTI | fTrace, controlMay | fAct},
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},

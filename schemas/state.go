@@ -148,6 +148,13 @@ func (s *State) Apply(e *Event) error {
 		delete(a.invited, e.JTI)
 		if a.Lock == Killed && e.Ref == a.LockSeq { // that very kill, by who knew of it
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
+			if len(e.Data) > 0 {
+				var anew Enrolment
+				if err := Unmarshal(e.Data, &anew); err != nil {
+					return fmt.Errorf("event %d: %w", e.Seq, err)
+				}
+				a.Incarnation = anew.Incarnation
+			}
 		}
 	case AgentPaused:
 		a.lock(Paused, e)

@@ -27,7 +27,7 @@ func (m *Maker) asked(u user) (string, error) {
 	c := jwt.NewUserClaims(u.public)
 	c.SetScoped(true)
 	c.Name, c.Expires, c.IssuerAccount = u.name, u.expires.Unix(), m.secrets.Auth.Account
-	c.Tags.Add(tagAgent+u.id, tagRole+string(u.role), tagGeneration+strconv.Itoa(u.generation))
+	c.Tags.Add(tagAgent+u.id, tagRole+string(u.role), tagGeneration+strconv.Itoa(u.keys.Generation))
 	c.Tags.Add(u.tags...)
 	return encode(c, u.iat, m.secrets.Auth.Agents)
 }
@@ -110,7 +110,7 @@ func (a Asked) Stands(now Account) error {
 
 // Admit signs the user that the server puts in place of one in AUTH, for the
 // key that the server has made for this connection and nobody else has.
-func (m *Maker) Admit(a Asked, key string, iat, expires time.Time) (string, error) {
-	return m.admitted(user{id: a.Agent, name: a.name, public: key, generation: a.Generation,
+func (m *Maker) Admit(a Asked, now Account, key string, iat, expires time.Time) (string, error) {
+	return m.admitted(user{id: a.Agent, name: a.name, public: key, keys: Keys{now.Incarnation, a.Generation},
 		role: a.Role, iat: iat, expires: expires, tags: a.tags})
 }

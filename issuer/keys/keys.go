@@ -210,7 +210,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 type KeyRole string
 
 const (
-	AccountKey   KeyRole = "account"   // the account's identity; the same for ever, signs nothing
+	AccountKey   KeyRole = "account"   // the account's identity, one for each incarnation; signs nothing
 	IdentityKey  KeyRole = "identity"  // signs users that may ask for capabilities
 	OperationKey KeyRole = "operation" // signs users bound to one operation
 	ServiceKey   KeyRole = "service"   // signs users of a service
@@ -227,10 +227,10 @@ func (s *Secrets) Bound(id string, role KeyRole) bool {
 }
 
 // Account derives one key of a principal's account. The account's own key and
-// the identity key are the same in all generations; the others are replaced
-// with each. A bound principal's are others than its unbound ones, so that
+// the identity key are the same in all generations of one incarnation; the
+// others are replaced with each. A bound principal's are others than its unbound ones, so that
 // nobody gets past its certificate with what was signed before.
-func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
+func (s *Secrets) Account(id, incarnation string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0
 	}
@@ -239,6 +239,9 @@ func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error
 		info = "writ bound account key v1/"
 	}
 	info += id + "/" + strconv.Itoa(generation) + "/" + string(role)
+	if incarnation != "" {
+		info += "/" + incarnation
+	}
 	if known, ok := s.derived.Load(info); ok {
 		return known.(*Pair), nil
 	}

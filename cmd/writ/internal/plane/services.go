@@ -270,8 +270,12 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
+	served, err := servedWarrants(p.keys)
+	if err != nil {
+		return nil, err
+	}
 	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Callout: callout, CA: authority, Consumer: string(keys.RoleIssuer),
-		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: p.retention, Logger: p.log})
+		Source: source(keys.RoleIssuer), Secrets: secrets, Served: served, Retention: p.retention, Logger: p.log})
 	if err != nil {
 		return nil, err
 	}
