@@ -189,7 +189,7 @@ func checkPrincipal(p schemas.Principal) error {
 		return fmt.Errorf("mode %.40q: observe is possible, for agents", p.Mode)
 	case p.TwoPerson && p.Kind != schemas.KindAgent:
 		return fmt.Errorf("two_person is for agents")
-	case p.Lock != "" || p.Generation != 0 || p.Incarnation != "":
+	case p.Lock != "" || p.Generation != 0 || p.Incarnation != "" || !p.CredentialExpires.IsZero():
 		return fmt.Errorf("a declaration can't set a lock; use writ pause, suspend or kill")
 	}
 	if p.Reserve < 0 || p.Reserve > capability.MaxMaxTokens {
@@ -310,7 +310,7 @@ func (i *Issuer) declare(ctx context.Context, p schemas.Principal, actor string)
 	p.Lock, p.Generation, p.Incarnation = schemas.Active, int(i.Now().Unix()), newIncarnation()
 	i.mu.RLock()
 	if a := i.state.Agents[p.ID]; a != nil {
-		p.Lock, p.Generation, p.Incarnation = a.Lock, a.Generation, a.Incarnation
+		p.Lock, p.Generation, p.Incarnation, p.CredentialExpires = a.Lock, a.Generation, a.Incarnation, a.CredentialExpires
 	}
 	i.mu.RUnlock()
 	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentDeclared, Agent: p.ID, Actor: actor, ContentType: jsonType, Data: schemas.Marshal(p)})

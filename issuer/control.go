@@ -49,7 +49,7 @@ func (i *Issuer) serveControl() error {
 }
 
 func (i *Issuer) health(context.Context, struct{}) (schemas.Health, error) {
-	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At()}, nil
+	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At(), Warning: ownExpiring(i.expiring(i.Now()))}, nil
 }
 
 func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) {
@@ -167,6 +167,10 @@ func (i *Issuer) status(ctx context.Context, req schemas.StatusRequest) (schemas
 	if len(reply.Agents) > limit {
 		reply.Agents = reply.Agents[:limit]
 		reply.Next = reply.Agents[limit-1].AgentID
+	}
+	if req.AgentID == "" && req.After == "" {
+		reply.Expiring = i.expiring(i.Now())
+		reply.Expiring = reply.Expiring[:min(len(reply.Expiring), expiringMost)]
 	}
 	i.addRisks(ctx, reply.Agents)
 	return reply, i.countConnections(ctx, reply.Agents)

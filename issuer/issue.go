@@ -243,8 +243,7 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 }
 
 // renewIdentity renews the credential with which a principal asks and is
-// asked. It is for a key that the principal names, and it is no event: it
-// changes nobody's rights. A certificate is.
+// asked. It is for a key that the principal names, and changes nobody's rights.
 func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
 	public := req.PublicKey
 	refusal := view(i, func(s *schemas.State) error {
@@ -268,9 +267,42 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
+	i.noteRenewal(ctx, id, expires)
 	reply := schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}
 	reply.CertificateReply, err = i.certified(ctx, id, id, cert)
 	return reply, err
+}
+
+// credentialTTL is how long a principal's own credential is valid.
+func credentialTTL(kind string) time.Duration {
+	switch kind {
+	case schemas.KindService:
+		return serviceTTL
+	case schemas.KindOperator:
+		return operatorTTL
+	}
+	return identityTTL
+}
+
+// renewedNoted is by how much a renewal must move the end of a credential for
+// the log to say so: an agent that renews without need fills nothing.
+const renewedNoted = time.Hour
+
+// noteRenewal logs that a credential lasts longer. Nobody's rights hang on it;
+// where the log does not take it, a warning will be one too many.
+func (i *Issuer) noteRenewal(ctx context.Context, id string, expires time.Time) {
+	known := view(i, func(s *schemas.State) time.Time {
+		if a := s.Agents[id]; a != nil {
+			return a.CredentialExpires
+		}
+		return time.Time{}
+	})
+	if expires.Sub(known) < renewedNoted {
+		return
+	}
+	if _, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentRenewed, Agent: id, Actor: id, Expires: expires.UTC()}); err != nil {
+		i.Logger.Warn("renewal of a credential not logged", "agent_id", id, "error", err)
+	}
 }
 
 // identity signs an agent's identity, a service's user or an operator's.
@@ -282,15 +314,13 @@ func (i *Issuer) identity(id, public string) (token string, expires time.Time, e
 		return ""
 	})
 	k, iat := i.standing(id)
+	expires = iat.Add(credentialTTL(kind))
 	switch kind {
 	case schemas.KindService:
-		expires = iat.Add(serviceTTL)
 		token, err = i.maker.Service(id, public, k, iat, expires)
 	case schemas.KindOperator:
-		expires = iat.Add(operatorTTL)
 		token, err = i.maker.Operator(id, public, k, iat, expires)
 	default:
-		expires = iat.Add(identityTTL)
 		token, err = i.maker.Identity(id, public, k, iat, expires)
 	}
 	return token, expires, err
@@ -353,7 +383,7 @@ func (i *Issuer) buried(ctx context.Context, id string) error {
 func (i *Issuer) logEnrolment(ctx context.Context, req schemas.EnrollRequest) error {
 	defer i.locks.pass(req.ID)()
 	i.mu.RLock()
-	e, err := decideEnroll(i.state, req, newIncarnation())
+	e, err := decideEnroll(i.state, req, newIncarnation(), i.Now())
 	i.mu.RUnlock()
 	if err != nil {
 		return err

@@ -42,6 +42,7 @@ type pushes struct {
 type sent struct {
 	account accounts.Account
 	iat     int64     // of the newest JWT
+	taken   int64     // of the newest that all servers took
 	due     time.Time // when the next must follow; zero: never
 	repeat  time.Time // when the repetition behind a lock is owed; zero: not
 }
@@ -226,6 +227,9 @@ func (p *pushes) one(ctx context.Context, id string) (nodes []string, err error)
 		p.failed(id)
 		return nodes, fmt.Errorf("account of %s: %w", id, err)
 	}
+	p.mu.Lock()
+	p.sent[id].taken = max(p.sent[id].taken, q.iat)
+	p.mu.Unlock()
 	return nodes, nil
 }
 
@@ -270,6 +274,9 @@ func (p *pushes) send(id string) (*question, schemas.Lock, error) {
 		s.due = time.Time{} // it holds for good
 	}
 	q, err := p.i.wire.push(token)
+	if err == nil {
+		q.iat = s.iat
+	}
 	return q, a.Lock, err
 }
 

@@ -49,6 +49,7 @@ type serverReply struct {
 type question struct {
 	subject string
 	sub     *nats.Subscription
+	iat     int64 // of an account JWT that was pushed
 }
 
 // ask puts a question. Questions reach the servers in the order in which they
@@ -62,7 +63,7 @@ func (w *wire) ask(subject string, data []byte) (*question, error) {
 	if err := w.nc.PublishRequest(subject, inbox, data); err != nil {
 		return nil, errors.Join(fmt.Errorf("ask the servers on %s: %w", subject, err), sub.Unsubscribe())
 	}
-	return &question{subject, sub}, nil
+	return &question{subject: subject, sub: sub}, nil
 }
 
 // answers returns when want servers have answered, or the time is over: then

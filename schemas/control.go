@@ -379,10 +379,21 @@ type AgentStatus struct {
 	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
 
+// An Expiry is a credential or key that ends soon, and how it is renewed.
+type Expiry struct {
+	Kind    string    `json:"kind"`
+	ID      string    `json:"id"` // whose it is
+	Expires time.Time `json:"expires_at"`
+	Renew   string    `json:"renew"`
+}
+
 type StatusReply struct {
 	Lockdown string        `json:"lockdown,omitempty"` // why nobody may act
 	Agents   []AgentStatus `json:"agents"`
 	Next     string        `json:"next,omitempty"`
+	// Expiring are those that end soon, the first of them first: of all, with the
+	// first page of all.
+	Expiring []Expiry `json:"expiring,omitempty"`
 }
 
 type RiskRequest struct {

@@ -73,6 +73,9 @@ type Principal struct {
 	// another where the name is declared anew, or enrolled behind a kill. Empty
 	// in logs from before it.
 	Incarnation string `json:"incarnation,omitempty"`
+	// CredentialExpires is when the newest credential with which it asks, or
+	// serves, or commands ends; zero where the log does not say.
+	CredentialExpires time.Time `json:"credential_expires,omitzero"`
 	// Lock and Generation are set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock `json:"lock,omitempty"`
@@ -177,10 +180,11 @@ type Violation struct {
 	Count   int    `json:"count"` // how many within the second
 }
 
-// An Enrolment is the body of agent.enrolled where it brings a killed principal
-// back: as another incarnation.
+// An Enrolment is the body of agent.enrolled: when the credential ends that was
+// made, and which incarnation begins where it brings a killed principal back.
 type Enrolment struct {
-	Incarnation string `json:"incarnation"`
+	Incarnation string    `json:"incarnation,omitempty"`
+	Expires     time.Time `json:"expires,omitzero"`
 }
 
 // A Warrant is a death warrant without its signature: the body of

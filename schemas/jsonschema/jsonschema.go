@@ -59,7 +59,7 @@ var (
 		reflect.TypeFor[schemas.BudgetsReply](), reflect.TypeFor[schemas.BudgetInfo](),
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),
 		reflect.TypeFor[schemas.PageRequest](), reflect.TypeFor[schemas.Review](), reflect.TypeFor[schemas.ReviewsReply](),
-		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.StatusReply](),
+		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.Expiry](), reflect.TypeFor[schemas.StatusReply](),
 		reflect.TypeFor[schemas.Head](), reflect.TypeFor[schemas.Published](), reflect.TypeFor[schemas.WitnessState](), reflect.TypeFor[schemas.HeadRequest](), reflect.TypeFor[schemas.VerifyReply](),
 		reflect.TypeFor[schemas.ProveRequest](), reflect.TypeFor[schemas.Proof](),
 		reflect.TypeFor[schemas.ShowRequest](), reflect.TypeFor[schemas.Shown](), reflect.TypeFor[schemas.ShowReply](),

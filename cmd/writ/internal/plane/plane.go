@@ -152,6 +152,7 @@ func (p *Plane) secure() error {
 		}
 		hosts = append(hosts, host)
 	}
+	p.authority = authority
 	p.tls, err = authority.ServerTLS(p.log, time.Now, hosts...)
 	return err
 }

@@ -287,7 +287,10 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 
 // startCallout opens what the issuer needs where TLS is on.
 func (p *Process) startCallout(trustDomain string) (*ca.Authority, *nats.Conn, error) {
-	authority, err := ca.Open(p.keys, trustDomain)
+	authority, err := p.authority, error(nil)
+	if authority == nil {
+		authority, err = ca.Open(p.keys, trustDomain)
+	}
 	if err != nil || authority == nil {
 		return nil, nil, err
 	}
