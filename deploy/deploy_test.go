@@ -367,9 +367,8 @@ func followReadme(t *testing.T, binary string) {
 		}
 	}
 	do(commands[0])
-	if err := os.RemoveAll(filepath.Join(data, "keys", "offline")); err != nil {
-		t.Fatal(err)
-	}
+	t.Setenv("WRIT_ROOT_PASSPHRASE", "as it is asked for at the terminal")
+	do([]string{"keys", "export-root", "--to", filepath.Join(t.TempDir(), "writ-root.age"), "--remove"})
 	p := startOn(t, binary, data, strings.Fields(only(t, readUnit(t, unitFile), "Service.ExecStart"))[1:], nil)
 	for _, words := range commands[1:] {
 		do(words)

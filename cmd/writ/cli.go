@@ -15,6 +15,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
+
+	"github.com/writ-sh/writ/issuer/keys"
 )
 
 // Exit codes of every command.
@@ -30,6 +32,8 @@ type globals struct {
 	Data   string `placeholder:"DIR" env:"WRIT_HOME" type:"path" default:"${data}" help:"Data folder of the control plane."`
 	Server string `placeholder:"URL" help:"NATS address of a control plane elsewhere."`
 	As     string `placeholder:"FILE" type:"path" help:"An operator's credentials for --server."`
+
+	openerFlags `embed:""`
 }
 
 // grammar is the command line: one field per command.
@@ -42,7 +46,7 @@ type grammar struct {
 	Provision provisionCmd `cmd:"" group:"Control plane" operator:"no" help:"Make the streams on a NATS server elsewhere."`
 	Serve     serveCmd     `cmd:"" group:"Control plane" operator:"no" help:"Run one service against a NATS server elsewhere."`
 
-	Keys keysCmd `cmd:"" group:"Control plane" help:"List the keys, and replace them."`
+	Keys keysCmd `cmd:"" group:"Control plane" help:"List the keys, replace and seal them."`
 
 	Apply  applyCmd  `cmd:"" group:"Fleet" help:"Declare the fleet, and show what changes."`
 	Enroll enrollCmd `cmd:"" group:"Fleet" help:"Make identity credentials for an agent or a service."`
@@ -151,6 +155,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return term.fail(misuse("give both, or neither", "--server and --as go together"))
 	}
 	app := &App{globals: g.globals, terminal: term, stdin: stdin, actor: actor()}
+	keys.OpenWith(app.opensKeys(ctx))
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(app); err != nil {
 		return term.fail(err)

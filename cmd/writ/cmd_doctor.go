@@ -125,14 +125,19 @@ func checkKeys(data string) check {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		k.State, k.Detail, k.Next = failed, err.Error(), "writ init --data "+data+" makes them; after a loss, restore them from a backup"
+	case errors.Is(err, keys.ErrSealed):
+		k.State, k.Detail, k.Next = failed, err.Error(), fmt.Sprintf(adviceOpener, "", "")
 	case errors.Is(err, keys.ErrPermissions):
 		k.State, k.Detail, k.Next = failed, err.Error(), "close them to others, and replace them if somebody had access"
 	case err != nil:
 		k.State, k.Detail, k.Next = failed, err.Error(), "restore the keys from a backup"
 	default:
+		if keys.IsSealed(data) {
+			k.Detail = "whole, sealed, and closed to others"
+		}
 		if _, err := os.Stat(offlineDir(data)); err == nil {
 			k.State, k.Detail = warned, k.Detail+"; the offline keys are still here"
-			k.Next = "move " + offlineDir(data) + " to a place that is not connected to this machine"
+			k.Next = "writ keys export-root --to FILE --remove takes them off this machine; or move " + offlineDir(data)
 		}
 	}
 	return k

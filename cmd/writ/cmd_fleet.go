@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -17,10 +18,30 @@ import (
 
 type initCmd struct {
 	TrustDomain string `placeholder:"DOMAIN" default:"writ.local" help:"Name of the trust domain, such as acme.example (default: ${default})."`
+	Seal        bool   `help:"Seal the keys from the beginning, to --passphrase-file, --identity, or a passphrase that is asked for."`
 	tlsFlags
 }
 
-func (c *initCmd) Run(app *App) error {
+// keys makes the keys, sealed where that is asked for.
+func (c *initCmd) keys(ctx context.Context, app *App) error {
+	if !c.Seal {
+		if app.given(ofKeys) {
+			return misuse("add --seal, or leave out --passphrase-file, --identity and what the environment says", "what opens sealed keys is given, and these are not to be sealed")
+		}
+		return keys.Init(app.Data, c.TrustDomain)
+	}
+	dir := filepath.Join(app.Data, keys.Dir)
+	if _, err := os.Lstat(dir); err == nil {
+		return fmt.Errorf("%w in %s", keys.ErrExists, dir)
+	}
+	with, err := app.opener(ctx, app, ofKeys, dir, true)
+	if err != nil {
+		return err
+	}
+	return keys.InitSealed(app.Data, c.TrustDomain, with)
+}
+
+func (c *initCmd) Run(ctx context.Context, app *App) error {
 	if err := keys.CheckTrustDomain(c.TrustDomain); err != nil {
 		return misuse("give a name such as acme.example with --trust-domain", "%w", err)
 	}
@@ -28,7 +49,7 @@ func (c *initCmd) Run(app *App) error {
 	if err != nil {
 		return err
 	}
-	if err := keys.Init(app.Data, c.TrustDomain); err != nil {
+	if err := c.keys(ctx, app); err != nil {
 		if errors.Is(err, keys.ErrExists) {
 			return advise(err, "writ up --data "+app.Data+" uses the keys that are there")
 		}
@@ -60,7 +81,7 @@ func (c *initCmd) Run(app *App) error {
 		}{app.Data, c.TrustDomain, changes})
 	}
 	app.say("Made the keys of %s in %s.", c.TrustDomain, filepath.Join(app.Data, keys.Dir))
-	app.note("Move %s to a place that is not connected to this machine, and keep it.", filepath.Join(app.Data, keys.Dir, "offline"))
+	app.note("Take the operator's root key off this machine, and keep it: writ keys export-root --to FILE --remove, or move %s.", offlineDir(app.Data))
 	if secure != nil {
 		app.note("TLS is on: clients trust the server by %s, and agents need a certificate (--svid-dir).", ca.BundlePath(app.Data))
 	}

@@ -13,6 +13,12 @@ import (
 type keysCmd struct {
 	List   keysListCmd   `cmd:"" help:"List the keys of the data folder; no secret is shown."`
 	Rotate keysRotateCmd `cmd:"" help:"Replace keys."`
+	Seal   keysSealCmd   `cmd:"" help:"Encrypt the secrets of the data folder; the control plane has to be stopped."`
+	Unseal keysUnsealCmd `cmd:"" help:"Put them back in clear; the control plane has to be stopped."`
+	Reseal keysResealCmd `cmd:"" help:"Set another passphrase or identity; the control plane has to be stopped."`
+
+	ExportRoot keysExportRootCmd `cmd:"" help:"Encrypt the operator's root key into a file, and take it off this machine."`
+	ImportRoot keysImportRootCmd `cmd:"" help:"Put an exported root key back, for what needs it."`
 }
 
 type keysListCmd struct{}

@@ -49,6 +49,9 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}
+	if err := app.demandSealed(folder); err != nil {
+		return err
+	}
 	weights, err := servingWeights(c.Weights, folder)
 	if err != nil {
 		return err

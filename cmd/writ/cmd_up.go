@@ -57,6 +57,9 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	if err := app.demandSealed(app.Data); err != nil {
+		return err
+	}
 	for _, a := range [][2]string{{"--listen", c.Listen}, {"--http", c.HTTP}} {
 		if err := plane.CheckAddress(a[1], c.TLS || ca.Exists(app.Data)); err != nil {
 			return misuse("give "+a[0]+" an address like 127.0.0.1:4222; port 0 picks one", "%s: %w", a[0], err)

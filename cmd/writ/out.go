@@ -29,6 +29,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -68,6 +69,12 @@ func advise(err error, next string) error {
 	var a *advised
 	if err == nil || errors.As(err, &a) {
 		return err
+	}
+	switch {
+	case errors.Is(err, keys.ErrSealed): // wherever it was noticed
+		next = fmt.Sprintf(adviceOpener, "", "")
+	case errors.Is(err, keys.ErrHalfSealed):
+		next = "writ keys seal, or writ keys unseal, goes on where it stopped"
 	}
 	return &advised{err, next}
 }

@@ -116,6 +116,12 @@ func upgraded(o Options) (*keys.Trust, error) {
 // RenewServices makes the services' users anew and revokes the old ones, where
 // nobody else has the folder.
 func RenewServices(data string) error {
+	return Alone(data, func() error { return keys.Renew(data) })
+}
+
+// Alone does something with a data folder's keys while nobody else has the
+// folder.
+func Alone(data string, do func() error) error {
 	if _, err := keys.Open(data); err != nil {
 		return err
 	}
@@ -124,7 +130,7 @@ func RenewServices(data string) error {
 		return err
 	}
 	defer release(lock)
-	return keys.Renew(data)
+	return do()
 }
 
 func (s *Server) start(o Options) error {

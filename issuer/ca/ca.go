@@ -42,7 +42,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
-	"os"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -50,6 +50,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -307,12 +308,12 @@ func (a *Authority) authorities() (*x509bundle.Bundle, error) {
 }
 
 // readKey reads a private key in PKCS #8, PEM. The error never quotes it.
-func readKey(path string) (crypto.Signer, error) {
-	b, err := os.ReadFile(path)
+func readKey(data, name string) (crypto.Signer, error) {
+	b, err := keys.ReadSecret(data, path.Join(keys.TLSDir, name))
 	if err != nil {
 		return nil, fmt.Errorf("read the authority's key: %w", err)
 	}
-	damaged := fmt.Errorf("%s is damaged; restore it from a backup", path)
+	damaged := fmt.Errorf("keys/%s/%s is damaged; restore it from a backup", keys.TLSDir, name)
 	block, _ := pem.Decode(b)
 	if block == nil {
 		return nil, damaged

@@ -132,7 +132,7 @@ func TestWhatIsDamagedOrOpenToOthersIsRefused(t *testing.T) {
 		spoil func(data string) error
 		says  string
 	}{
-		"a key that others can read": {func(d string) error { return os.Chmod(key(d), 0o640) }, "readable by others"},
+		"a key that others can read": {func(d string) error { return os.Chmod(key(d), 0o640) }, "open to others"},
 		"a key of another authority": {func(d string) error {
 			_, k, err := root(opened(t, d).domain, time.Now())
 			if err != nil {

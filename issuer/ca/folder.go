@@ -129,7 +129,7 @@ func Open(data, trustDomain string) (*Authority, error) {
 	if a.cert, err = readCert(filepath.Join(d, "ca.pem")); err != nil {
 		return nil, err
 	}
-	if a.key, err = readKey(filepath.Join(d, "ca_key.pem")); err != nil {
+	if a.key, err = readKey(data, "ca_key.pem"); err != nil {
 		return nil, err
 	}
 	if k, ok := a.cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(a.key.Public()) {

@@ -15,6 +15,8 @@ import (
 // TLSDir is the folder inside keys/ that is there where TLS is on.
 const TLSDir = "tls"
 
+const tlsDraft = "tls-draft-"
+
 // Auth is what the issuer answers with where the server asks whether a
 // connection is to be let in, and as whom (auth callout).
 type Auth struct {
@@ -50,7 +52,7 @@ func (d *draft) kept(name string, create func() (nkeys.KeyPair, error)) nkeys.Ke
 	if d.err != nil {
 		return nil
 	}
-	seed, err := readSecret(filepath.Join(d.dir, name))
+	seed, err := readSecret(d.dir, name)
 	if err == nil {
 		pair, err := nkeys.FromSeed(seed)
 		if err != nil {
@@ -85,7 +87,7 @@ func openAuth(dir string) (*Auth, error) {
 	}
 	read := func(name string, want nkeys.PrefixByte) (raw []byte, pair nkeys.KeyPair) {
 		damaged := fmt.Errorf("keys/accounts/%s is damaged; restore it from a backup", name)
-		seed, serr := readSecret(filepath.Join(dir, "accounts", name))
+		seed, serr := readSecret(dir, filepath.Join("accounts", name))
 		if serr != nil {
 			err = errors.Join(err, serr)
 			return nil, nil
@@ -116,20 +118,20 @@ func openAuth(dir string) (*Auth, error) {
 func WriteTLS(data string, files map[string][]byte) error {
 	dir := filepath.Join(data, Dir)
 	target := filepath.Join(dir, TLSDir)
-	d := &draft{dir: target, replace: true}
+	d := &draft{dir: dir, sealed: dir, replace: true}
 	_, err := os.Stat(target)
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if fresh {
-		if d.dir, err = os.MkdirTemp(data, "tls-draft-"); err != nil {
+		if d.dir, err = os.MkdirTemp(data, tlsDraft); err != nil {
 			return err
 		}
 		defer os.RemoveAll(d.dir)
 	}
 	for name, content := range files {
-		d.write(name, bytes.TrimRight(content, "\n"))
+		d.write(filepath.Join(TLSDir, name), bytes.TrimRight(content, "\n"))
 	}
 	if d.err != nil || !fresh {
 		return d.err
 	}
-	return errors.Join(syncDir(d.dir), os.Rename(d.dir, target), syncDir(dir))
+	return errors.Join(os.Rename(filepath.Join(d.dir, TLSDir), target), syncDir(dir))
 }

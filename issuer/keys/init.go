@@ -27,15 +27,23 @@ const ResponseThreshold = time.Hour
 // command may take.
 const AskThreshold = 15 * time.Minute
 
-const offlineReadme = `The keys in this folder sign nothing after writ init. Move the folder to a
-place that is not connected to this machine, and keep it: with the operator's
-root key a new operator signing key can be named, should the present one be
-lost or stolen. Writ runs without it.
+const offlineReadme = `The keys in this folder sign nothing after writ init. Take them off this
+machine (writ keys export-root --to FILE --remove), and keep them: with the
+operator's root key a new operator signing key can be named, should the present
+one be lost or stolen. Writ runs without it.
 `
 
 // Init makes the folder keys/ of a data folder: whole or not at all. It fails
 // with ErrExists where there is one.
-func Init(data, trustDomain string) error {
+func Init(data, trustDomain string) error { return initWith(data, trustDomain, nil) }
+
+// InitSealed is the same, and what it makes is sealed: no secret ever reaches
+// the disk.
+func InitSealed(data, trustDomain string, with *Opener) error {
+	return initWith(data, trustDomain, with)
+}
+
+func initWith(data, trustDomain string, with *Opener) error {
 	if err := CheckTrustDomain(trustDomain); err != nil {
 		return err
 	}
@@ -50,7 +58,7 @@ func Init(data, trustDomain string) error {
 			return fmt.Errorf("%s holds a control plane's %s, and %w: put keys/ back from a backup; new ones can't open it", data, name, ErrHistory)
 		}
 	}
-	if err := os.MkdirAll(data, 0o700); err != nil {
+	if err := closedFolder(data); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	draft, err := os.MkdirTemp(data, draftPrefix)
@@ -58,7 +66,7 @@ func Init(data, trustDomain string) error {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	defer os.RemoveAll(draft)
-	if err := fill(draft, trustDomain); err != nil {
+	if err := fill(draft, trustDomain, with); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	if err := os.Rename(draft, target); err != nil {
@@ -68,6 +76,20 @@ func Init(data, trustDomain string) error {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	return errors.Join(dropDrafts(data), syncDir(data))
+}
+
+// closedFolder makes a data folder, or closes an empty one to others. One that
+// holds something may be open to others on purpose.
+func closedFolder(data string) error {
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(data); err != nil {
+		return err
+	} else if len(entries) == 0 {
+		return os.Chmod(data, 0o700)
+	}
+	return checkClosed(data)
 }
 
 // dropDrafts removes what a process left that was killed while it made keys:
@@ -93,36 +115,6 @@ func CheckTrustDomain(s string) error {
 		return fmt.Errorf("%w; choose one such as acme.example", err)
 	}
 	return nil
-}
-
-// A draft is a folder in the making; its first error stands for all.
-type draft struct {
-	dir     string
-	replace bool // the folder is in use: a file is written whole, in place of an old one
-	err     error
-}
-
-func (d *draft) write(name string, content []byte) {
-	if d.err != nil {
-		return
-	}
-	path := filepath.Join(d.dir, name)
-	if d.err = os.MkdirAll(filepath.Dir(path), 0o700); d.err != nil {
-		return
-	}
-	end, flags := path, os.O_EXCL
-	if d.replace {
-		path, flags = path+".tmp", os.O_TRUNC
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flags, 0o600)
-	if err != nil {
-		d.err = err
-		return
-	}
-	_, err = f.Write(append(content, '\n'))
-	if d.err = errors.Join(err, f.Sync(), f.Close()); d.err == nil && d.replace {
-		d.err = errors.Join(os.Rename(path, end), syncDir(filepath.Dir(end)))
-	}
 }
 
 func (d *draft) pair(prefix nkeys.PrefixByte, name string) (nkeys.KeyPair, string) {
@@ -156,10 +148,15 @@ func (d *draft) secret(name string) {
 	d.write(name, []byte(hex.EncodeToString(b)))
 }
 
-func fill(dir, trustDomain string) error {
+func fill(dir, trustDomain string, with *Opener) error {
 	d := &draft{dir: dir}
 	if d.err = os.Chmod(dir, 0o700); d.err != nil {
 		return d.err
+	}
+	if with != nil {
+		if err := newSeal(whole, with).put(d); err != nil {
+			return err
+		}
 	}
 	root, _ := d.pair(nkeys.PrefixByteOperator, "offline/operator.seed")
 	d.write("offline/README", []byte(strings.TrimSpace(offlineReadme)))
@@ -306,12 +303,7 @@ func (d *draft) creds(role Role, r rights, account string, signer, pair nkeys.Ke
 		d.err = err
 		return
 	}
-	rel, err := filepath.Rel(Dir, CredsPath("", role))
-	if err != nil {
-		d.err = err
-		return
-	}
-	d.write(rel, creds)
+	d.write(credsName(role), creds)
 }
 
 func mustPublic(pair nkeys.KeyPair) string {
@@ -320,13 +312,4 @@ func mustPublic(pair nkeys.KeyPair) string {
 		panic(err) // a pair that was just made has a public key
 	}
 	return public
-}
-
-// syncDir makes a folder's entries durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

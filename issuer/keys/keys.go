@@ -4,11 +4,13 @@
 // Guarantees:
 //
 //   - Init makes a whole folder or none, and never overwrites one.
-//   - Folders are 0700 and files 0600. Whatever is readable by anybody else is
-//     an error, before anything of it is used.
+//   - Folders are 0700 and files 0600, the data folder among them. Whatever is
+//     open to anybody else is an error, before anything of it is used.
+//   - In a sealed folder (Seal, InitSealed) every secret is encrypted with age,
+//     each under its name, and opened in memory alone.
 //   - The operator's root key and the accounts' identity keys sign nothing
 //     after Init (signing keys do, and the server insists on them); they lie
-//     in keys/offline, to be moved away.
+//     in keys/offline, to be taken away (ExportRoot, RemoveRoot).
 //   - Every key of every agent's account is derived from one 32-byte master
 //     secret (HKDF-SHA-256, RFC 5869), so that nothing about an agent has to be
 //     stored, and a generation that was replaced is never derived again.
@@ -31,14 +33,14 @@
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user
 //	tls/                     where TLS is on: package ca
-//	offline/                 to be moved away
+//	offline/                 to be taken away
+//	seal.age                 where the folder is sealed: under what
 package keys
 
 import (
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +48,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/nats-io/nkeys"
@@ -78,7 +79,7 @@ var ErrExists = errors.New("keys exist already")
 var ErrHistory = errors.New("its keys are missing")
 
 // ErrPermissions is matched where others than the owner may read a key.
-var ErrPermissions = errors.New("keys are readable by others")
+var ErrPermissions = errors.New("keys are open to others")
 
 // Trust is what everybody may know: enough to run a server and to verify.
 type Trust struct {
@@ -92,7 +93,7 @@ type Trust struct {
 // Open checks the whole folder's permissions and reads its public part.
 func Open(data string) (*Trust, error) {
 	dir := filepath.Join(data, Dir)
-	if err := CheckPermissions(dir); err != nil {
+	if err := errors.Join(checkClosed(data), CheckPermissions(dir)); err != nil {
 		return nil, err
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "trust.json"))
@@ -138,28 +139,51 @@ func CheckPermissions(dir string) error {
 		if err != nil {
 			return fmt.Errorf("check keys: %w", err)
 		}
-		if mode := info.Mode(); mode&fs.ModeSymlink == 0 && mode.Perm()&0o077 != 0 {
-			want := "600"
-			if d.IsDir() {
-				want = "700"
-			}
-			return fmt.Errorf("%w: %s has mode %o; run chmod %s on it, and replace the keys if others had access", ErrPermissions, path, mode.Perm(), want)
-		}
-		return nil
+		return closed(path, info)
 	})
+}
+
+// checkClosed fails where others may look into a data folder, or write there:
+// what is beside the keys is for nobody else either, and who may write could
+// put another folder of keys in place of this one.
+func checkClosed(data string) error {
+	info, err := os.Stat(data)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // without a folder there is nothing to read
+	}
+	if err != nil {
+		return fmt.Errorf("check keys: %w", err)
+	}
+	return closed(data, info)
+}
+
+func closed(path string, info fs.FileInfo) error {
+	mode := info.Mode()
+	if mode&fs.ModeSymlink != 0 || mode.Perm()&0o077 == 0 {
+		return nil
+	}
+	want := "600"
+	if info.IsDir() {
+		want = "700"
+	}
+	return fmt.Errorf("%w: %s has mode %o; run chmod %s %s, and replace the keys if others had access", ErrPermissions, path, mode.Perm(), want, path)
 }
 
 // CredsPath is where a role's NATS credentials lie.
 func CredsPath(data string, role Role) string {
+	return filepath.Join(data, Dir, credsName(role))
+}
+
+func credsName(role Role) string {
 	if role == RoleOperator {
-		return filepath.Join(data, Dir, "operator.creds")
+		return "operator.creds"
 	}
-	return filepath.Join(data, Dir, "creds", string(role)+".creds")
+	return filepath.Join("creds", string(role)+".creds")
 }
 
 // Creds reads a role's NATS credentials, which are a secret.
 func Creds(data string, role Role) ([]byte, error) {
-	return readSecret(CredsPath(data, role))
+	return ReadSecret(data, credsName(role))
 }
 
 // Secrets are the issuer's. They must not leave its process.
@@ -180,7 +204,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 	}
 	dir := filepath.Join(data, Dir)
 	s := &Secrets{Trust: trust}
-	seed, err := readSecret(filepath.Join(dir, "operator-signing.seed"))
+	seed, err := readSecret(dir, "operator-signing.seed")
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +215,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 	if s.Operator, err = newPair(prefix, raw); err != nil {
 		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
 	}
-	if s.master, err = readHex(filepath.Join(dir, "master.secret")); err != nil {
+	if s.master, err = readHex(dir, "master.secret"); err != nil {
 		return nil, err
 	}
 	if s.Capability, err = openRing(dir); err != nil {
@@ -272,7 +296,7 @@ func OpenLedger(data string) (*Ledger, error) {
 		return nil, err
 	}
 	dir := filepath.Join(data, Dir)
-	skey, err := readSecret(filepath.Join(dir, "ledger.note"))
+	skey, err := readSecret(dir, "ledger.note")
 	if err != nil {
 		return nil, err
 	}
@@ -283,48 +307,10 @@ func OpenLedger(data string) (*Ledger, error) {
 	if l.Verifier, err = readText(dir, "ledger.pub"); err != nil {
 		return nil, err
 	}
-	secret, err := readHex(filepath.Join(dir, "ledger.secret"))
+	secret, err := readHex(dir, "ledger.secret")
 	if err != nil {
 		return nil, err
 	}
 	copy(l.Secret[:], secret)
 	return l, nil
-}
-
-// readSecret reads a file that nobody else may read. The trailing newline is
-// not part of it.
-func readSecret(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%w: %s has mode %o; run chmod 600 on it", ErrPermissions, path, info.Mode().Perm())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	return []byte(strings.TrimRight(string(b), "\n")), nil
-}
-
-func readText(dir, name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		return "", fmt.Errorf("read keys: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-// readHex reads 32 bytes written as hex. The error never quotes them.
-func readHex(path string) ([]byte, error) {
-	text, err := readSecret(path)
-	if err != nil {
-		return nil, err
-	}
-	b, err := hex.DecodeString(string(text))
-	if err != nil || len(b) != 32 {
-		return nil, fmt.Errorf("%s is damaged: not 64 hex digits; restore it from a backup", filepath.Base(path))
-	}
-	return b, nil
 }

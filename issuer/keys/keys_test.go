@@ -404,7 +404,7 @@ func TestInitMakesNoKeysBesideHistory(t *testing.T) {
 }
 
 func TestInitRemovesWhatAKilledOneLeft(t *testing.T) {
-	data := t.TempDir()
+	data := filepath.Join(t.TempDir(), "data") // closed to others
 	left := filepath.Join(data, draftPrefix+"123", "creds")
 	if err := os.MkdirAll(left, 0o700); err != nil {
 		t.Fatal(err)

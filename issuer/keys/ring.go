@@ -108,7 +108,7 @@ func keyID(key ed25519.PublicKey) string {
 var errRing = errors.New("keys/" + ringFile + " is damaged; restore it from a backup")
 
 func openRing(dir string) (*Ring, error) {
-	b, err := readSecret(filepath.Join(dir, ringFile))
+	b, err := readSecret(dir, ringFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w; an older version made the folder: start once with writ up, or run writ provision, which bring it up to date", err)
 	}
@@ -232,7 +232,7 @@ func (d *draft) newRing() {
 func (d *draft) ringFrom(now time.Time) error {
 	old := filepath.Join(d.dir, ringOld)
 	if _, err := openRing(d.dir); errors.Is(err, fs.ErrNotExist) {
-		seed, err := readHex(old)
+		seed, err := readHex(d.dir, ringOld)
 		if err != nil {
 			return err
 		}

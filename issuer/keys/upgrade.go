@@ -122,7 +122,7 @@ func (d *draft) renew(name, token string, users []*jwt.UserClaims, operator nkey
 }
 
 func readSigner(dir, name string) (nkeys.KeyPair, error) {
-	seed, err := readSecret(filepath.Join(dir, name))
+	seed, err := readSecret(dir, name)
 	if err != nil {
 		return nil, err
 	}

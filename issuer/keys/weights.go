@@ -26,7 +26,7 @@ func WeightsSigner(data string) (note.Signer, error) {
 		return nil, err
 	}
 	dir := filepath.Join(data, Dir)
-	skey, err := readSecret(filepath.Join(dir, weightsSecret))
+	skey, err := readSecret(dir, weightsSecret)
 	if errors.Is(err, fs.ErrNotExist) {
 		var vkey, made string
 		if made, vkey, err = note.GenerateKey(rand.Reader, trust.TrustDomain+"/weights"); err != nil {

@@ -49,7 +49,10 @@ const (
 	suffix      = ".json"
 )
 
-func folder(data string) string { return filepath.Join(data, "keys", dir) }
+func folder(data string) string { return filepath.Join(data, keys.Dir, dir) }
+
+// name is that of a webhook's file in keys/.
+func name(id string) string { return filepath.Join(dir, id+suffix) }
 
 func path(data, id string) string { return filepath.Join(folder(data), id+suffix) }
 
@@ -109,7 +112,7 @@ func Read(data, id string) (Hook, error) {
 	case !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0:
 		return h, fmt.Errorf("webhook %s: %w: %s is not a file of mode 0600", id, keys.ErrPermissions, path(data, id))
 	}
-	text, err := os.ReadFile(path(data, id))
+	text, err := keys.ReadSecret(data, name(id))
 	if err != nil {
 		return h, fmt.Errorf("webhook %s: %w", id, err)
 	}
@@ -152,10 +155,10 @@ func Write(data string, h Hook) error {
 	if err := h.Check(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(folder(data), 0o700); err != nil {
+	if err := keys.WriteSecret(data, name(h.ID), schemas.Marshal(h)); err != nil {
 		return fmt.Errorf("webhook %s: %w", h.ID, err)
 	}
-	return replace(path(data, h.ID), schemas.Marshal(h))
+	return nil
 }
 
 // Remove ends a webhook, and forgets how far it had come.

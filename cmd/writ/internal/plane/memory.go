@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/writ-sh/writ/broker/memory"
 	"github.com/writ-sh/writ/internal/bus"
@@ -20,11 +20,10 @@ import (
 // often enough that they never run out, for they are valid for a week.
 const memoryRenew = 24 * time.Hour
 
-// memoryCreds is where the memory service finds the credentials of the
-// governed service that it is. The issuer's process writes them.
-func memoryCreds(data string) string {
-	return filepath.Join(data, keys.Dir, "creds", "memory-service.creds")
-}
+// memoryCreds is the file of keys/ in which the memory service finds the
+// credentials of the governed service that it is. The issuer's process writes
+// it.
+const memoryCreds = "creds/memory-service.creds"
 
 // keepMemoryCreds declares the memory service where it is new, and keeps its
 // credentials fresh.
@@ -71,19 +70,7 @@ func (p *Process) renewMemoryCreds(ctx context.Context, operator *nats.Conn) err
 	if err != nil {
 		return fmt.Errorf("enroll the memory service: %w", err)
 	}
-	return replace(memoryCreds(p.keys), []byte(e.Creds))
-}
-
-// replace writes a file that only its owner can read, whole or not at all.
-func replace(path string, content []byte) error {
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, content, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	return nil
+	return keys.WriteSecret(p.keys, memoryCreds, []byte(e.Creds))
 }
 
 // memoryRetry is how long the memory service waits before it asks again to be
@@ -97,7 +84,7 @@ func (p *Process) startMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	creds, err := bus.ReadCreds(memoryCreds(p.keys))
+	creds, err := keys.ReadSecret(p.keys, memoryCreds)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w; the issuer writes the file into its own key folder when it starts: start it first, and copy the file where the folder is another", err)
 	}
@@ -126,5 +113,25 @@ func (p *Process) startMemory(ctx context.Context) error {
 // dialMemory connects with the newest credentials, now and whenever the
 // connection breaks.
 func (p *Process) dialMemory(creds []byte) (*nats.Conn, error) {
-	return p.dial(schemas.MemoryID, creds, nats.UserCredentials(memoryCreds(p.keys)), nats.IgnoreAuthErrorAbort())
+	newest := func() ([]byte, error) { return keys.ReadSecret(p.keys, memoryCreds) }
+	token := func() (string, error) {
+		creds, err := newest()
+		if err != nil {
+			return "", err
+		}
+		return nkeys.ParseDecoratedJWT(creds)
+	}
+	sign := func(nonce []byte) ([]byte, error) {
+		creds, err := newest()
+		if err != nil {
+			return nil, err
+		}
+		user, err := nkeys.ParseDecoratedNKey(creds)
+		if err != nil {
+			return nil, errors.New("the memory service's credentials are damaged")
+		}
+		defer user.Wipe()
+		return user.Sign(nonce)
+	}
+	return p.dial(schemas.MemoryID, creds, nats.UserJWT(token, sign), nats.IgnoreAuthErrorAbort())
 }

@@ -74,7 +74,7 @@ func TestARestartDoesNotBringBackAKilledMemoryService(t *testing.T) {
 	// Enrolled by an operator, it serves again without a further start.
 	e, err := bus.Call[schemas.EnrollReply](t.Context(), operator, schemas.CtlEnroll, schemas.EnrollRequest{ID: schemas.MemoryID, Actor: "test"})
 	if err == nil {
-		err = os.WriteFile(memoryCreds(data), []byte(e.Creds), 0o600)
+		err = keys.WriteSecret(data, memoryCreds, []byte(e.Creds))
 	}
 	if err != nil {
 		t.Fatal(err)
