@@ -94,6 +94,8 @@ type Issuer struct {
 	signer  *capability.Signer
 	jwks    []byte
 
+	turning sync.Mutex // one step of a rotation of the accounts' keys at a time
+
 	applying sync.Mutex // one declaration of the fleet at a time
 
 	mu     sync.RWMutex // guards the fields below

@@ -142,11 +142,12 @@ func (p *pushes) account(id string) accounts.Account {
 	if s := p.sent[id]; s != nil && !known {
 		a.Incarnation = s.account.Incarnation
 	}
+	a.Epoch = p.i.Secrets.Masters.Epoch()
 	if forced, ok := p.forced[id]; ok && lockOrder[forced] > lockOrder[a.Lock] {
 		a.Lock = forced
 	}
 	if cutsOff(a.Lock) {
-		a.Generation = 0 // such an account has none of the keys
+		a.Generation, a.Epoch = 0, 0 // such an account has none of the keys
 	}
 	return a
 }

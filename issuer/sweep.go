@@ -35,6 +35,7 @@ func (i *Issuer) sweepLoop(ctx context.Context) error {
 		now := i.Now()
 		i.endOperations(ctx, now)
 		i.tendKeys(ctx, now)
+		i.tendAccounts(ctx, now)
 		if now.Sub(warned) >= declarePause {
 			warned = now
 			said = i.warnExpiring(now, said)

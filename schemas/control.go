@@ -203,8 +203,10 @@ type LockdownReply struct {
 	Partial         bool     `json:"partial"`
 }
 
-// RotateRequest has another key sign capabilities from now on.
+// RotateRequest has another key sign capabilities, or agents' users, from now
+// on.
 type RotateRequest struct {
+	Key string `json:"key,omitempty"` // RotateCapability where it says nothing
 	// Compromised says that a thief may have the keys: nothing that was signed
 	// before verifies any more.
 	Compromised bool   `json:"compromised,omitempty"`

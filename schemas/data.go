@@ -275,9 +275,15 @@ func Marshal(v any) []byte {
 	return b
 }
 
-// Rotation is the body of policy.rotated: which key signs capabilities from
-// that event on.
+// Keys that a Rotation can be of.
+const (
+	RotateCapability = "capability"
+	RotateAccounts   = "accounts" // those that sign agents' users on NATS
+)
+
+// Rotation is the body of policy.rotated: which key signs from that event on.
 type Rotation struct {
+	Key         string    `json:"key,omitempty"`         // what it is for: RotateCapability where it says nothing
 	KeyID       string    `json:"kid"`                   // RFC 7638 thumbprint
 	Replaced    string    `json:"replaced"`              // the key that signed before
 	Until       time.Time `json:"until,omitzero"`        // how long what that signed can verify

@@ -55,6 +55,7 @@ func (t *terminal) clockOr(at time.Time) string {
 
 type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
+	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
 
@@ -80,6 +81,31 @@ func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
 		return nil
 	}
 	app.note("What %s signed verifies until %s at the latest.", r.Replaced, app.clock(r.Until))
+	return nil
+}
+
+type rotateAccountsCmd struct {
+	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, and everybody has to be enrolled anew."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := call[schemas.RotateReply](ctx, app, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateAccounts, Compromised: c.Compromised, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Other keys sign the users of agents, services and operators from event %d on.", r.Seq)
+	if r.Compromised {
+		app.note("Whoever was connected with what the former ones signed is cut off: enrol agents, services and operators anew (writ enroll).")
+		return nil
+	}
+	app.note("What the former ones signed counts until it expires, and until %s at the latest.", app.clock(r.Until))
 	return nil
 }
 

@@ -83,6 +83,7 @@ type Account struct {
 	Role schemas.Role // an operator's; empty for agents and services
 	Lock schemas.Lock
 	Keys
+	Epoch int64 // of the secrets behind the keys: an account of another is to be made anew
 	// RevokeUntil voids users issued up to and including its second; zero
 	// voids none. It is when the principal came into the fleet, or was
 	// enrolled anew behind a kill.
@@ -168,10 +169,14 @@ func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
 
 // scope adds a signing key that can sign nothing but its template.
 func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error {
-	pair, err := m.secrets.Account(a.ID, a.Incarnation, a.Generation, role)
-	if err != nil {
-		return err
+	pairs, err := m.secrets.Trusted(a.ID, a.Incarnation, a.Generation, role)
+	for _, pair := range pairs {
+		m.scopeOf(c, a, role, pair)
 	}
+	return err
+}
+
+func (m *Maker) scopeOf(c *jwt.AccountClaims, a Account, role keys.KeyRole, pair *keys.Pair) {
 	s := jwt.NewUserScope()
 	s.Key, s.Role = pair.Public(), string(role)
 	s.Template.Permissions = template(role, a.Role)
@@ -180,7 +185,6 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	// memory already. Leaf nodes and WebSocket stay out.
 	s.Template.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess)
 	c.SigningKeys.AddScopedSigner(s)
-	return nil
 }
 
 func template(role keys.KeyRole, operator schemas.Role) jwt.Permissions {

@@ -3,6 +3,7 @@ package accounts
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -55,11 +56,11 @@ func (m *Maker) read(token string, role keys.KeyRole, of func(account string) (s
 	if id == "" {
 		return Identity{}, fmt.Errorf("%w: its account is not of this fleet", ErrNotSigned)
 	}
-	pair, err := m.secrets.Account(id, k.Incarnation, k.Generation, role)
+	pairs, err := m.secrets.Trusted(id, k.Incarnation, k.Generation, role)
 	if err != nil {
 		return Identity{}, err
 	}
-	if c.Issuer != pair.Public() {
+	if !slices.ContainsFunc(pairs, func(p *keys.Pair) bool { return p.Public() == c.Issuer }) {
 		return Identity{}, fmt.Errorf("%w: %s has another %s key", ErrNotSigned, id, role)
 	}
 	return Identity{id, k.Incarnation, c.Subject, time.Unix(c.IssuedAt, 0), time.Unix(c.Expires, 0)}, nil
