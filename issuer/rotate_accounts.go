@@ -77,6 +77,20 @@ func (i *Issuer) tendAccounts(ctx context.Context, now time.Time) {
 	}
 }
 
+// tellOperator logs a rotation of the operator's signing key, which happened
+// while no issuer ran.
+func (i *Issuer) tellOperator(ctx context.Context) {
+	turn, err := i.Secrets.OperatorTurn()
+	if err == nil && turn != nil {
+		if _, err = i.logTurn(ctx, *turn); err == nil {
+			err = i.Secrets.OperatorTold()
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		i.Logger.Warn("rotation of the operator's signing key not logged; trying again with the next start", "error", err)
+	}
+}
+
 // lastEnd is when the last credential ends that was signed up to now. Of one of
 // which the log says nothing, it is as late as it can be.
 func (i *Issuer) lastEnd(now time.Time) time.Time {

@@ -278,6 +278,7 @@ func Marshal(v any) []byte {
 // Keys that a Rotation can be of.
 const (
 	RotateCapability = "capability"
+	RotateOperator   = "operator" // that signs accounts
 	RotateAccounts   = "accounts" // those that sign agents' users on NATS
 )
 

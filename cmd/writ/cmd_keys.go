@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -56,6 +57,7 @@ func (t *terminal) clockOr(at time.Time) string {
 type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
 	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
+	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
 
@@ -106,6 +108,36 @@ func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
 		return nil
 	}
 	app.note("What the former ones signed counts until it expires, and until %s at the latest.", app.clock(r.Until))
+	return nil
+}
+
+type rotateOperatorCmd struct {
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateOperatorCmd) Run(app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	var r schemas.Rotation
+	err := embed.Alone(app.Data, func() (err error) {
+		r, err = keys.RotateOperator(app.Data, schemas.RootActor+app.actor, c.Reason)
+		return err
+	})
+	switch {
+	case errors.Is(err, keys.ErrNoRoot):
+		return advise(err, "put it back for this with writ keys import-root, and export it again afterwards")
+	case err != nil:
+		return advise(err, "stop the control plane first, and name its data folder with --data; what was interrupted can be run again")
+	}
+	if err := writeTrust(app.Data); err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Key %s signs accounts from the next start on, and %s is not trusted any more.", r.KeyID, r.Replaced)
+	app.note("next: take the root key off again (writ keys export-root); where the NATS server is elsewhere, give it nats-server/ anew and restart it; make death warrants anew")
 	return nil
 }
 

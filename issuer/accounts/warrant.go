@@ -3,6 +3,7 @@ package accounts
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,10 +88,10 @@ func ReadDeath(token string) (d Death, signer string, err error) {
 
 // Kills reads an account JWT on a server, and reports whether it kills a
 // principal in its present incarnation, by the word of whoever has the
-// operator's signing key.
+// operator's signing key, or had it then.
 func (m *Maker) Kills(token string, a Account) (Death, bool) {
 	d, signer, err := ReadDeath(token)
-	if err != nil || signer != m.secrets.Operator.Public() {
+	if err != nil || signer != m.secrets.Operator.Public() && !slices.Contains(m.secrets.Trust.Formers, signer) {
 		return Death{}, false
 	}
 	public, err := m.PublicKey(a.ID, a.Incarnation)

@@ -81,10 +81,11 @@ var ErrPermissions = errors.New("keys are open to others")
 // Trust is what everybody may know: enough to run a server and to verify.
 type Trust struct {
 	TrustDomain string            `json:"trust_domain"`
-	Accounts    map[string]string `json:"accounts"` // public keys of the static accounts
-	Rights      string            `json:"rights"`   // of which rights the users and accounts were made: digest
-	Operator    string            `json:"-"`        // JWT
-	JWTs        map[string]string `json:"-"`        // account JWT, by public key
+	Accounts    map[string]string `json:"accounts"`                   // public keys of the static accounts
+	Rights      string            `json:"rights"`                     // of which rights the users and accounts were made: digest
+	Formers     []string          `json:"former_operators,omitempty"` // keys that signed accounts once: their kills still count
+	Operator    string            `json:"-"`                          // JWT
+	JWTs        map[string]string `json:"-"`                          // account JWT, by public key
 }
 
 // Open checks the whole folder's permissions and reads its public part.
