@@ -208,3 +208,30 @@ func TestAKillOfAnotherOperatorIsNoneForTheIssuer(t *testing.T) {
 		t.Errorf("it is killed: %+v", e)
 	}
 }
+
+// The operator's key is replaced before the issuer has seen what was served:
+// what the former signed still kills, as long as it is on the servers or on this
+// machine.
+func TestAKillOutlivesARotationOfTheOperatorsKey(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	w := p.warrant("analyst-7")
+	issued := p.issue(reportRequest())
+	p.stop()
+	p.serveWarrant(w.JWT)
+	p.srv.Stop()
+	if _, err := keys.RotateOperator(p.data, "root/alice", "test"); err != nil {
+		t.Fatal(err)
+	}
+	p.run(embed.Options{})
+	if e := p.killed("analyst-7"); e.Actor != "warrant/root/alice" {
+		t.Errorf("killed by %+v", e)
+	}
+	if _, err := p.client(issued.Creds); err == nil {
+		t.Error("the agent is in")
+	}
+	for p.newestEvent("ev._fleet.policy.rotated") == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.mustClient(call[schemas.EnrollReply](p, schemas.CtlEnroll, schemas.EnrollRequest{ID: "writer-2", Actor: "alice"}).Creds)
+}
