@@ -85,18 +85,47 @@ func decideReview(s *schemas.State, req schemas.ReviewRequest) (*schemas.Event, 
 	if held == nil {
 		return nil, schemas.Refuse(schemas.CodeNotFound, "no action is held under %d: it was decided, cancelled or has expired; see writ review list", req.Seq)
 	}
-	if a := s.Agents[held.Agent]; req.Approve && a.TwoPerson {
-		switch {
-		case held.Actor == "":
-			kind = schemas.ReviewEndorsed
-		case person(held.Actor) == person(req.Actor):
-			return nil, schemas.Refuse(schemas.CodeConflict, "%s approved action %d already; what %s does needs a second operator's approval", held.Actor, held.Seq, held.Agent)
+	if req.Approve {
+		var err error
+		if kind, err = approval(s.Agents[held.Agent], held, req.Actor); err != nil {
+			return nil, err
 		}
 	}
 	return &schemas.Event{
 		Kind: kind, Agent: held.Agent, Ref: held.Seq, Operation: held.Operation, Action: held.Action, Digest: held.Digest,
 		Trace: held.Trace, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor,
 	}, nil
+}
+
+// approval says what an operator's consent to a held action is: where two must
+// approve, it takes another person than the first.
+func approval(a *schemas.Agent, held *schemas.Event, actor string) (schemas.Kind, error) {
+	switch {
+	case !a.TwoPerson:
+	case held.Actor == "":
+		return schemas.ReviewEndorsed, nil
+	case person(held.Actor) == person(actor):
+		return "", schemas.Refuse(schemas.CodeConflict, "%s approved action %d already; what %s does needs a second operator's approval", held.Actor, held.Seq, held.Agent)
+	}
+	return schemas.ReviewApproved, nil
+}
+
+// Reviewed reports whether a state decides a review as an event says: what it is
+// of is held, and where two operators must approve, two have.
+func Reviewed(s *schemas.State, e *schemas.Event) bool {
+	a := s.Agents[e.Agent]
+	if a == nil {
+		return false
+	}
+	held := a.Held[e.Ref]
+	if held == nil || held.Operation != e.Operation || held.Action != e.Action {
+		return false
+	}
+	if e.Kind == schemas.ReviewDenied {
+		return true
+	}
+	kind, err := approval(a, held, e.Actor)
+	return err == nil && kind == e.Kind
 }
 
 // person is who an actor is. Those who have the credential of the data folder

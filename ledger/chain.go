@@ -22,7 +22,8 @@ type sealedEvent struct {
 // prepare decodes an entry, commits to it and seals it. It may run beside
 // others.
 func (s *subjects) prepare(streamID uint64, e Entry) (p sealedEvent, err error) {
-	ev, err := schemas.DecodeAt(e.Seq, e.Subject, e.Header, e.Data)
+	var room [32]schemas.HeaderPair
+	ev, headers, err := schemas.DecodeSorted(e.Seq, e.Subject, e.Header, e.Data, room[:0])
 	if err != nil {
 		return p, err
 	}
@@ -30,10 +31,7 @@ func (s *subjects) prepare(streamID uint64, e Entry) (p sealedEvent, err error) 
 	if err != nil {
 		return p, err
 	}
-	b, err := proof.AppendHeaders(s.takeRoom(2048+len(e.Data)), e.Subject, e.Header)
-	if err != nil {
-		return p, err
-	}
+	b := proof.AppendSorted(s.takeRoom(2048+len(e.Data)), e.Subject, headers)
 	n := len(b)
 	p.event = ev
 	p.record = eventRecord(ev, u.pseudo, streamID)
@@ -91,6 +89,7 @@ func (c *chain) segmentRow() []byte {
 
 // scratch is reused from batch to batch.
 type scratch struct {
+	ready                  []sealedEvent
 	leaves, contents, head []byte
 	agents, traces         postings
 }

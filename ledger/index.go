@@ -1,10 +1,8 @@
 package ledger
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -12,81 +10,106 @@ import (
 )
 
 // An indexCheck holds the two indexes against the records that they lead to,
-// segment by segment. It compares sums over all postings of keyed hashes under
-// fresh random keys: nobody can know how to change postings and keep the sums.
-// Only where they differ are the postings compared one by one.
+// segment by segment: each posting must be of the agent, or trace, that its
+// record names, and each record must have exactly one.
 type indexCheck struct {
 	r       pebble.Reader
-	keys    [2]maphash.Seed
 	segment uint64
-	from    uint64 // first record given, within the segment
-	count   uint64 // of records given
-	agents  postingSum
-	traces  postingSum
+	from    uint64     // first record given, within the segment
+	agents  [][16]byte // of the records given, in order
+	traces  [][16]byte
+	seen    []bool // which of them a posting led to
 	bad     error
 }
 
-// A postingSum stands for a set of postings.
-type postingSum struct{ n, a, b uint64 }
-
-func newIndexCheck(r pebble.Reader) *indexCheck {
-	return &indexCheck{r: r, keys: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
-}
-
-func (c *indexCheck) add(s *postingSum, id *[16]byte, index uint64) {
-	var b [24]byte
-	copy(b[:], id[:])
-	binary.BigEndian.PutUint64(b[16:], index)
-	s.n++
-	s.a += maphash.Bytes(c.keys[0], b[:])
-	s.b += maphash.Bytes(c.keys[1], b[:])
+// newIndexCheck expects so many records, of one segment or of several.
+func newIndexCheck(r pebble.Reader, records uint64) *indexCheck {
+	n := min(records, segmentSize)
+	return &indexCheck{r: r, agents: make([][16]byte, 0, n), traces: make([][16]byte, 0, n), seen: make([]bool, 0, n)}
 }
 
 // expect takes the next record that must be found through the indexes.
 func (c *indexCheck) expect(r *proof.Record) {
-	if c.count > 0 && r.Index>>segmentBits != c.segment {
+	if len(c.agents) > 0 && r.Index>>segmentBits != c.segment {
 		c.bad = firstError(c.bad, c.compareSegment())
 	}
-	if c.count == 0 {
+	if len(c.agents) == 0 {
 		c.segment, c.from = r.Index>>segmentBits, r.Index
 	}
-	c.count++
-	c.add(&c.agents, &r.Agent, r.Index)
-	if r.Trace != [16]byte{} {
-		c.add(&c.traces, &r.Trace, r.Index)
-	}
+	c.agents, c.traces = append(c.agents, r.Agent), append(c.traces, r.Trace)
 }
 
 // compare ends the check: the indexes lead to what was expected and, in the
 // segments that were looked at, to nothing else behind the first record given.
 func (c *indexCheck) compare() error {
-	if c.count > 0 {
+	if len(c.agents) > 0 {
 		c.bad = firstError(c.bad, c.compareSegment())
 	}
 	return c.bad
 }
 
 func (c *indexCheck) compareSegment() error {
-	err := firstError(c.compareSums(keyByAgent, c.agents), c.compareSums(keyByTrace, c.traces))
-	c.count, c.agents, c.traces = 0, postingSum{}, postingSum{}
+	err := firstError(c.compareIndex(keyByAgent, c.agents), c.compareIndex(keyByTrace, c.traces))
+	c.agents, c.traces = c.agents[:0], c.traces[:0]
 	return err
 }
 
-func (c *indexCheck) compareSums(letter byte, want postingSum) error {
-	var found postingSum
-	err := c.rows(letter, func(id *[16]byte, index uint64) error {
-		c.add(&found, id, index)
-		return nil
+// compareIndex finds the first record that an index does not agree with. ids
+// are what it should say of each; none has an id of zeros, and no posting.
+func (c *indexCheck) compareIndex(letter byte, ids [][16]byte) error {
+	c.seen = c.seen[:len(ids)]
+	clear(c.seen)
+	wrong := ^uint64(0)
+	err := c.rows(letter, func(id *[16]byte, index uint64) {
+		switch i := index - c.from; {
+		case i >= uint64(len(ids)) || ids[i] != *id || *id == [16]byte{} || c.seen[i]:
+			wrong = min(wrong, index)
+		default:
+			c.seen[i] = true
+		}
 	})
-	if err == nil && found != want {
-		return c.compareEach(letter)
+	if err != nil {
+		return err
 	}
-	return err
+	for i, seen := range c.seen {
+		if !seen && ids[i] != [16]byte{} {
+			wrong = min(wrong, c.from+uint64(i))
+			break
+		}
+	}
+	if wrong == ^uint64(0) {
+		return nil
+	}
+	return c.disagrees(letter, wrong)
+}
+
+// disagrees is the finding that an index is wrong about a record, which may be
+// one behind the last.
+func (c *indexCheck) disagrees(letter byte, wrong uint64) (err error) {
+	cur, err := openCursor(c.r, keyLeaves)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cur.close()) }()
+	behind := c.from + uint64(len(c.agents))
+	last, err := cur.record(min(wrong, behind-1))
+	if err != nil {
+		return err
+	}
+	seq := last.StreamSeq
+	if wrong >= behind {
+		seq++
+	}
+	name := "agent"
+	if letter == keyByTrace {
+		name = "trace"
+	}
+	return tampered(seq, "the index by %s does not agree with record %d", name, wrong)
 }
 
 // rows calls fn with each posting of the segment behind the first record
 // given.
-func (c *indexCheck) rows(letter byte, fn func(id *[16]byte, index uint64) error) (err error) {
+func (c *indexCheck) rows(letter byte, fn func(id *[16]byte, index uint64)) (err error) {
 	low := numberKey(letter, c.segment<<segmentBits)[:7]
 	high := numberKey(letter, (c.segment+1)<<segmentBits)[:7]
 	it, err := c.r.NewIter(&pebble.IterOptions{LowerBound: low, UpperBound: high})
@@ -105,9 +128,7 @@ func (c *indexCheck) rows(letter byte, fn func(id *[16]byte, index uint64) error
 		}
 		for {
 			if index >= c.from {
-				if err := fn(&id, index); err != nil {
-					return err
-				}
+				fn(&id, index)
 			}
 			if len(value) == 0 {
 				break
@@ -118,52 +139,4 @@ func (c *indexCheck) rows(letter byte, fn func(id *[16]byte, index uint64) error
 		}
 	}
 	return it.Error()
-}
-
-// compareEach finds the first posting that is wrong.
-func (c *indexCheck) compareEach(letter byte) (err error) {
-	cur, err := openCursor(c.r, keyLeaves)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, cur.close()) }()
-	want := map[uint64][16]byte{}
-	for i := c.from; i < c.from+c.count; i++ {
-		r, err := cur.record(i)
-		if err != nil {
-			return err
-		}
-		if letter == keyByAgent {
-			want[i] = r.Agent
-		} else if r.Trace != [16]byte{} {
-			want[i] = r.Trace
-		}
-	}
-	wrong := ^uint64(0)
-	err = c.rows(letter, func(id *[16]byte, index uint64) error {
-		if want[index] != *id {
-			wrong = min(wrong, index)
-		}
-		delete(want, index)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for index := range want {
-		wrong = min(wrong, index)
-	}
-	name := "agent"
-	if letter == keyByTrace {
-		name = "trace"
-	}
-	last, err := cur.record(min(wrong, c.from+c.count-1))
-	if err != nil {
-		return err
-	}
-	seq := last.StreamSeq
-	if wrong >= c.from+c.count {
-		seq++
-	}
-	return tampered(seq, "the index by %s does not agree with record %d", name, wrong)
 }

@@ -328,7 +328,7 @@ func TestACheckpointCoversWhatIsAskedFor(t *testing.T) {
 func TestALoneEventIsNotHeldBackForABatch(t *testing.T) {
 	in, slots := make(chan Entry, 8), make(chan struct{}, inFlight)
 	in <- Entry{Seq: 1}
-	batch, more, err := gather(context.Background(), nil, in, slots)
+	batch, more, err := gather(context.Background(), nil, nil, in, slots)
 	if err != nil || !more || len(batch) != 1 || len(slots) != 1 {
 		t.Fatalf("%v, %v, %v", batch, more, err)
 	}

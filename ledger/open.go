@@ -220,7 +220,7 @@ func (l *Ledger) checkTail(h head) error {
 		}
 		bad = firstError(bad, err)
 	}
-	index := newIndexCheck(l.db)
+	index := newIndexCheck(l.db, h.size-c.size)
 	for i := c.size; i < h.size && bad == nil; i++ {
 		r, err := cur.record(i)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -94,10 +95,11 @@ func (l *Ledger) run(ctx context.Context, in <-chan Entry, sink Sink) error {
 // take gathers entries to batches and writes them. What comes before a bad
 // entry is written.
 func (l *Ledger) take(ctx context.Context, in <-chan Entry, slots chan struct{}, commits chan<- commit) error {
+	batch := make([]Entry, 0, batchSize)
 	for more := true; more; {
-		var batch []Entry
 		var err error
-		if batch, more, err = gather(ctx, l.guard.halted, in, slots); err != nil {
+		clear(batch) // of what the one before held on to
+		if batch, more, err = gather(ctx, l.guard.halted, batch[:0], in, slots); err != nil {
 			return err
 		}
 		if len(batch) == 0 {
@@ -111,8 +113,9 @@ func (l *Ledger) take(ctx context.Context, in <-chan Entry, slots chan struct{},
 }
 
 // gather waits for a first entry, goes on taking while no slot is free, and
-// then takes what is pending. It returns entries and a slot, or neither.
-func gather(ctx context.Context, halted <-chan struct{}, in <-chan Entry, slots chan<- struct{}) (batch []Entry, more bool, err error) {
+// then takes what is pending. It appends to batch, which is empty, and returns
+// entries and a slot, or neither.
+func gather(ctx context.Context, halted <-chan struct{}, batch []Entry, in <-chan Entry, slots chan<- struct{}) (_ []Entry, more bool, err error) {
 	bytes, more := 0, true
 	add := func(e Entry, ok bool) {
 		if more = ok; ok {
@@ -120,6 +123,16 @@ func gather(ctx context.Context, halted <-chan struct{}, in <-chan Entry, slots 
 		}
 	}
 	room := func() bool { return more && len(batch) < batchSize && bytes < batchBytes }
+	pending := func() {
+		for room() {
+			select {
+			case e, ok := <-in:
+				add(e, ok)
+			default:
+				return
+			}
+		}
+	}
 	for more || len(batch) > 0 {
 		from, slot := in, slots
 		if !room() {
@@ -131,15 +144,9 @@ func gather(ctx context.Context, halted <-chan struct{}, in <-chan Entry, slots 
 		select {
 		case e, ok := <-from:
 			add(e, ok)
+			pending() // one by one, waiting would cost more than taking
 		case slot <- struct{}{}:
-			for room() {
-				select {
-				case e, ok := <-in:
-					add(e, ok)
-				default:
-					return batch, more, nil
-				}
-			}
+			pending()
 			return batch, more, nil
 		case <-ctx.Done():
 			return nil, false, context.Cause(ctx)
@@ -164,6 +171,7 @@ func (l *Ledger) commit(entries []Entry, slots chan struct{}, commits chan<- com
 	if err == nil {
 		l.next += uint64(len(entries))
 	}
+	clear(l.scratch.ready) // it holds on to no event
 	return firstError(err, bad, gap)
 }
 
@@ -187,28 +195,35 @@ func (l *Ledger) inOrder(entries []Entry) ([]Entry, error) {
 // prepareAll prepares entries, in parallel where they are many. With an error
 // it gives those before the bad one.
 func (l *Ledger) prepareAll(entries []Entry) ([]sealedEvent, error) {
-	ready := make([]sealedEvent, len(entries))
-	errs := make([]error, len(entries))
-	work := func(from, to int) {
+	l.scratch.ready = slices.Grow(l.scratch.ready[:0], len(entries))[:len(entries)]
+	ready := l.scratch.ready
+	// part prepares [from, to), and gives where it stopped.
+	part := func(from, to int) (int, error) {
 		for i := from; i < to; i++ {
-			ready[i], errs[i] = l.subjects.prepare(l.chain.streamID, entries[i])
+			var err error
+			if ready[i], err = l.subjects.prepare(l.chain.streamID, entries[i]); err != nil {
+				return i, &HaltError{Seq: entries[i].Seq, Err: fmt.Errorf("the event can't be taken: %w", err)}
+			}
 		}
+		return to, nil
 	}
-	if workers := min(runtime.GOMAXPROCS(0), len(entries)/parallelFrom); workers > 1 {
-		var g errgroup.Group
-		for i := range workers {
-			g.Go(func() error {
-				work(i*len(entries)/workers, (i+1)*len(entries)/workers)
-				return nil
-			})
-		}
-		_ = g.Wait() // errors are kept by entry
-	} else {
-		work(0, len(entries))
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(entries)/parallelFrom))
+	if workers == 1 {
+		n, err := part(0, len(entries))
+		return ready[:n], err
 	}
+	ends, errs := make([]int, workers), make([]error, workers)
+	var g errgroup.Group
+	for i := range workers {
+		g.Go(func() error {
+			ends[i], errs[i] = part(i*len(entries)/workers, (i+1)*len(entries)/workers)
+			return nil
+		})
+	}
+	_ = g.Wait() // errors are kept by part
 	for i, err := range errs {
 		if err != nil {
-			return ready[:i], &HaltError{Seq: entries[i].Seq, Err: fmt.Errorf("the event can't be taken: %w", err)}
+			return ready[:ends[i]], err
 		}
 	}
 	return ready, nil

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 
+	"github.com/cockroachdb/pebble/v2"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/writ-sh/writ/ledger/proof"
@@ -17,11 +19,12 @@ type segment struct {
 	first, end uint64
 	sizes      []uint64 // of the checkpoints that end in it
 
-	begun     bool         // its first record was read, and follows the segment before
-	opening   proof.Record // that record
-	last      proof.Hash   // of the record read last; at first, that of the segment before
-	lastSeq   uint64       // of that record
-	tree      tree         // of the segment's own records
+	begun     bool             // its first record was read, and follows the segment before
+	opening   proof.Record     // that record
+	tiles     *pebble.Iterator // of level 0, in step with the records
+	last      proof.Hash       // of the record read last; at first, that of the segment before
+	lastSeq   uint64           // of that record
+	tree      tree             // of the segment's own records
 	snapshots []snapshot
 	missing   map[[16]byte]missing // keys that are gone
 	// redactions are the pseudonyms whose erasure is recorded, with the
@@ -52,8 +55,12 @@ func (s *segment) verify(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sc.close()) }()
+	if s.tiles, err = s.v.r.NewIter(&pebble.IterOptions{LowerBound: tileKey(0, s.first>>tileBits), UpperBound: tileKey(1, 0)}); err != nil {
+		return fmt.Errorf("read the database: %w", err)
+	}
+	defer func() { err = errors.Join(err, s.tiles.Close()) }()
 	s.missing, s.redactions = map[[16]byte]missing{}, map[[16]byte]uint64{}
-	index := newIndexCheck(s.v.r)
+	index := newIndexCheck(s.v.r, s.end-s.first)
 	var tileBad error
 	emit := func(level int, n uint64, tile []byte) {
 		if level <= 1 { // above, the tile is not of this segment alone
@@ -64,11 +71,12 @@ func (s *segment) verify(ctx context.Context) (err error) {
 		return err
 	}
 	var room []byte
+	var r proof.Record
 	for i := s.first; i < s.end; i++ {
 		if i%progressStep == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r, leaf, err := s.record(sc, i)
+		leaf, err := s.record(sc, i, &r)
 		if err != nil {
 			return err
 		}
@@ -115,28 +123,28 @@ func (s *segment) verify(ctx context.Context) (err error) {
 	return at(s.opening.StreamSeq, index.compare())
 }
 
-// record reads the next record and checks its place in the chain.
-func (s *segment) record(sc *scanner, i uint64) (r proof.Record, leaf []byte, err error) {
+// record reads the next record into r and checks its place in the chain.
+func (s *segment) record(sc *scanner, i uint64, r *proof.Record) (leaf []byte, err error) {
 	here := s.lastSeq + 1 // the sequence that should stand here
 	if leaf, err = sc.leaves.leaf(i); err != nil {
-		return r, nil, at(here, err)
+		return nil, at(here, err)
 	}
-	if r, err = proof.ParseRecord(leaf); err != nil {
-		return r, nil, tampered(here, "record %d: %v", i, err)
+	if err = r.Parse(leaf); err != nil {
+		return nil, tampered(here, "record %d: %v", i, err)
 	}
 	switch {
 	case r.Index != i:
-		return r, nil, tampered(here, "record %d stands where %d should", r.Index, i)
+		return nil, tampered(here, "record %d stands where %d should", r.Index, i)
 	case r.StreamID != s.v.head.streamID:
-		return r, nil, tampered(here, "record %d is of another stream", i)
-	case !follows(s.lastSeq, &r):
-		return r, nil, tampered(here, "record %d bears sequence %d, where %d should follow", i, r.StreamSeq, here)
+		return nil, tampered(here, "record %d is of another stream", i)
+	case !follows(s.lastSeq, r):
+		return nil, tampered(here, "record %d bears sequence %d, where %d should follow", i, r.StreamSeq, here)
 	case r.Prev != s.last:
-		return r, nil, s.blame(sc, &r)
+		return nil, s.blame(sc, r)
 	case !s.begun:
-		s.begun, s.opening = true, r
+		s.begun, s.opening = true, *r
 	}
-	return r, leaf, nil
+	return leaf, nil
 }
 
 // before reads what the segment's first record has to follow. Where that is
@@ -154,6 +162,7 @@ func (s *segment) before(sc *scanner) error {
 		return tampered(s.first, "record %d: %v", s.first-1, err)
 	}
 	s.last, s.lastSeq = proof.LeafHash(leaf), r.StreamSeq
+	sc.leaves.value, sc.leaves.uneven = nil, false // the segment's own blocks begin anew
 	return nil
 }
 
@@ -252,6 +261,9 @@ func (s *segment) content(sc *scanner, r *proof.Record, room []byte) ([]byte, er
 
 // checkTile compares a tile of the segment with the stored one.
 func (s *segment) checkTile(level int, n uint64, tile []byte) error {
+	if level == 0 && s.stands(n, tile) {
+		return nil
+	}
 	n += s.first >> (level*tileBits + tileBits)
 	stored, err := fullTile(s.v.r, level, n)
 	if err != nil {
@@ -270,16 +282,37 @@ func (s *segment) checkTile(level int, n uint64, tile []byte) error {
 	return tampered(s.lastSeq-min(back, s.lastSeq-s.opening.StreamSeq), "tile %d of level %d is not that of its records", n, level)
 }
 
+// stands reports whether the next tile of level 0 in the database is the
+// segment's n-th, and the same. Tiles are asked for in order.
+func (s *segment) stands(n uint64, tile []byte) bool {
+	if n == 0 {
+		s.tiles.First()
+	} else if s.tiles.Valid() {
+		s.tiles.Next()
+	}
+	if !s.tiles.Valid() || !bytes.Equal(s.tiles.Key(), tileKey(0, s.first>>tileBits+n)) {
+		return false
+	}
+	stored, err := s.tiles.ValueAndErr()
+	return err == nil && bytes.Equal(stored, tile)
+}
+
 // exact reports blocks that overlap, or hold more than they should: every byte
 // of the segment's blocks must belong to one record.
 func (s *segment) exact(sc *scanner) error {
 	for _, c := range []*cursor{sc.leaves, sc.contents} {
-		if c == sc.contents && !s.v.contents {
-			continue
-		}
-		next := s.first
+		next, held := s.first, len(c.value)/proof.RecordSize
 		if c == sc.contents {
-			next = min(max(s.first, s.v.pruned.records), s.end)
+			if !s.v.contents {
+				continue
+			}
+			next, held = min(max(s.first, s.v.pruned.records), s.end), len(sc.split)
+		}
+		if c.even(held, s.end) {
+			if err := c.it.Error(); err != nil {
+				return err
+			}
+			continue
 		}
 		for ok := c.it.SeekGE(numberKey(c.letter, next)); ok; ok = c.it.Next() {
 			if next >= s.end {

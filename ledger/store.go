@@ -178,6 +178,7 @@ type cursor struct {
 	letter byte
 	first  uint64 // index of the first record in the current block
 	value  []byte // the current block; nil before the first
+	uneven bool   // blocks did not follow one another, or held something else than they may
 }
 
 func openCursor(r pebble.Reader, letter byte) (*cursor, error) {
@@ -193,19 +194,23 @@ func (c *cursor) close() error { return c.it.Close() }
 // load makes the newest block at or before index the current one. Without one,
 // value is nil.
 func (c *cursor) load(index uint64) error {
-	if c.value != nil && c.first < index && c.it.Next() {
-		if n, ok := parseNumberKey(c.letter, c.it.Key()); ok && n == index {
-			return c.take()
+	if c.value != nil {
+		if c.first < index && c.it.Next() {
+			if n, ok := parseNumberKey(c.letter, c.it.Key()); ok && n == index {
+				return c.take()
+			}
 		}
+		c.value, c.uneven = nil, true
 	}
-	c.value = nil
 	if !c.it.SeekLT(numberKey(c.letter, index+1)) {
 		if err := c.it.Error(); err != nil {
 			return fmt.Errorf("read record %d: %w", index, err)
 		}
 		return nil
 	}
-	return c.take()
+	err := c.take()
+	c.uneven = c.uneven || c.first != index
+	return err
 }
 
 func (c *cursor) take() (err error) {
@@ -216,7 +221,30 @@ func (c *cursor) take() (err error) {
 	if c.value, err = c.it.ValueAndErr(); err != nil {
 		return fmt.Errorf("read record %d: %w", c.first, err)
 	}
+	if n := len(c.value); c.letter == keyLeaves && (n == 0 || n%proof.RecordSize != 0 || n > blockSize*proof.RecordSize) {
+		c.uneven = true
+	}
 	return nil
+}
+
+// even reports whether who read every record up to end, in order, went over
+// blocks that hold these and nothing else; the current one, if it does not begin
+// at end, holds so many records. It ends the walk.
+func (c *cursor) even(records int, end uint64) bool {
+	switch {
+	case c.uneven || c.value == nil:
+		return false
+	case c.first >= end:
+		return c.first == end
+	case c.first+uint64(records) != end:
+		return false
+	}
+	c.value = nil
+	if !c.it.Next() {
+		return true // its owner asks for the iterator's error
+	}
+	n, ok := parseNumberKey(c.letter, c.it.Key())
+	return ok && n >= end
 }
 
 // leaf gives one encoded record; the bytes are valid until the next call.

@@ -44,11 +44,11 @@ type subjects struct {
 	root   []byte
 	kek    cipher.AEAD
 
-	rooms sync.Pool // of *[]byte, in which contents are sealed
+	rooms  sync.Pool // of *[]byte, in which contents are sealed
+	byName sync.Map  // of *subject by agent, those that were asked for; written under mu
 
 	mu       sync.RWMutex
 	rows     uint64
-	byName   map[string]*subject // those that were asked for
 	byLookup map[[16]byte]*subject
 	byPseudo map[[16]byte]*subject
 	damaged  int
@@ -89,7 +89,7 @@ func newAEAD(key []byte) cipher.AEAD {
 // openSubjects reads the table, and makes an empty one where it may write.
 func openSubjects(dir vfs.FS, folder string, secret [32]byte, write bool) (*subjects, error) {
 	s := &subjects{dir: dir, folder: folder, write: write, root: secret[:],
-		byName: map[string]*subject{}, byLookup: map[[16]byte]*subject{}, byPseudo: map[[16]byte]*subject{}}
+		byLookup: map[[16]byte]*subject{}, byPseudo: map[[16]byte]*subject{}}
 	copy(s.lookup[:], derive(secret[:], nil, "writ/ledger/lookup/v1"))
 	s.kek = newAEAD(derive(secret[:], nil, "writ/ledger/wrap/v1"))
 	path := dir.PathJoin(folder, subjectsFile)
@@ -153,17 +153,15 @@ func (s *subjects) id(agent string) (id [16]byte) {
 
 // find gives an agent's subject, nil where it has none.
 func (s *subjects) find(agent string) *subject {
-	s.mu.RLock()
-	u := s.byName[agent]
-	s.mu.RUnlock()
-	if u != nil {
-		return u
+	if u, ok := s.byName.Load(agent); ok {
+		return u.(*subject)
 	}
 	id := s.id(agent)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if u = s.byLookup[id]; u != nil {
-		s.byName[agent] = u
+	u := s.byLookup[id]
+	if u != nil {
+		s.byName.Store(agent, u)
 	}
 	return u
 }
@@ -225,7 +223,7 @@ func (s *subjects) destroy(agent string) error {
 	if err := s.put(u.row, make([]byte, rowSize)); err != nil {
 		return err
 	}
-	delete(s.byName, agent)
+	s.byName.Delete(agent)
 	delete(s.byLookup, id)
 	delete(s.byPseudo, u.pseudo)
 	return nil

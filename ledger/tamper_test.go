@@ -252,6 +252,10 @@ func TestEveryForgeryIsFoundAtItsSequence(t *testing.T) {
 				f.t.Fatal(err)
 			}
 		}},
+		{"an index row that repeats one of another", 81, func(f *forger) {
+			leaf, _ := proof.ParseRecord(f.leaves()[80])
+			f.set(postingKey(keyByAgent, leaf.Agent, 80), []byte{})
+		}},
 		{"a block over another", 6, func(f *forger) { f.set(numberKey(keyLeaves, 5), f.leaves()[5]) }},
 		{"a block of contents over another", 6, func(f *forger) {
 			f.set(numberKey(keyContents, 5), append([]byte{1}, 'x'))

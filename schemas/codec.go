@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,10 +42,33 @@ var fieldNames = [...]struct {
 	{"Writ-Risk", fRisk}, {"Writ-Reserve", fReserve}, {"Writ-Act", fAct},
 }
 
-var fieldByName = func() map[string]field {
-	m := make(map[string]field, len(fieldNames))
+// envelopeNames are those of CloudEvents, which every event has.
+var envelopeNames = [...]string{"ce-specversion", "ce-type", "ce-source", "ce-id", "ce-time"}
+
+// headerNames are all names that an event's headers can have, in byte order.
+var headerNames = func() (names [len(fieldNames) + len(envelopeNames)]string) {
+	n := copy(names[:], envelopeNames[:])
+	for i, f := range fieldNames {
+		names[n+i] = f.name
+	}
+	slices.Sort(names[:])
+	return names
+}()
+
+// A headerPlace is where a name stands among headerNames, and the field that it
+// is of; none where it is of the envelope.
+type headerPlace struct {
+	bit  field
+	rank uint8
+}
+
+var placeByName = func() map[string]headerPlace {
+	m := make(map[string]headerPlace, len(headerNames))
+	for rank, name := range headerNames {
+		m[name] = headerPlace{rank: uint8(rank)}
+	}
 	for _, f := range fieldNames {
-		m[f.name] = f.bit
+		m[f.name] = headerPlace{bit: f.bit, rank: m[f.name].rank}
 	}
 	return m
 }()
@@ -179,15 +203,26 @@ func (e *Event) writeFields(w *writer) {
 // DecodeAt reads an event that stands in the log under a sequence. Where the
 // log's own marks say another, it was read out of the log and stored once more.
 func DecodeAt(seq uint64, subject string, h Header, body []byte) (*Event, error) {
-	e, err := Decode(subject, h, body)
+	e, _, err := DecodeSorted(seq, subject, h, body, nil)
+	return e, err
+}
+
+// A HeaderPair is a header with its one value.
+type HeaderPair struct{ Name, Value string }
+
+// DecodeSorted is DecodeAt. It appends the event's own headers to pairs as well,
+// in byte order of their names and without those of the transport ("Nats-…"):
+// who needs them in order is spared a second walk and the sorting.
+func DecodeSorted(seq uint64, subject string, h Header, body []byte, pairs []HeaderPair) (*Event, []HeaderPair, error) {
+	e, pairs, err := decode(subject, h, body, pairs)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if v, marked := h[markSequence]; marked && v[0] != strconv.FormatUint(seq, 10) {
-		return nil, eventError("it is marked as event %s of the log: a copy", clip(v[0]))
+		return nil, nil, eventError("it is marked as event %s of the log: a copy", clip(v[0]))
 	}
 	e.Seq = seq
-	return e, nil
+	return e, pairs, nil
 }
 
 // The marks that JetStream puts on what it reads out of a stream, for who asks
@@ -222,58 +257,90 @@ func checkMark(subject, name string, values []string) error {
 // ("Nats-…") are passed over, unless they say that the event is a copy; every
 // other header must be one of ours, once, in canonical form, and fit the kind.
 func Decode(subject string, h Header, body []byte) (*Event, error) {
+	e, _, err := decode(subject, h, body, nil)
+	return e, err
+}
+
+func decode(subject string, h Header, body []byte, pairs []HeaderPair) (*Event, []HeaderPair, error) {
 	agent, kind, err := ParseEventSubject(subject)
 	if err != nil {
-		return nil, eventError("%w", err)
+		return nil, nil, eventError("%w", err)
 	}
 	e := &Event{Kind: kind, Agent: agent, Data: body}
-	var set field
+	found, err := e.readHeaders(subject, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	if found.set&fEmpty != 0 {
+		if string(body) != emptyBody {
+			return nil, nil, eventError("the body is flagged empty, and is not")
+		}
+		e.Data = nil
+	} else if len(body) == 0 {
+		return nil, nil, eventError("the body is empty, and not flagged so")
+	}
+	if err := e.check(kinds[kind], found.set); err != nil {
+		return nil, nil, err
+	}
+	return e, found.appendTo(pairs), nil
+}
+
+// headersRead are an event's own headers as they were found.
+type headersRead struct {
+	set    field
+	ranks  uint64 // bit by bit, those of headerNames that are there
+	values [len(headerNames)]string
+}
+
+var _ [64 - len(headerNames)]struct{} // no rank may fall off the end
+
+func (f *headersRead) appendTo(pairs []HeaderPair) []HeaderPair {
+	for left := f.ranks; left != 0; left &= left - 1 {
+		rank := bits.TrailingZeros64(left)
+		pairs = append(pairs, HeaderPair{headerNames[rank], f.values[rank]})
+	}
+	return pairs
+}
+
+// readHeaders sets what the headers say.
+func (e *Event) readHeaders(subject string, h Header) (found headersRead, err error) {
 	envelope := 0
 	for name, values := range h {
-		if strings.HasPrefix(name, "Nats-") {
+		place, ours := placeByName[name]
+		if !ours && strings.HasPrefix(name, "Nats-") {
 			if err := checkMark(subject, name, values); err != nil {
-				return nil, err
+				return found, err
 			}
 			continue
 		}
 		if len(values) != 1 {
-			return nil, eventError("header %s stands %d times", clip(name), len(values))
+			return found, eventError("header %s stands %d times", clip(name), len(values))
 		}
 		v := values[0]
-		if v == "" || !headerValue(v) {
-			return nil, eventError("header %s is empty or holds a byte that no header may hold", clip(name))
-		}
-		if strings.HasPrefix(name, "ce-") {
+		switch {
+		case v == "" || !headerValue(v):
+			return found, eventError("header %s is empty or holds a byte that no header may hold", clip(name))
+		case !ours:
+			return found, eventError("header %q is none of ours", clip(name))
+		case place.bit == 0:
 			envelope++
-			if err := e.setEnvelope(name, v); err != nil {
-				return nil, err
+			err = e.setEnvelope(name, v)
+		default:
+			if err = e.setField(place.bit, v); err != nil {
+				err = eventError("header %s: %w", name, err)
 			}
-			continue
 		}
-		bit, ok := fieldByName[name]
-		if !ok {
-			return nil, eventError("header %q is none of ours", clip(name))
+		if err != nil {
+			return found, err
 		}
-		if err := e.setField(bit, v); err != nil {
-			return nil, eventError("header %s: %w", name, err)
-		}
-		set |= bit
+		found.set |= place.bit
+		found.ranks |= 1 << place.rank
+		found.values[place.rank] = v
 	}
-	if envelope != 5 {
-		return nil, eventError("%d of the 5 CloudEvents headers are there", envelope)
+	if envelope != len(envelopeNames) {
+		return found, eventError("%d of the %d CloudEvents headers are there", envelope, len(envelopeNames))
 	}
-	if set&fEmpty != 0 {
-		if string(body) != emptyBody {
-			return nil, eventError("the body is flagged empty, and is not")
-		}
-		e.Data = nil
-	} else if len(body) == 0 {
-		return nil, eventError("the body is empty, and not flagged so")
-	}
-	if err := e.check(kinds[kind], set); err != nil {
-		return nil, err
-	}
-	return e, nil
+	return found, nil
 }
 
 func (e *Event) setEnvelope(name, v string) error {
@@ -296,8 +363,6 @@ func (e *Event) setEnvelope(name, v string) error {
 			return eventError("ce-time: %w", err)
 		}
 		e.Time = t
-	default:
-		return eventError("header %q is none of ours", clip(name))
 	}
 	return nil
 }
@@ -429,17 +494,36 @@ func headerValue(s string) bool {
 	if s == "" {
 		return true
 	}
-	ascii := true
-	for i := 0; i < len(s); i++ {
+	// Eight bytes at a time: this is read of every header of every event.
+	// Of such a word, the top bit of a byte is set in control where it may
+	// hold a byte below 0x20 or 0x7f, exactly so in the lowest one that does.
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	i, beyond := 0, uint64(0)
+	for ; i+8 <= len(s); i += 8 {
+		w := word(s[i : i+8])
+		del := w ^ 0x7f*ones
+		if ((w-0x20*ones)&^w|(del-ones)&^del)&tops != 0 {
+			return false
+		}
+		beyond |= w & tops
+	}
+	for ; i < len(s); i++ {
 		if s[i] < 0x20 || s[i] == 0x7f {
 			return false
 		}
-		ascii = ascii && s[i] < utf8.RuneSelf
+		beyond |= uint64(s[i]) & utf8.RuneSelf
 	}
-	if !ascii && !utf8.ValidString(s) {
+	if beyond != 0 && !utf8.ValidString(s) {
 		return false
 	}
 	return s[0] != ' ' && s[len(s)-1] != ' '
+}
+
+// word is one load of eight bytes, as the compiler puts it.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // HeaderText makes any text fit for a header: control bytes become spaces, the

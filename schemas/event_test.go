@@ -162,6 +162,58 @@ func TestEventsOfEveryKindHaveGoldenBytes(t *testing.T) {
 	}
 }
 
+// The ledger commits to headers as DecodeSorted gives them. Whoever could have one
+// left out there, or put out of order, would change it unseen.
+func TestDecodeSortedGivesEveryHeaderOnceInOrder(t *testing.T) {
+	files, err := filepath.Glob("testdata/events/*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		subject, h, body := unwire(t, raw)
+		h["Nats-Expected-Stream"] = []string{"EVENTS"}
+		e, pairs, err := DecodeSorted(7, subject, h, body, nil)
+		if err != nil || e.Seq != 7 {
+			t.Fatal(file, e, err)
+		}
+		delete(h, "Nats-Expected-Stream")
+		var want []HeaderPair
+		for _, name := range slices.Sorted(maps.Keys(h)) {
+			want = append(want, HeaderPair{name, h[name][0]})
+		}
+		if !slices.Equal(pairs, want) {
+			t.Errorf("%s: got %v, want %v", file, pairs, want)
+		}
+	}
+}
+
+// Eight bytes are looked at as one: each byte must be told at each place, beside
+// neighbours that differ from what is refused by one bit.
+func TestHeaderValuesAreToldByteByByte(t *testing.T) {
+	for _, filler := range []string{"a", " ", "~", "!", "\u0080", "é"} {
+		for length := 1; length <= 20; length++ {
+			for place := range length {
+				for c := range 256 {
+					s := "x" + strings.Repeat(filler, place) + string([]byte{byte(c)}) + strings.Repeat(filler, length-place-1) + "x"
+					want := c >= 0x20 && c < 0x7f
+					if got := headerValue(s); got != want {
+						t.Fatalf("%q: %v", s, got)
+					}
+				}
+			}
+		}
+	}
+	for s, want := range map[string]bool{"": true, " a": false, "a ": false, "a": true, "12345678é": true, "éééééééé": true, "1234567\xc3": false} {
+		if headerValue(s) != want {
+			t.Errorf("%q: %v", s, !want)
+		}
+	}
+}
+
 func TestEncodeRefusesWhatAKindLacksOrMayNotCarry(t *testing.T) {
 	for _, rule := range HeaderRules() {
 		for _, name := range rule.Must {

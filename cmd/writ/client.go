@@ -121,7 +121,7 @@ func isNamed(c *jwt.UserClaims) bool { return c.Tags.Contains(accounts.OperatorT
 func clipName(name string) string { return strconv.Quote(schemas.HeaderText(name)) }
 
 // dial connects to the control plane that the flags name.
-func (a *App) dial() (*client, error) {
+func (a *App) dial(more ...nats.Option) (*client, error) {
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	barred, bar := context.WithCancelCause(context.Background())
 	o := bus.Options{Role: string(keys.RoleOperator), URL: a.Server, Logger: log,
@@ -133,6 +133,7 @@ func (a *App) dial() (*client, error) {
 			}
 			log.Error("nats", "error", err)
 		})}}
+	o.Options = append(o.Options, more...)
 	var err error
 	if a.Server != "" {
 		if o.Creds, err = bus.ReadCreds(a.As); err != nil {

@@ -146,6 +146,9 @@ func (c *ledgerRestoreCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	if err := keys.MakeFolder(app.Data); err != nil {
+		return advise(err, "restore into a folder that is closed to others, or a new one")
+	}
 	if lost > 0 {
 		if err := keepAnchor(app.Data, c.Rollback, time.Now()); err != nil {
 			return err

@@ -205,21 +205,8 @@ func writeNew(path string, content []byte) error {
 
 // shower finds the ledger: the running one, or else that on disk.
 func (a *App) shower() (ledger.Show, func() error, error) {
-	r, err := a.onDisk()
-	if err != nil {
-		return nil, nil, err
-	}
-	if r != nil {
-		return r.Show, r.Close, nil
-	}
-	cl, err := a.dial()
-	if err != nil {
-		return nil, nil, err
-	}
-	ask := func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
-		return ask[schemas.ShowReply](ctx, cl, schemas.CtlShow, q)
-	}
-	return ask, func() error { cl.close(); return nil }, nil
+	_, show, end, err := a.evidence()
+	return show, end, err
 }
 
 // cosignatures counts the lines of signatures behind the ledger's own.

@@ -20,6 +20,7 @@ type replayCmd struct {
 	Creds   string   `type:"path" placeholder:"FILE" help:"With --into: credentials for it, none of this control plane's."`
 	Speed   float64  `placeholder:"N" help:"With --into: N times as fast as it happened; as fast as it goes where missing."`
 	Weights []string `type:"path" sep:"none" placeholder:"FILE" help:"Signed weights that judged some of it; may be given several times."`
+	archiveFlags
 }
 
 type replayDoc struct {
@@ -54,12 +55,12 @@ func (c *replayCmd) Run(ctx context.Context, app *App) error {
 		}
 		others = append(others, w)
 	}
-	read, end, err := app.record(false)
+	step, done := app.progress("replayed: event")
+	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step)
 	if err != nil {
 		return err
 	}
-	step, done := app.progress("replayed: event")
-	doc, err := c.compare(watched(ctx, read, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step), others)
+	doc, err := c.compare(events, others)
 	err = errors.Join(err, end())
 	done()
 	if err != nil {

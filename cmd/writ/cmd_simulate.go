@@ -23,6 +23,7 @@ type simulateCmd struct {
 	To         string `placeholder:"SEQ|TIME" help:"Only decisions up to there."`
 	Agent      string `placeholder:"ID" help:"Only decisions on this agent."`
 	Cascade    bool   `help:"Let decisions have consequences: who would have been paused is held from then on."`
+	archiveFlags
 }
 
 // simulateDoc is the report with the question that it answers.
@@ -46,12 +47,12 @@ func (c *simulateCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	read, end, err := app.record(false)
+	step, done := app.progress("simulated: event")
+	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true}, step)
 	if err != nil {
 		return err
 	}
-	step, done := app.progress("simulated: event")
-	doc.Report, err = simulate.Run(watched(ctx, read, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true}, step), policy, o)
+	doc.Report, err = simulate.Run(events, policy, o)
 	err = errors.Join(err, end())
 	done()
 	if err != nil {

@@ -33,23 +33,35 @@ func (c *client) read(ctx context.Context, req schemas.ReadRequest) (schemas.Rea
 // record finds the record: the running ledger's, or else that on disk, unless
 // it is to be followed.
 func (a *App) record(follow bool) (read reader, end func() error, err error) {
-	if !follow {
-		r, err := a.onDisk()
+	if follow {
+		f, err := a.follow()
 		if err != nil {
 			return nil, nil, err
 		}
-		if r != nil {
-			return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Close, nil
-		}
+		return f.read, f.close, nil
+	}
+	read, _, end, err = a.evidence()
+	return read, end, err
+}
+
+// evidence finds the record, and what proves it: the running ledger's, or else
+// that on disk.
+func (a *App) evidence() (reader, ledger.Show, func() error, error) {
+	r, err := a.onDisk()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if r != nil {
+		return func(_ context.Context, req schemas.ReadRequest) (schemas.ReadReply, error) { return r.Read(req) }, r.Show, r.Close, nil
 	}
 	cl, err := a.dial()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return cl.read, func() error {
-		cl.close()
-		return nil
-	}, nil
+	show := func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
+		return ask[schemas.ShowReply](ctx, cl, schemas.CtlShow, q)
+	}
+	return cl.read, show, func() error { cl.close(); return nil }, nil
 }
 
 // onDisk opens what a control plane left behind in the data folder, to be read

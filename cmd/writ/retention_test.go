@@ -295,7 +295,7 @@ func TestRetentionOfALivingControlPlane(t *testing.T) {
 // rolledBack attacks with a backup: it is put where the anchor knows more.
 func (l *living) rolledBack(data, backup string) {
 	l.Helper()
-	l.data = l.TempDir()
+	l.data = filepath.Join(l.TempDir(), "data")
 	if err := copyTree(filepath.Join(data, "anchor"), filepath.Join(l.data, "anchor")); err != nil {
 		l.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func initWith(data, trustDomain string, with *Opener) error {
 			return fmt.Errorf("%s holds a control plane's %s, and %w: put keys/ back from a backup; new ones can't open it", data, name, ErrHistory)
 		}
 	}
-	if err := closedFolder(data); err != nil {
+	if err := MakeFolder(data); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	draft, err := os.MkdirTemp(data, draftPrefix)
@@ -78,9 +78,9 @@ func initWith(data, trustDomain string, with *Opener) error {
 	return errors.Join(dropDrafts(data), syncDir(data))
 }
 
-// closedFolder makes a data folder, or closes an empty one to others. One that
-// holds something may be open to others on purpose.
-func closedFolder(data string) error {
+// MakeFolder makes a data folder, or closes an empty one to others. One that
+// holds something may be open to others on purpose, and is refused.
+func MakeFolder(data string) error {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}

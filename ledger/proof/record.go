@@ -78,33 +78,37 @@ func (r *Record) Append(b []byte) []byte {
 
 // ParseRecord decodes a record. Whatever Append would not write is an error.
 func ParseRecord(b []byte) (r Record, err error) {
+	err = r.Parse(b)
+	return r, err
+}
+
+// Parse is ParseRecord into a record that is there already. With an error, what
+// it holds means nothing.
+func (r *Record) Parse(b []byte) error {
 	be := binary.BigEndian
 	switch {
 	case len(b) != RecordSize:
-		return r, fmt.Errorf("%w: %d bytes instead of %d", ErrRecord, len(b), RecordSize)
+		return fmt.Errorf("%w: %d bytes instead of %d", ErrRecord, len(b), RecordSize)
 	case string(b[:4]) != magic:
-		return r, fmt.Errorf("%w: it does not begin with %q", ErrRecord, magic)
+		return fmt.Errorf("%w: it does not begin with %q", ErrRecord, magic)
 	case be.Uint16(b[4:]) != Version:
-		return r, fmt.Errorf("%w: version %d is unknown to this program", ErrRecord, be.Uint16(b[4:]))
+		return fmt.Errorf("%w: version %d is unknown to this program", ErrRecord, be.Uint16(b[4:]))
 	case be.Uint32(b[8:]) != 0:
-		return r, fmt.Errorf("%w: undefined flags %#x", ErrRecord, be.Uint32(b[8:]))
+		return fmt.Errorf("%w: undefined flags %#x", ErrRecord, be.Uint32(b[8:]))
 	}
 	r.Kind = Kind(be.Uint16(b[6:]))
 	if r.Kind < KindEvent || r.Kind > KindPrune {
-		return r, fmt.Errorf("%w: kind %d is unknown", ErrRecord, r.Kind)
+		return fmt.Errorf("%w: kind %d is unknown", ErrRecord, r.Kind)
 	}
 	r.Index = be.Uint64(b[12:])
 	r.StreamID = be.Uint64(b[20:])
 	r.StreamSeq = be.Uint64(b[28:])
 	r.Time = int64(be.Uint64(b[36:]))
-	copy(r.Agent[:], b[44:])
-	copy(r.Trace[:], b[60:])
+	r.Agent, r.Trace = [16]byte(b[44:]), [16]byte(b[60:])
 	r.PayloadLen = be.Uint32(b[76:])
 	r.HeadersLen = be.Uint32(b[80:])
-	copy(r.PayloadCommit[:], b[84:])
-	copy(r.HeadersCommit[:], b[116:])
-	copy(r.Prev[:], b[148:])
-	return r, nil
+	r.PayloadCommit, r.HeadersCommit, r.Prev = Hash(b[84:]), Hash(b[116:]), Hash(b[148:])
+	return nil
 }
 
 // LeafHash is the RFC 6962 leaf hash of an encoded record: tlog.RecordHash,
@@ -174,8 +178,8 @@ func equal(a, b Hash) bool { return hmac.Equal(a[:], b[:]) }
 // each behind its length (four bytes). Headers "Nats-…" belong to the
 // transport, change when an event is published again, and are left out.
 func AppendHeaders(b []byte, subject string, h schemas.Header) ([]byte, error) {
-	var room [32]pair
-	pairs, size := room[:0], 4+len(subject)
+	var room [32]schemas.HeaderPair
+	pairs := room[:0]
 	for name, values := range h {
 		if strings.HasPrefix(name, "Nats-") {
 			continue
@@ -183,18 +187,26 @@ func AppendHeaders(b []byte, subject string, h schemas.Header) ([]byte, error) {
 		if len(values) != 1 {
 			return nil, fmt.Errorf("%w: header %q stands %d times", ErrRecord, name, len(values))
 		}
-		pairs = append(pairs, pair{name, values[0]})
-		size += 8 + len(name) + len(values[0])
+		pairs = append(pairs, schemas.HeaderPair{Name: name, Value: values[0]})
 	}
-	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
-	b = appendText(slices.Grow(b, size), subject)
-	for _, p := range pairs {
-		b = appendText(appendText(b, p.name), p.value)
-	}
-	return b, nil
+	slices.SortFunc(pairs, func(a, b schemas.HeaderPair) int { return strings.Compare(a.Name, b.Name) })
+	return AppendSorted(b, subject, pairs), nil
 }
 
-type pair struct{ name, value string }
+// AppendSorted is AppendHeaders of headers that are in byte order of their names
+// already, each once and none of the transport's, as schemas.DecodeSorted gives
+// them.
+func AppendSorted(b []byte, subject string, pairs []schemas.HeaderPair) []byte {
+	size := 4 + len(subject)
+	for _, p := range pairs {
+		size += 8 + len(p.Name) + len(p.Value)
+	}
+	b = appendText(slices.Grow(b, size), subject)
+	for _, p := range pairs {
+		b = appendText(appendText(b, p.Name), p.Value)
+	}
+	return b
+}
 
 func appendText(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)

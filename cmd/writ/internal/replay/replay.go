@@ -9,7 +9,8 @@
 //     its time. So nothing behind a kill, a suspension or a denial goes on
 //     without an end.
 //   - decisions: what intake held and denied early, what a verdict made of an
-//     action, and what capabilities were issued. Intake and issuer follow the log
+//     action, what capabilities were issued, and what operators decided of held
+//     actions: where two must approve, two have. Intake and issuer follow the log
 //     by a moment, so theirs must be what some state of the last 16,384 events
 //     decides; what intake accepted is decided exactly, by the above.
 //   - locks: the lock that an event carries is the one its verdict decides, and
@@ -58,7 +59,8 @@ type Check struct {
 	behind  *schemas.State   // the fold, window events behind
 	queue   []*schemas.Event // between the two
 	pending map[uint64]*claim
-	order   []uint64 // of pending, rising
+	order   []uint64          // of pending, rising
+	reviews map[uint64]uint64 // the newest review of what was held, where it is not folded yet
 
 	only   func(*schemas.Event) bool
 	report Report
@@ -80,7 +82,7 @@ type claim struct {
 // are counted and compared; nil admits all.
 func NewCheck(only func(*schemas.Event) bool) *Check {
 	return &Check{core: release.NewCore(), wanted: map[uint64]want{}, open: map[uint64]*schemas.Event{}, ended: map[uint64]*schemas.Event{},
-		behind: schemas.NewState(), pending: map[uint64]*claim{}, only: only}
+		behind: schemas.NewState(), pending: map[uint64]*claim{}, reviews: map[uint64]uint64{}, only: only}
 }
 
 // Step takes the next event. An error means that it can't be folded.
@@ -292,8 +294,21 @@ func (c *Check) claimOf(e *schemas.Event) *claim {
 		return grant(e, &c.rails)
 	case schemas.AgentDeclared:
 		return declaration(e)
+	case schemas.ReviewEndorsed, schemas.ReviewApproved, schemas.ReviewDenied:
+		return c.review(e)
 	}
 	return nil
+}
+
+// review demands that what was reviewed was held, and where two operators must
+// approve, that two have. The issuer decides no review before it has folded the
+// one before of the same.
+func (c *Check) review(e *schemas.Event) *claim {
+	since := c.reviews[e.Ref]
+	c.reviews[e.Ref] = e.Seq
+	return &claim{e, fmt.Sprintf("it is %s, and what it is of was not held, or has not the approvals that it needs", e.Kind), func(s *schemas.State) bool {
+		return s.Seq >= since && issuer.Reviewed(s, e)
+	}}
 }
 
 func lockOf(s *schemas.State, agent string) schemas.Lock {
@@ -383,6 +398,9 @@ func (c *Check) fold() error {
 			c.mismatch(e, "%s", cl.what)
 		}
 		delete(c.pending, e.Seq)
+	}
+	if c.reviews[e.Ref] == e.Seq {
+		delete(c.reviews, e.Ref)
 	}
 	if c.ended[e.Ref] == e {
 		delete(c.ended, e.Ref)

@@ -51,6 +51,10 @@ func (r *recorded) end(kind schemas.Kind, of *schemas.Event, code int) uint64 {
 		Operation: of.Operation, Action: of.Action, To: of.To})
 }
 
+func (r *recorded) review(kind schemas.Kind, of *schemas.Event, actor string) uint64 {
+	return r.put(&schemas.Event{Kind: kind, Agent: of.Agent, Ref: of.Seq, Operation: of.Operation, Action: of.Action, Actor: actor, Reason: "read"})
+}
+
 func verdict(risk int, decision string) []byte {
 	return schemas.Marshal(schemas.Verdict{Risk: risk, Decision: decision})
 }
@@ -93,7 +97,7 @@ func sound(t *testing.T) (*recorded, map[string]uint64) {
 	at["paused"] = risky.Seq
 	waits := r.act("ann", "op", "send:bob", "bob", held)
 	at["held"] = waits.Seq
-	r.put(&schemas.Event{Kind: schemas.ReviewDenied, Agent: "ann", Ref: waits.Seq, Reason: "no"})
+	at["reviewed"] = r.review(schemas.ReviewDenied, waits, "vera")
 	at["cancelled"] = r.end(cancelled, waits, schemas.CodeForbidden)
 	again := ann
 	again.Lock = schemas.Paused
@@ -133,7 +137,7 @@ func (r *recorded) check(t *testing.T, only func(*schemas.Event) bool) Report {
 func TestASoundLogHasNoMismatch(t *testing.T) {
 	r, _ := sound(t)
 	got := r.check(t, nil)
-	want := Report{Decisions: 5, Ends: 6, Locks: 2, Unchecked: 1}
+	want := Report{Decisions: 6, Ends: 6, Locks: 2, Unchecked: 1}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
@@ -186,6 +190,9 @@ func TestEachChangedDecisionIsNamed(t *testing.T) {
 				r.events[at[name]-1].Kind = schemas.ReleaseMark
 			}
 		}},
+		"a review of what was not held": {"reviewed", "not held", func(r *recorded, at map[string]uint64) {
+			r.events[at["reviewed"]-1].Ref = at["accepted"]
+		}},
 		"a denial for a reason that was not": {"denied", "does not deny it so", func(r *recorded, at map[string]uint64) {
 			r.events[at["denied"]-1].Code = schemas.CodeBudget
 		}},
@@ -235,6 +242,55 @@ func TestEachChangedDecisionIsNamed(t *testing.T) {
 		got := r.check(t, nil)
 		if got.Mismatches == 0 || got.First != at[attack.at] || !strings.Contains(got.Reason, attack.what) {
 			t.Errorf("%s: %+v, want event %d", name, got, at[attack.at])
+		}
+	}
+}
+
+// Somebody who could write the log anew, and had a held action let through that
+// two operators must approve, with one approval or none.
+func TestAnApprovalIsHeldAgainstItsEndorsement(t *testing.T) {
+	const one, two = "vera", "walt"
+	endorsed, approved := schemas.ReviewEndorsed, schemas.ReviewApproved
+	type step struct {
+		kind  schemas.Kind
+		actor string
+	}
+	for name, c := range map[string]struct {
+		needs bool // two operators
+		steps []step
+		bad   int // which of them is found, from 1 on; 0: none
+	}{
+		"one operator suffices":                   {false, []step{{approved, one}}, 0},
+		"two operators":                           {true, []step{{endorsed, one}, {approved, two}}, 0},
+		"the second is the data folder's":         {true, []step{{endorsed, one}, {approved, "root/ada"}}, 0},
+		"no endorsement":                          {true, []step{{approved, two}}, 1},
+		"the same operator twice":                 {true, []step{{endorsed, one}, {approved, one}}, 2},
+		"the data folder's, under two names":      {true, []step{{endorsed, "root/ada"}, {approved, "root/bert"}}, 2},
+		"an endorsement that nobody asked for":    {false, []step{{endorsed, one}}, 1},
+		"approved twice":                          {false, []step{{approved, one}, {approved, two}}, 2},
+		"endorsed twice, and never approved":      {true, []step{{endorsed, one}, {endorsed, two}}, 2},
+		"denied by one, though two must approve":  {true, []step{{schemas.ReviewDenied, one}}, 0},
+		"denied, and approved behind that":        {false, []step{{schemas.ReviewDenied, one}, {approved, two}}, 2},
+		"approved with what the endorsement lost": {true, []step{{endorsed, one}, {schemas.AgentPaused, one}, {approved, two}}, 0},
+	} {
+		r := &recorded{t: t, now: time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)}
+		p := ann
+		p.TwoPerson = c.needs
+		r.declare(p)
+		r.declare(schemas.Principal{ID: "bob", Kind: schemas.KindAgent})
+		r.issue("ann", "op", "send:bob")
+		risky := r.act("ann", "op", "send:bob", "bob", held)
+		risky.Verdict, risky.Risk, risky.Lock = verdict(80, schemas.Pause), 80, schemas.Paused
+		var seqs []uint64
+		for _, s := range c.steps {
+			seqs = append(seqs, r.review(s.kind, risky, s.actor))
+		}
+		got := r.check(t, nil)
+		switch {
+		case c.bad == 0 && got.Mismatches == 0:
+		case c.bad > 0 && got.Mismatches == 1 && got.First == seqs[c.bad-1] && strings.Contains(got.Reason, "approvals"):
+		default:
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }
