@@ -189,7 +189,7 @@ func checkPrincipal(p schemas.Principal) error {
 		return fmt.Errorf("mode %.40q: observe is possible, for agents", p.Mode)
 	case p.TwoPerson && p.Kind != schemas.KindAgent:
 		return fmt.Errorf("two_person is for agents")
-	case p.Lock != "" || p.LockSeq != 0 || p.LockReason != "" || p.Generation != 0:
+	case p.Lock != "" || p.LockSeq != 0 || p.LockReason != "" || p.Generation != 0 || p.Incarnation != "" || !p.CredentialExpires.IsZero():
 		return fmt.Errorf("a declaration can't set a lock; use writ pause, suspend or kill")
 	}
 	if p.Reserve < 0 || p.Reserve > capability.MaxMaxTokens {
@@ -304,16 +304,17 @@ func (i *Issuer) revokeOutdated(ctx context.Context, actor string) error {
 
 // declare logs the declaration of a principal. It carries the lock and the
 // generation of its keys: whoever starts to read the log here must know them.
-// A new principal's generation is the time, so that keys of one that was
-// removed before, under the same name, never count again. Where the log has
-// forgotten a principal, it comes back under the lock that it was under.
+// A new principal's generation is the time, and its incarnation is new, so that
+// keys of one that was removed before, under the same name, never count again.
+// Where the log has forgotten a principal, it comes back under the lock that it
+// was under.
 func (i *Issuer) declare(ctx context.Context, p schemas.Principal, actor string) error {
 	defer i.locks.pass(p.ID)()
 	i.mu.RLock()
 	if a := i.state.Agents[p.ID]; a != nil {
 		p = a.Restated(p)
 	} else {
-		p.Lock, p.Generation = schemas.Active, int(i.Now().Unix())
+		p.Lock, p.Generation, p.Incarnation = schemas.Active, int(i.Now().Unix()), newIncarnation()
 		if l, ok := i.forgotten[p.ID]; ok {
 			p.Lock, p.LockSeq, p.LockReason = l.Lock, l.Seq, l.Reason
 		}

@@ -83,7 +83,7 @@ func (i *Issuer) shownOver(r *http.Request) string {
 // would ask about, and the certificate of the connection that it came over.
 func (i *Issuer) boundIdentityOf(token string, chain []*x509.Certificate) (accounts.Identity, error) {
 	asked, err := i.maker.AskIdentity(token, i.Now())
-	who, err := i.inForce(accounts.Identity{ID: asked.Agent, PublicKey: asked.PublicKey, Issued: asked.Issued, Expires: asked.Expires}, err, schemas.KindAgent)
+	who, err := i.inForce(accounts.Identity{ID: asked.Agent, PublicKey: asked.PublicKey, Incarnation: asked.Incarnation, Issued: asked.Issued, Expires: asked.Expires}, err, schemas.KindAgent)
 	if err != nil {
 		return who, err
 	}

@@ -76,11 +76,11 @@ func (d *door) fold(kind schemas.Kind, data []byte) {
 	d.must(d.i.state.Apply(&schemas.Event{Kind: kind, Agent: "analyst", Seq: d.i.state.Seq + 1, Time: d.now, Reason: "test", Data: data}))
 }
 
-func (d *door) generation() int { return d.i.state.Agents["analyst"].Generation }
+func (d *door) keys() accounts.Keys { return keysOf(d.i.state.Agents["analyst"]) }
 
 func (d *door) token() string {
 	d.Helper()
-	token, err := d.i.maker.Operation(d.grant, d.generation(), d.now)
+	token, err := d.i.maker.Operation(d.grant, d.keys(), d.now)
 	d.must(err)
 	return token
 }
@@ -209,7 +209,7 @@ func TestEachCheckOfAConnectionHoldsByItself(t *testing.T) {
 		}
 		u, err := jwt.DecodeUserClaims(token)
 		d.must(err)
-		account, err := d.i.maker.PublicKey("analyst")
+		account, err := d.i.maker.PublicKey("analyst", "")
 		d.must(err)
 		if u.Subject != r.UserNkey || u.IssuerAccount != account || u.Expires != d.grant.Expires.Unix() || !u.Tags.Contains("scope:read.x") || !u.Tags.Contains("op:op") || u.Tags.Contains("agent:analyst") {
 			t.Errorf("%s: it is let in as %+v", name, u)

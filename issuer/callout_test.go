@@ -203,7 +203,7 @@ func TestNothingGetsPastTheCertificateIntoAnAgentsAccount(t *testing.T) {
 	public, err := user.PublicKey()
 	must(t, err)
 	now := time.Now().Add(2 * time.Second)
-	token, err := old.Identity("analyst-7", public, now, now.Add(time.Hour))
+	token, err := old.Identity("analyst-7", public, accounts.Keys{}, now, now.Add(time.Hour))
 	must(t, err)
 	creds, err := accounts.Creds(token, user)
 	must(t, err)

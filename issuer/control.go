@@ -30,6 +30,7 @@ func (i *Issuer) serveControl() error {
 		func() error { return take(i, schemas.CtlLock, i.lock) },
 		func() error { return take(i, schemas.CtlLockdown, i.lockdown) },
 		func() error { return take(i, schemas.CtlRotate, i.rotate) },
+		func() error { return take(i, schemas.CtlWarrant, i.warrant) },
 		func() error { return take(i, schemas.CtlReview, i.review) },
 		func() error { return take(i, schemas.CtlReviews, i.reviews) },
 		func() error { return take(i, schemas.CtlStatus, i.Status) },
@@ -48,7 +49,7 @@ func (i *Issuer) serveControl() error {
 }
 
 func (i *Issuer) health(context.Context, struct{}) (schemas.Health, error) {
-	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At()}, nil
+	return schemas.Health{Service: "issuer", OK: true, Seq: i.folded.At(), Warning: ownExpiring(i.expiring(i.Now()))}, nil
 }
 
 func (i *Issuer) publishKeys(context.Context, struct{}) (json.RawMessage, error) {
@@ -167,6 +168,10 @@ func (i *Issuer) Status(ctx context.Context, req schemas.StatusRequest) (schemas
 		reply.Agents = reply.Agents[:limit]
 		reply.Next = reply.Agents[limit-1].AgentID
 	}
+	if req.AgentID == "" && req.After == "" {
+		reply.Expiring = i.expiring(i.Now())
+		reply.Expiring = reply.Expiring[:min(len(reply.Expiring), expiringMost)]
+	}
 	i.addRisks(ctx, reply.Agents)
 	return reply, i.countConnections(ctx, reply.Agents)
 }
@@ -232,7 +237,7 @@ func (i *Issuer) countConnections(ctx context.Context, list []schemas.AgentStatu
 	var mu sync.Mutex
 	for n := range list {
 		g.Go(func() error {
-			public, err := i.maker.PublicKey(list[n].AgentID)
+			public, err := i.publicKey(list[n].AgentID)
 			if err != nil {
 				return err
 			}

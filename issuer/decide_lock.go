@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"strings"
+	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -146,8 +147,9 @@ func heldAction(s *schemas.State, seq uint64) *schemas.Event {
 }
 
 // decideEnroll says whether a principal may be enrolled. Enrolling a killed
-// one brings it back; the event names the kill that it undoes.
-func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, error) {
+// one brings it back, as another incarnation; the event names the kill that it
+// undoes.
+func decideEnroll(s *schemas.State, req schemas.EnrollRequest, incarnation string, now time.Time) (*schemas.Event, error) {
 	if err := checkActor(req.Actor); err != nil {
 		return nil, err
 	}
@@ -158,12 +160,14 @@ func decideEnroll(s *schemas.State, req schemas.EnrollRequest) (*schemas.Event, 
 	if a == nil {
 		return nil, schemas.Refuse(schemas.CodeNotFound, "%s is neither an agent nor a service of this fleet; declare it in the fleet file and run writ apply", req.ID)
 	}
-	e := &schemas.Event{Kind: schemas.AgentEnrolled, Agent: a.ID, Actor: req.Actor}
+	e := &schemas.Event{Kind: schemas.AgentEnrolled, Agent: a.ID, Actor: req.Actor, ContentType: jsonType}
+	made := schemas.Enrolment{Expires: now.Add(credentialTTL(a.Kind)).UTC().Truncate(time.Second)}
 	switch a.Lock {
 	case schemas.Suspended:
 		return nil, schemas.Refuse(schemas.CodeConflict, "%s is suspended: %s; resume it first", a.ID, a.LockReason)
 	case schemas.Killed:
-		e.Ref = a.LockSeq
+		e.Ref, made.Incarnation = a.LockSeq, incarnation
 	}
+	e.Data = schemas.Marshal(made)
 	return e, nil
 }

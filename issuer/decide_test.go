@@ -319,13 +319,13 @@ func TestDecideReview(t *testing.T) {
 
 func TestDecideEnrollUndoesTheKillThatItNames(t *testing.T) {
 	s := fleetState(t, lockedBy(schemas.AgentKilled, "alice"))
-	e, err := decideEnroll(s, schemas.EnrollRequest{ID: "alice", Actor: "root"})
+	e, err := decideEnroll(s, schemas.EnrollRequest{ID: "alice", Actor: "root"}, "anew", noon)
 	if err != nil || e.Ref != s.Seq {
 		t.Errorf("got %+v, %v", e, err)
 	}
-	_, err = decideEnroll(fleetState(t, lockedBy(schemas.AgentSuspended, "alice")), schemas.EnrollRequest{ID: "alice", Actor: "root"})
+	_, err = decideEnroll(fleetState(t, lockedBy(schemas.AgentSuspended, "alice")), schemas.EnrollRequest{ID: "alice", Actor: "root"}, "anew", noon)
 	refused(t, err, 409, "resume it first")
-	_, err = decideEnroll(s, schemas.EnrollRequest{ID: "nobody", Actor: "root"})
+	_, err = decideEnroll(s, schemas.EnrollRequest{ID: "nobody", Actor: "root"}, "anew", noon)
 	refused(t, err, 404, "declare it")
 }
 

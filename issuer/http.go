@@ -176,10 +176,11 @@ func (i *Issuer) identityOf(r *http.Request, token string) (accounts.Identity, e
 	if i.CA != nil {
 		return i.boundIdentityOf(token, chainOf(r))
 	}
-	who, err := i.maker.ReadIdentity(token, func(account string) string {
+	who, err := i.maker.ReadIdentity(token, func(account string) (string, string) {
 		i.mu.RLock()
 		defer i.mu.RUnlock()
-		return i.byKey[account]
+		b := i.byKey[account]
+		return b.id, b.incarnation
 	})
 	return i.inForce(who, err, schemas.KindAgent)
 }
@@ -187,14 +188,14 @@ func (i *Issuer) identityOf(r *http.Request, token string) (accounts.Identity, e
 // operatorOf is the same for the credential of a named operator: what was signed
 // before a lock, or for another role, counts no more.
 func (i *Issuer) operatorOf(_ *http.Request, token string) (accounts.Identity, error) {
-	who, err := i.maker.ReadOperator(token, func(account string) (string, int) {
+	who, err := i.maker.ReadOperator(token, func(account string) (string, accounts.Keys) {
 		i.mu.RLock()
 		defer i.mu.RUnlock()
-		id := i.byKey[account]
-		if a := i.state.Agents[id]; a != nil {
-			return id, a.Generation
+		b := i.byKey[account]
+		if a := i.state.Agents[b.id]; a != nil {
+			return b.id, accounts.Keys{Incarnation: b.incarnation, Generation: a.Generation}
 		}
-		return "", 0
+		return "", accounts.Keys{}
 	})
 	return i.inForce(who, err, schemas.KindOperator)
 }
@@ -217,7 +218,7 @@ func (i *Issuer) inForce(who accounts.Identity, err error, kind string) (account
 		return who, fmt.Errorf("%w: %s is no %s of this fleet any more", capability.ErrRevoked, who.ID, kind)
 	case a.Lock == schemas.Killed:
 		return who, fmt.Errorf("%w: %s was killed", capability.ErrRevoked, who.ID)
-	case !who.Issued.After(i.born[who.ID].Truncate(time.Second)):
+	case who.Incarnation != a.Incarnation || !who.Issued.After(i.born[who.ID].Truncate(time.Second)):
 		return who, fmt.Errorf("%w: %s was enrolled anew; use the newer credential", capability.ErrRevoked, who.ID)
 	case !now.Before(who.Expires):
 		return who, fmt.Errorf("%w: at %s; enrol anew", capability.ErrExpired, who.Expires.UTC().Format(time.RFC3339))

@@ -115,8 +115,8 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 			return schemas.IssueReply{}, err
 		}
 	}
-	generation, iat := i.standing(g.Agent)
-	userJWT, err := i.maker.Operation(g, generation, iat)
+	k, iat := i.standing(g.Agent)
+	userJWT, err := i.maker.Operation(g, k, iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -128,7 +128,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if err := i.stillHolds(ctx, g, generation); err != nil {
+	if err := i.stillHolds(ctx, g, k); err != nil {
 		return schemas.IssueReply{}, err
 	}
 	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
@@ -165,24 +165,27 @@ func (i *Issuer) spanBehind(g schemas.Grant) string {
 	return fmt.Sprintf("%016x", from.Seq)
 }
 
-// standing is what a principal's users are signed with: the generation of its
-// keys, and an issuing time behind whatever revoked its users last.
-func (i *Issuer) standing(id string) (generation int, iat time.Time) {
+// standing is what a principal's users are signed with: its keys, and an issuing time behind whatever revoked its users last.
+func (i *Issuer) standing(id string) (k accounts.Keys, iat time.Time) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
 	iat = i.Now()
 	if a := i.state.Agents[id]; a != nil {
-		generation = a.Generation
+		k = keysOf(a)
 	}
 	if next := i.born[id].Add(time.Second); iat.Before(next) {
 		iat = next
 	}
-	return generation, iat
+	return k, iat
+}
+
+func keysOf(a *schemas.Agent) accounts.Keys {
+	return accounts.Keys{Incarnation: a.Incarnation, Generation: a.Generation}
 }
 
 // stillHolds looks at the state once the grant is in the log. A grant that a
 // lock overtook is ended, or it would count again after a resume.
-func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, generation int) error {
+func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, k accounts.Keys) error {
 	var why error
 	i.mu.RLock()
 	a := i.state.Agents[g.Agent]
@@ -193,7 +196,7 @@ func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, generation int
 		why = schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s; nobody gets a capability until an operator lifts it", i.state.Lockdown)
 	case a.Lock != schemas.Active:
 		why = lockRefusal(a)
-	case a.Generation != generation:
+	case keysOf(a) != k:
 		why = schemas.Refuse(schemas.CodeCancelled, "the keys of %s were replaced meanwhile; ask again", g.Agent)
 	default:
 		if live := a.Grants[g.Operation]; live != nil && live.JTI == g.JTI {
@@ -246,8 +249,7 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 }
 
 // renewIdentity renews the credential with which a principal asks and is
-// asked. It is for a key that the principal names, and it is no event: it
-// changes nobody's rights. A certificate is.
+// asked. It is for a key that the principal names, and changes nobody's rights.
 func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
 	public := req.PublicKey
 	refusal := view(i, func(s *schemas.State) error {
@@ -271,9 +273,42 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
+	i.noteRenewal(ctx, id, expires)
 	reply := schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}
 	reply.CertificateReply, err = i.certified(ctx, id, id, cert)
 	return reply, err
+}
+
+// credentialTTL is how long a principal's own credential is valid.
+func credentialTTL(kind string) time.Duration {
+	switch kind {
+	case schemas.KindService:
+		return serviceTTL
+	case schemas.KindOperator:
+		return operatorTTL
+	}
+	return identityTTL
+}
+
+// renewedNoted is by how much a renewal must move the end of a credential for
+// the log to say so: an agent that renews without need fills nothing.
+const renewedNoted = time.Hour
+
+// noteRenewal logs that a credential lasts longer. Nobody's rights hang on it;
+// where the log does not take it, a warning will be one too many.
+func (i *Issuer) noteRenewal(ctx context.Context, id string, expires time.Time) {
+	known := view(i, func(s *schemas.State) time.Time {
+		if a := s.Agents[id]; a != nil {
+			return a.CredentialExpires
+		}
+		return time.Time{}
+	})
+	if expires.Sub(known) < renewedNoted {
+		return
+	}
+	if _, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentRenewed, Agent: id, Actor: id, Expires: expires.UTC()}); err != nil {
+		i.Logger.Warn("renewal of a credential not logged", "agent_id", id, "error", err)
+	}
 }
 
 // identity signs an agent's identity, a service's user or an operator's.
@@ -284,17 +319,15 @@ func (i *Issuer) identity(id, public string) (token string, expires time.Time, e
 		}
 		return ""
 	})
-	generation, iat := i.standing(id)
+	k, iat := i.standing(id)
+	expires = iat.Add(credentialTTL(kind))
 	switch kind {
 	case schemas.KindService:
-		expires = iat.Add(serviceTTL)
-		token, err = i.maker.Service(id, public, generation, iat, expires)
+		token, err = i.maker.Service(id, public, k, iat, expires)
 	case schemas.KindOperator:
-		expires = iat.Add(operatorTTL)
-		token, err = i.maker.Operator(id, public, generation, iat, expires)
+		token, err = i.maker.Operator(id, public, k, iat, expires)
 	default:
-		expires = iat.Add(identityTTL)
-		token, err = i.maker.Identity(id, public, iat, expires)
+		token, err = i.maker.Identity(id, public, k, iat, expires)
 	}
 	return token, expires, err
 }
@@ -310,6 +343,9 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	// A request that can't be met enrols nobody; one that can is met behind the
 	// enrolment, or the certificate would be one from before.
 	if _, err := i.certificate(req.ID, asker{}, req.CertificateRequest); err != nil {
+		return schemas.EnrollReply{}, err
+	}
+	if err := i.buried(ctx, req.ID); err != nil {
 		return schemas.EnrollReply{}, err
 	}
 	if err := i.logEnrolment(ctx, req); err != nil {
@@ -339,10 +375,22 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	return reply, err
 }
 
+// buried makes sure that every server has what a principal was killed with,
+// before another incarnation of it begins: nobody pushes it behind that.
+func (i *Issuer) buried(ctx context.Context, id string) error {
+	if view(i, func(s *schemas.State) bool { a := s.Agents[id]; return a == nil || a.Lock != schemas.Killed }) {
+		return nil
+	}
+	if _, err := i.pushes.one(ctx, id); err != nil {
+		return schemas.Refuse(schemas.CodeUnavailable, "not every server confirms that %s is killed (%v); enrol it when they do", id, err)
+	}
+	return nil
+}
+
 func (i *Issuer) logEnrolment(ctx context.Context, req schemas.EnrollRequest) error {
 	defer i.locks.pass(req.ID)()
 	i.mu.RLock()
-	e, err := decideEnroll(i.state, req)
+	e, err := decideEnroll(i.state, req, newIncarnation(), i.Now())
 	i.mu.RUnlock()
 	if err != nil {
 		return err

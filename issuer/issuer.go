@@ -69,6 +69,7 @@ type Options struct {
 	Source    string // ce-source of what it appends
 	Secrets   *keys.Secrets
 	Retention time.Duration // of the log
+	Served    []string      // death warrants that were served on this machine
 	Logger    *slog.Logger
 	Now       func() time.Time // the clock; time.Now where nil
 }
@@ -93,13 +94,15 @@ type Issuer struct {
 	signer  *capability.Signer
 	jwks    []byte
 
+	turning sync.Mutex // one step of a rotation of the accounts' keys at a time
+
 	applying sync.Mutex // one declaration of the fleet at a time
 
 	mu     sync.RWMutex // guards the fields below
 	state  *schemas.State
 	rails  *guard.Rails // what the state's guard rails say
 	tracks *tracks
-	byKey  map[string]string    // principal, by account
+	byKey  map[string]bearer    // of an account
 	told   map[string]time.Time // newest declaration, by principal
 	born   map[string]time.Time // since when its credentials count, by principal
 	svids  map[string]time.Time // end of the newest certificate, by principal
@@ -126,7 +129,7 @@ func New(o Options) (*Issuer, error) {
 	}
 	i := &Issuer{Options: o, log: log, reader: reader, maker: accounts.NewMaker(o.Secrets), ring: o.Secrets.Capability,
 		wire: &wire{nc: o.System}, folded: bus.NewWatermark(), orders: map[string]order{}, gates: newGates(), locks: newGates(), limits: newLimiters(tokensPerSecond, tokensBurst), paces: newLimiters(operatorLimit, 2*operatorLimit),
-		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]string{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}, since: map[string]time.Time{}}
+		state: schemas.NewState(), tracks: newTracks(), byKey: map[string]bearer{}, told: map[string]time.Time{}, born: map[string]time.Time{}, svids: map[string]time.Time{}, since: map[string]time.Time{}}
 	i.pushes = newPushes(i)
 	return i, i.takeKeys()
 }
@@ -164,10 +167,17 @@ func (i *Issuer) Run(ctx context.Context, ready func()) error {
 
 // open pushes all accounts, locked ones first, and takes requests.
 func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) error {
+	if err := i.honour(ctx); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
 	if err := i.pushes.all(ctx); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	tokens, err := i.serveTokens(ctx, g)
+	if err != nil {
+		return err
+	}
+	warrants, err := i.serveWarrants(ctx)
 	if err != nil {
 		return err
 	}
@@ -177,15 +187,18 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 	if err := i.serveCallout(ctx, g); err != nil {
 		return err
 	}
-	for _, nc := range []*nats.Conn{i.Control, i.Inlet} {
+	for _, nc := range []*nats.Conn{i.Control, i.Inlet, i.System} {
 		if err := nc.Flush(); err != nil {
 			return fmt.Errorf("issuer: subscribe: %w", err)
 		}
 	}
 	ready()
+	i.tellOperator(ctx)
 	err = i.sweepLoop(ctx)
-	if uerr := tokens.Unsubscribe(); uerr != nil && i.Inlet.IsConnected() {
-		return errors.Join(err, fmt.Errorf("issuer: unsubscribe: %w", uerr))
+	for _, sub := range []*nats.Subscription{tokens, warrants} {
+		if uerr := sub.Unsubscribe(); uerr != nil && i.Inlet.IsConnected() && i.System.IsConnected() {
+			err = errors.Join(err, fmt.Errorf("issuer: unsubscribe: %w", uerr))
+		}
 	}
 	return err
 }
@@ -243,10 +256,10 @@ func (i *Issuer) rebirth(e *schemas.Event, first bool) {
 
 // A stance is what of a principal stands in its account.
 type stance struct {
-	known      bool
-	lock       schemas.Lock
-	generation int
-	role       schemas.Role
+	known bool
+	lock  schemas.Lock
+	keys  accounts.Keys
+	role  schemas.Role
 }
 
 func (i *Issuer) stance(id string) stance {
@@ -254,7 +267,7 @@ func (i *Issuer) stance(id string) stance {
 	if a == nil {
 		return stance{}
 	}
-	return stance{true, a.Lock, a.Generation, a.Role}
+	return stance{true, a.Lock, keysOf(a), a.Role}
 }
 
 // index keeps what the state does not say: when a declaration was last made,
@@ -262,13 +275,11 @@ func (i *Issuer) stance(id string) stance {
 func (i *Issuer) index(e *schemas.Event) error {
 	switch e.Kind {
 	case schemas.AgentDeclared:
-		public, err := i.maker.PublicKey(e.Agent)
-		if err != nil {
-			return fmt.Errorf("issuer: %w", err)
-		}
-		i.byKey[public] = e.Agent
 		i.told[e.Agent] = e.Time
 		delete(i.forgotten, e.Agent)
+		return i.indexKey(e.Agent)
+	case schemas.AgentEnrolled:
+		return i.indexKey(e.Agent)
 	case schemas.PolicyApplied:
 		i.told[schemas.Fleet] = e.Time
 		rails, err := guard.Parse("guardrails", i.state.Guardrails)
@@ -293,6 +304,29 @@ func (i *Issuer) index(e *schemas.Event) error {
 		i.svids[e.Agent] = c.Expires
 	}
 	return nil
+}
+
+// A bearer is whose an account is: of one incarnation, which need not be the
+// present one.
+type bearer struct{ id, incarnation string }
+
+// indexKey notes whose the account of a principal is now. i.mu is held.
+func (i *Issuer) indexKey(id string) error {
+	a := i.state.Agents[id]
+	if a == nil {
+		return nil
+	}
+	public, err := i.maker.PublicKey(id, a.Incarnation)
+	if err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	i.byKey[public] = bearer{id, a.Incarnation}
+	return nil
+}
+
+// account of a principal on the servers, as an NKey.
+func (i *Issuer) publicKey(id string) (string, error) {
+	return i.maker.PublicKey(id, i.pushes.now(id).Incarnation)
 }
 
 // append stamps and appends one event, and waits until the own state has it:
@@ -332,6 +366,9 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
+// newIncarnation names an incarnation: no two are alike.
+func newIncarnation() string { return strings.ToLower(rand.Text()) }
+
 // newJTI is unique for ever: 128 random bits and more.
 func newJTI() string { return strings.ToLower(rand.Text()) }
 
@@ -339,7 +376,7 @@ func newJTI() string { return strings.ToLower(rand.Text()) }
 // is a public key; one that belongs to nobody in the fleet is passed over.
 func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.Violation) error {
 	i.mu.RLock()
-	id := i.byKey[account]
+	id := i.byKey[account].id
 	i.mu.RUnlock()
 	if id == "" {
 		return nil

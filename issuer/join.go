@@ -33,8 +33,8 @@ func (i *Issuer) invite(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	generation, iat := i.standing(req.ID)
-	token, err := i.maker.Join(req.ID, public, generation, iat, expires)
+	k, iat := i.standing(req.ID)
+	token, err := i.maker.Join(req.ID, public, k, iat, expires)
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
@@ -63,7 +63,7 @@ func (i *Issuer) logInvitation(ctx context.Context, req schemas.EnrollRequest, i
 
 // decideInvite says whether somebody may be invited to join.
 func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expires time.Time) (*schemas.Event, error) {
-	if _, err := decideEnroll(s, req); err != nil {
+	if _, err := decideEnroll(s, req, "", time.Time{}); err != nil {
 		return nil, err
 	}
 	a := s.Agents[req.ID]
@@ -123,5 +123,6 @@ func decideJoin(s *schemas.State, id string, req schemas.JoinRequest, now time.T
 	if !a.Invited(req.ID, now) {
 		return nil, schemas.Refuse(schemas.CodeUnauthorized, "this join token was used already, has expired, or was voided by a lock; ask an operator for another (writ enroll %s --join)", id)
 	}
-	return &schemas.Event{Kind: schemas.AgentEnrolled, Agent: id, JTI: req.ID, Actor: id}, nil
+	return &schemas.Event{Kind: schemas.AgentEnrolled, Agent: id, JTI: req.ID, Actor: id, ContentType: jsonType,
+		Data: schemas.Marshal(schemas.Enrolment{Expires: now.Add(credentialTTL(a.Kind)).UTC().Truncate(time.Second)})}, nil
 }

@@ -90,7 +90,7 @@ const (
 )
 
 func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
-	public, err := i.maker.PublicKey(id)
+	public, err := i.publicKey(id)
 	if err != nil {
 		return nil, err
 	}

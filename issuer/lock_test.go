@@ -212,7 +212,7 @@ func (p *plane) stored(id string) accounts.Account {
 	p.t.Helper()
 	var declared schemas.Principal
 	must(p.t, schemas.Unmarshal(p.lastEvent("ev."+id+".agent.declared").Data, &declared))
-	return accounts.Account{ID: id, Lock: schemas.Active, Generation: declared.Generation}
+	return accounts.Account{ID: id, Lock: schemas.Active, Keys: accounts.Keys{Incarnation: declared.Incarnation, Generation: declared.Generation}}
 }
 
 func TestUserFromTheFutureIsRefusedAfterAKill(t *testing.T) {
@@ -224,7 +224,7 @@ func TestUserFromTheFutureIsRefusedAfterAKill(t *testing.T) {
 	public, err := user.PublicKey()
 	must(t, err)
 	future := time.Now().Add(20 * time.Minute)
-	token, err := maker.Identity("analyst-7", public, future, future.Add(time.Hour))
+	token, err := maker.Identity("analyst-7", public, p.stored("analyst-7").Keys, future, future.Add(time.Hour))
 	must(t, err)
 	creds, err := accounts.Creds(token, user)
 	must(t, err)
@@ -356,6 +356,16 @@ func TestViolationsReachTheLog(t *testing.T) {
 // lastEvent is the newest event under a subject.
 func (p *plane) lastEvent(subject string) *schemas.Event {
 	p.t.Helper()
+	last := p.newestEvent(subject)
+	if last == nil {
+		p.t.Fatalf("no event %s", subject)
+	}
+	return last
+}
+
+// newestEvent is the same, and nil where there is none.
+func (p *plane) newestEvent(subject string) *schemas.Event {
+	p.t.Helper()
 	var last *schemas.Event
 	ctx, cancel := context.WithCancel(p.t.Context())
 	defer cancel()
@@ -367,9 +377,6 @@ func (p *plane) lastEvent(subject string) *schemas.Event {
 		}
 		return err
 	})
-	if last == nil {
-		p.t.Fatalf("no event %s", subject)
-	}
 	return last
 }
 
@@ -426,7 +433,7 @@ func TestKillThatTheLogDoesNotTakeCutsOffAllTheSame(t *testing.T) {
 // storedAccount is the account that the server keeps.
 func (p *plane) storedAccount(id string) *jwt.AccountClaims {
 	p.t.Helper()
-	public, err := accounts.NewMaker(p.secrets).PublicKey(id)
+	public, err := accounts.NewMaker(p.secrets).PublicKey(id, p.stored(id).Incarnation)
 	must(p.t, err)
 	for {
 		b, err := os.ReadFile(filepath.Join(p.data, "nats", "accounts", public+".jwt"))

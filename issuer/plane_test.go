@@ -31,6 +31,7 @@ type plane struct {
 	secrets  *keys.Secrets
 	operator *nats.Conn
 	clock    *clock
+	served   []string // death warrants
 	stop     func()
 }
 
@@ -91,7 +92,7 @@ func (p *plane) startWith(control *nats.Conn) {
 		callout = p.role(keys.RoleCallout)
 	}
 	i, err := issuer.New(issuer.Options{Control: control, Inlet: p.role(keys.RoleIssuer), System: p.role(keys.RoleSystem), Callout: callout, CA: authority,
-		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Retention: embed.Retention, Logger: log, Now: p.clock.now})
+		Consumer: "issuer", Source: "issuer/1", Secrets: p.secrets, Served: p.served, Retention: embed.Retention, Logger: log, Now: p.clock.now})
 	must(p.t, err)
 	p.issuer = i
 	ctx, cancel := context.WithCancel(context.Background())

@@ -42,6 +42,7 @@ type pushes struct {
 type sent struct {
 	account accounts.Account
 	iat     int64     // of the newest JWT
+	taken   int64     // of the newest that all servers took
 	due     time.Time // when the next must follow; zero: never
 	repeat  time.Time // when the repetition behind a lock is owed; zero: not
 }
@@ -137,12 +138,16 @@ func (p *pushes) due() []string {
 // account is what a principal's account is made from now, with the lock that
 // is to hold already. p.mu is held.
 func (p *pushes) account(id string) accounts.Account {
-	a := p.i.account(id)
+	a, known := p.i.account(id)
+	if s := p.sent[id]; s != nil && !known {
+		a.Incarnation = s.account.Incarnation
+	}
+	a.Epoch = p.i.Secrets.Masters.Epoch()
 	if forced, ok := p.forced[id]; ok && lockOrder[forced] > lockOrder[a.Lock] {
 		a.Lock = forced
 	}
 	if cutsOff(a.Lock) {
-		a.Generation = 0 // such an account has none of the keys
+		a.Generation, a.Epoch = 0, 0 // such an account has none of the keys
 	}
 	return a
 }
@@ -222,8 +227,12 @@ func (p *pushes) known() (locked, free []string) {
 
 // one pushes an account as it must be now, awaits all servers and names those
 // that took it. Connections of an account that is locked out are closed at the
-// same time.
+// same time. What is pushed never takes the place of a kill: see heed.
 func (p *pushes) one(ctx context.Context, id string) (nodes []string, err error) {
+	if err := p.i.heed(ctx, id); err != nil {
+		p.failed(id)
+		return nil, err
+	}
 	q, lock, err := p.send(id)
 	if err != nil {
 		p.failed(id)
@@ -241,12 +250,15 @@ func (p *pushes) one(ctx context.Context, id string) (nodes []string, err error)
 		p.failed(id)
 		return nodes, fmt.Errorf("account of %s: %w", id, err)
 	}
+	p.mu.Lock()
+	p.sent[id].taken = max(p.sent[id].taken, q.iat)
+	p.mu.Unlock()
 	return nodes, nil
 }
 
 // clear closes an account's connections.
 func (p *pushes) clear(ctx context.Context, id string) error {
-	public, err := p.i.maker.PublicKey(id)
+	public, err := p.i.publicKey(id)
 	if err != nil {
 		return err
 	}
@@ -285,6 +297,9 @@ func (p *pushes) send(id string) (*question, schemas.Lock, error) {
 		s.due = time.Time{} // it holds for good
 	}
 	q, err := p.i.wire.push(token)
+	if err == nil {
+		q.iat = s.iat
+	}
 	return q, a.Lock, err
 }
 
@@ -298,12 +313,12 @@ func (p *pushes) failed(id string) {
 
 // account is what a principal's account is made from now. One that is not in
 // the fleet (any more) gets a killed account.
-func (i *Issuer) account(id string) accounts.Account {
+func (i *Issuer) account(id string) (_ accounts.Account, known bool) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
 	a := i.state.Agents[id]
 	if a == nil {
-		return accounts.Account{ID: id, Lock: schemas.Killed}
+		return accounts.Account{ID: id, Lock: schemas.Killed}, false
 	}
-	return accounts.Account{ID: id, Role: a.Role, Lock: a.Lock, Generation: a.Generation, RevokeUntil: i.born[id]}
+	return accounts.Account{ID: id, Role: a.Role, Lock: a.Lock, Keys: keysOf(a), RevokeUntil: i.born[id]}, true
 }

@@ -28,6 +28,13 @@ func (i *Issuer) rotate(ctx context.Context, req schemas.RotateRequest) (schemas
 	if err := checkReason(req.Reason); err != nil {
 		return schemas.RotateReply{}, err
 	}
+	switch req.Key {
+	case schemas.RotateAccounts:
+		return i.rotateAccounts(ctx, req)
+	case "", schemas.RotateCapability:
+	default:
+		return schemas.RotateReply{}, schemas.Refuse(schemas.CodeMalformed, "key %.40q: %s and %s can be rotated", req.Key, schemas.RotateCapability, schemas.RotateAccounts)
+	}
 	i.signing.Lock()
 	defer i.signing.Unlock()
 	if err := i.ring.Rotate(i.Now(), req.Compromised, req.Actor, req.Reason); err != nil {
@@ -61,12 +68,16 @@ func (i *Issuer) takeKeys() error {
 
 // tellTurn logs a rotation. i.signing is held.
 func (i *Issuer) tellTurn(ctx context.Context, t keys.Turn) (uint64, error) {
-	seq, err := i.append(ctx, &schemas.Event{ID: "issuer-rotated-" + t.Rotation.KeyID, Kind: schemas.PolicyRotated, Agent: schemas.Fleet,
-		Reason: schemas.HeaderText(t.Reason), Actor: t.Actor, ContentType: jsonType, Data: schemas.Marshal(t.Rotation)})
+	seq, err := i.logTurn(ctx, t)
 	if err != nil {
 		return 0, err
 	}
 	return seq, i.ring.Told()
+}
+
+func (i *Issuer) logTurn(ctx context.Context, t keys.Turn) (uint64, error) {
+	return i.append(ctx, &schemas.Event{ID: "issuer-rotated-" + t.Rotation.KeyID, Kind: schemas.PolicyRotated, Agent: schemas.Fleet,
+		Reason: schemas.HeaderText(t.Reason), Actor: t.Actor, ContentType: jsonType, Data: schemas.Marshal(t.Rotation)})
 }
 
 // tendKeys tells the log of a rotation that it doesn't know, and takes out the

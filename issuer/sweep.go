@@ -24,7 +24,8 @@ const (
 func (i *Issuer) sweepLoop(ctx context.Context) error {
 	tick := time.NewTicker(sweepPause)
 	defer tick.Stop()
-	var counted, stated time.Time
+	var counted, stated, warned time.Time
+	said := map[schemas.Expiry]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,6 +35,11 @@ func (i *Issuer) sweepLoop(ctx context.Context) error {
 		now := i.Now()
 		i.endOperations(ctx, now)
 		i.tendKeys(ctx, now)
+		i.tendAccounts(ctx, now)
+		if now.Sub(warned) >= declarePause {
+			warned = now
+			said = i.warnExpiring(now, said)
+		}
 		if now.Sub(counted) >= countPause {
 			counted = now
 			if err := i.wire.count(ctx); err != nil && ctx.Err() == nil {

@@ -49,6 +49,7 @@ type serverReply struct {
 type question struct {
 	subject string
 	sub     *nats.Subscription
+	iat     int64 // of an account JWT that was pushed
 }
 
 // ask puts a question. Questions reach the servers in the order in which they
@@ -62,28 +63,39 @@ func (w *wire) ask(subject string, data []byte) (*question, error) {
 	if err := w.nc.PublishRequest(subject, inbox, data); err != nil {
 		return nil, errors.Join(fmt.Errorf("ask the servers on %s: %w", subject, err), sub.Unsubscribe())
 	}
-	return &question{subject, sub}, nil
+	return &question{subject: subject, sub: sub}, nil
 }
 
 // answers returns when want servers have answered, or the time is over: then
 // with what came, and an error.
 func (q *question) answers(ctx context.Context, want int) ([]serverReply, error) {
+	var replies []serverReply
+	err := q.each(ctx, want, func(m *nats.Msg) error {
+		var r serverReply
+		if err := json.Unmarshal(m.Data, &r); err != nil || r.Server == nil {
+			return fmt.Errorf("ask the servers on %s: an answer can't be read: %.80q", q.subject, m.Data)
+		}
+		replies = append(replies, r)
+		return nil
+	})
+	return replies, err
+}
+
+// each hands on what want servers answer.
+func (q *question) each(ctx context.Context, want int, take func(*nats.Msg) error) error {
 	ctx, cancel := context.WithTimeout(ctx, gatherTimeout)
 	defer cancel()
 	defer func() { _ = q.sub.Unsubscribe() }() // fails with the connection, which ends it too
-	var replies []serverReply
-	for len(replies) < want {
+	for n := range want {
 		m, err := q.sub.NextMsgWithContext(ctx)
 		if err != nil {
-			return replies, fmt.Errorf("ask the servers on %s: %d of %d answered: %w", q.subject, len(replies), want, err)
+			return fmt.Errorf("ask the servers on %s: %d of %d answered: %w", q.subject, n, want, err)
 		}
-		var r serverReply
-		if err := json.Unmarshal(m.Data, &r); err != nil || r.Server == nil {
-			return replies, fmt.Errorf("ask the servers on %s: an answer can't be read: %.80q", q.subject, m.Data)
+		if err := take(m); err != nil {
+			return err
 		}
-		replies = append(replies, r)
 	}
-	return replies, nil
+	return nil
 }
 
 func (w *wire) gather(ctx context.Context, subject string, data []byte, want int) ([]serverReply, error) {
@@ -110,6 +122,23 @@ func (w *wire) want() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return max(1, w.nodes)
+}
+
+// lookup gets the JWTs that the servers have of an account: of each that has
+// one.
+func (w *wire) lookup(ctx context.Context, account string) ([]string, error) {
+	q, err := w.ask("$SYS.REQ.ACCOUNT."+account+".CLAIMS.LOOKUP", nil)
+	if err != nil {
+		return nil, err
+	}
+	var tokens []string
+	err = q.each(ctx, w.want(), func(m *nats.Msg) error {
+		if len(m.Data) > 0 { // else it has none
+			tokens = append(tokens, string(m.Data))
+		}
+		return nil
+	})
+	return tokens, err
 }
 
 // push gives all servers an account JWT; pushed awaits what they say.

@@ -16,6 +16,7 @@ const (
 	CtlStatus   = "writ.ctl.issuer.status"   // StatusRequest → StatusReply
 	CtlLockdown = "writ.ctl.issuer.lockdown" // LockdownRequest → LockdownReply
 	CtlRotate   = "writ.ctl.issuer.rotate"   // RotateRequest → RotateReply
+	CtlWarrant  = "writ.ctl.issuer.warrant"  // WarrantRequest → WarrantReply
 	CtlTokens   = "writ.ctl.issuer.tokens"   // TokensRequest → TokensReply
 	CtlRevoke   = "writ.ctl.issuer.revoke"   // RevokeRequest → RevokeReply
 	CtlBudgets  = "writ.ctl.release.budgets" // BudgetsRequest → BudgetsReply
@@ -69,6 +70,7 @@ func (r *RevokeRequest) By() *string   { return &r.Actor }
 func (r *ReviewRequest) By() *string   { return &r.Actor }
 func (r *LockdownRequest) By() *string { return &r.Actor }
 func (r *RotateRequest) By() *string   { return &r.Actor }
+func (r *WarrantRequest) By() *string  { return &r.Actor }
 
 type ApplyReply struct {
 	Changes []Change `json:"changes"`
@@ -204,8 +206,10 @@ type LockdownReply struct {
 	Partial         bool     `json:"partial"`
 }
 
-// RotateRequest has another key sign capabilities from now on.
+// RotateRequest has another key sign capabilities, or agents' users, from now
+// on.
 type RotateRequest struct {
+	Key string `json:"key,omitempty"` // RotateCapability where it says nothing
 	// Compromised says that a thief may have the keys: nothing that was signed
 	// before verifies any more.
 	Compromised bool   `json:"compromised,omitempty"`
@@ -216,6 +220,23 @@ type RotateRequest struct {
 // RotateReply says which key signs from the event on.
 type RotateReply struct {
 	Rotation
+	Seq uint64 `json:"seq"`
+}
+
+// WarrantRequest asks for a death warrant: what kills an agent without the
+// issuer.
+type WarrantRequest struct {
+	AgentID string `json:"agent_id"`
+	Reason  string `json:"reason"`
+	Actor   string `json:"actor"`
+}
+
+// WarrantReply holds the warrant: an account JWT without keys, imports and
+// connections.
+type WarrantReply struct {
+	AgentID string `json:"agent_id"`
+	Warrant
+	JWT string `json:"jwt"`
 	Seq uint64 `json:"seq"`
 }
 
@@ -386,10 +407,21 @@ type AgentStatus struct {
 	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
 
+// An Expiry is a credential or key that ends soon, and how it is renewed.
+type Expiry struct {
+	Kind    string    `json:"kind"`
+	ID      string    `json:"id"` // whose it is
+	Expires time.Time `json:"expires_at"`
+	Renew   string    `json:"renew"`
+}
+
 type StatusReply struct {
 	Lockdown string        `json:"lockdown,omitempty"` // why nobody may act
 	Agents   []AgentStatus `json:"agents"`
 	Next     string        `json:"next,omitempty"`
+	// Expiring are those that end soon, the first of them first: of all, with the
+	// first page of all.
+	Expiring []Expiry `json:"expiring,omitempty"`
 }
 
 // ShadowRequest asks where the weights that judge beside the monitor's own would

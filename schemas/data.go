@@ -69,6 +69,13 @@ type Principal struct {
 	// Mode is ModeObserve where rules are held against what the agent does and
 	// logged, and not enforced.
 	Mode string `json:"mode,omitempty"`
+	// Incarnation tells apart those who bore the name one after the other: it is
+	// another where the name is declared anew, or enrolled behind a kill. Empty
+	// in logs from before it.
+	Incarnation string `json:"incarnation,omitempty"`
+	// CredentialExpires is when the newest credential with which it asks, or
+	// serves, or commands ends; zero where the log does not say.
+	CredentialExpires time.Time `json:"credential_expires,omitzero"`
 	// What follows is set where the issuer repeats a declaration, so
 	// that the log's oldest part can age out.
 	Lock       Lock   `json:"lock,omitempty"`
@@ -175,6 +182,20 @@ type Violation struct {
 	Count   int    `json:"count"` // how many within the second
 }
 
+// An Enrolment is the body of agent.enrolled: when the credential ends that was
+// made, and which incarnation begins where it brings a killed principal back.
+type Enrolment struct {
+	Incarnation string    `json:"incarnation,omitempty"`
+	Expires     time.Time `json:"expires,omitzero"`
+}
+
+// A Warrant is a death warrant without its signature: the body of
+// agent.warranted. It kills that incarnation and no other.
+type Warrant struct {
+	Account     string `json:"account"` // NKey
+	Incarnation string `json:"incarnation"`
+}
+
 // A Certificate is what an agent was given to connect with, without any key:
 // the body of agent.certified.
 type Certificate struct {
@@ -256,9 +277,16 @@ func Marshal(v any) []byte {
 	return b
 }
 
-// Rotation is the body of policy.rotated: which key signs capabilities from
-// that event on.
+// Keys that a Rotation can be of.
+const (
+	RotateCapability = "capability"
+	RotateOperator   = "operator" // that signs accounts
+	RotateAccounts   = "accounts" // those that sign agents' users on NATS
+)
+
+// Rotation is the body of policy.rotated: which key signs from that event on.
 type Rotation struct {
+	Key         string    `json:"key,omitempty"`         // what it is for: RotateCapability where it says nothing
 	KeyID       string    `json:"kid"`                   // RFC 7638 thumbprint
 	Replaced    string    `json:"replaced"`              // the key that signed before
 	Until       time.Time `json:"until,omitzero"`        // how long what that signed can verify

@@ -38,10 +38,11 @@ func StateOf(d Declared) *State {
 	return s
 }
 
-// Restated is what is declared with the lock and the keys' generation that the
-// agent has: whoever starts to read the log here must know them.
+// Restated is what is declared with the lock, and of the keys what the agent
+// has: whoever starts to read the log here must know them.
 func (a *Agent) Restated(p Principal) Principal {
-	p.Lock, p.LockSeq, p.LockReason, p.Generation = a.Lock, a.LockSeq, a.LockReason, a.Generation
+	p.Lock, p.LockSeq, p.LockReason = a.Lock, a.LockSeq, a.LockReason
+	p.Generation, p.Incarnation, p.CredentialExpires = a.Generation, a.Incarnation, a.CredentialExpires
 	return p
 }
 

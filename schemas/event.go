@@ -35,6 +35,8 @@ const (
 	AgentKilled    Kind = "agent.killed"
 	AgentViolation Kind = "agent.violation"
 	AgentCertified Kind = "agent.certified"
+	AgentRenewed   Kind = "agent.renewed"
+	AgentWarranted Kind = "agent.warranted"
 	TokenIssued    Kind = "token.issued"
 	TokenRevoked   Kind = "token.revoked"
 	ReviewApproved Kind = "review.approved"
@@ -115,6 +117,8 @@ var kinds = map[Kind]shape{
 	AgentKilled:      {fReason, controlMay},
 	AgentViolation:   {0, controlMay},
 	AgentCertified:   {0, controlMay},
+	AgentRenewed:     {fExpires, controlMay | fExpires},
+	AgentWarranted:   {fReason | fActor, controlMay},
 	TokenIssued:      {fOperation | fJTI | fTrace, controlMay | fAct},
 	TokenRevoked:     {fJTI | fReason, controlMay},
 	ReviewApproved:   {fRef, controlMay},

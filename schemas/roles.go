@@ -31,7 +31,7 @@ func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 // weakest is the role that a command demands. What is not in it, erasure,
 // backups and pruning, is for who has the data folder alone.
 var weakest = map[string]Role{
-	CtlApply: RoleAdmin, CtlRotate: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlReview: RoleReviewer,
+	CtlApply: RoleAdmin, CtlRotate: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlWarrant: RoleOperator, CtlReview: RoleReviewer,
 	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer, CtlLocks: RoleViewer,
 	CtlReviews: RoleViewer, CtlStatus: RoleViewer, CtlJWKS: RoleViewer,
 	CtlHead: RoleViewer, CtlVerify: RoleViewer, CtlProve: RoleViewer, CtlRead: RoleViewer, CtlShow: RoleViewer,

@@ -146,9 +146,21 @@ func (s *State) Apply(e *Event) error {
 		a.invited[e.JTI] = e.Expires
 	case AgentEnrolled:
 		delete(a.invited, e.JTI)
+		var made Enrolment
+		if len(e.Data) > 0 {
+			if err := Unmarshal(e.Data, &made); err != nil {
+				return fmt.Errorf("event %d: %w", e.Seq, err)
+			}
+			a.CredentialExpires = made.Expires
+		}
 		if a.Lock == Killed && e.Ref == a.LockSeq { // that very kill, by who knew of it
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
+			if made.Incarnation != "" {
+				a.Incarnation = made.Incarnation
+			}
 		}
+	case AgentRenewed:
+		a.CredentialExpires = e.Expires
 	case AgentPaused:
 		a.lock(Paused, e)
 		s.withdraw(a)
@@ -337,6 +349,17 @@ func (s *State) approve(a *Agent, e *Event) {
 func (a *Agent) Invited(id string, at time.Time) bool {
 	until, ok := a.invited[id]
 	return ok && at.Before(until)
+}
+
+// InvitedUntil is when the first join token of an agent ends that nobody used;
+// zero where there is none at a time.
+func (a *Agent) InvitedUntil(at time.Time) (first time.Time) {
+	for _, until := range a.invited {
+		if at.Before(until) && (first.IsZero() || until.Before(first)) {
+			first = until
+		}
+	}
+	return first
 }
 
 // An Admission is what State.Admit found for an action.

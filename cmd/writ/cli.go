@@ -62,6 +62,7 @@ type grammar struct {
 	Resume   resumeCmd   `cmd:"" group:"Operation" help:"Let a paused or suspended agent go on."`
 	Suspend  suspendCmd  `cmd:"" group:"Operation" help:"Cut an agent off until it is resumed."`
 	Kill     killCmd     `cmd:"" group:"Operation" help:"Cut an agent off for good."`
+	Warrant  warrantCmd  `cmd:"" group:"Operation" help:"Death warrants: kill an agent where the issuer is down."`
 	Lockdown lockdownCmd `cmd:"" group:"Operation" help:"Break the glass: nobody in the fleet acts until it is lifted."`
 	Review   reviewCmd   `cmd:"" group:"Operation" help:"List and decide held actions."`
 	Signal   signalCmd   `cmd:"" group:"Operation" help:"Hand on what somebody outside says of an agent's risk."`

@@ -175,7 +175,7 @@ func (c *doctorCmd) checkPlane(ctx context.Context, app *App) []check {
 		return []check{k}
 	}
 	defer cl.close()
-	return []check{checkServices(ctx, cl), checkMemory(ctx, app, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkSVIDs(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
+	return []check{checkServices(ctx, cl), checkMemory(ctx, app, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkExpiry(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
 }
 
 func checkServices(ctx context.Context, cl *client) check {

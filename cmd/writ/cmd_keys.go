@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,6 +56,8 @@ func (t *terminal) clockOr(at time.Time) string {
 
 type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
+	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
+	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
 
@@ -80,6 +83,61 @@ func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
 		return nil
 	}
 	app.note("What %s signed verifies until %s at the latest.", r.Replaced, app.clock(r.Until))
+	return nil
+}
+
+type rotateAccountsCmd struct {
+	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, and everybody has to be enrolled anew."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := call[schemas.RotateReply](ctx, app, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateAccounts, Compromised: c.Compromised, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Other keys sign the users of agents, services and operators from event %d on.", r.Seq)
+	if r.Compromised {
+		app.note("Whoever was connected with what the former ones signed is cut off: enrol agents, services and operators anew (writ enroll).")
+		return nil
+	}
+	app.note("What the former ones signed counts until it expires, and until %s at the latest.", app.clock(r.Until))
+	return nil
+}
+
+type rotateOperatorCmd struct {
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateOperatorCmd) Run(app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	var r schemas.Rotation
+	err := embed.Alone(app.Data, func() (err error) {
+		r, err = keys.RotateOperator(app.Data, schemas.RootActor+app.actor, c.Reason)
+		return err
+	})
+	switch {
+	case errors.Is(err, keys.ErrNoRoot):
+		return advise(err, "put it back for this with writ keys import-root, and export it again afterwards")
+	case err != nil:
+		return advise(err, "stop the control plane first, and name its data folder with --data; what was interrupted can be run again")
+	}
+	if err := writeTrust(app.Data); err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Key %s signs accounts from the next start on, and %s is not trusted any more.", r.KeyID, r.Replaced)
+	app.note("next: take the root key off again (writ keys export-root); where the NATS server is elsewhere, give it nats-server/ anew and restart it; make death warrants anew")
 	return nil
 }
 

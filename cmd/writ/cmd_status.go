@@ -21,7 +21,8 @@ type statusDoc struct {
 	Agents   []schemas.AgentStatus `json:"agents"`
 	Lockdown string                `json:"lockdown,omitempty"` // why nobody may act
 	Next     string                `json:"next,omitempty"`
-	Ledger   *schemas.Head         `json:"ledger"` // null where the ledger doesn't answer
+	Expiring []schemas.Expiry      `json:"expiring"` // credentials and keys that end soon
+	Ledger   *schemas.Head         `json:"ledger"`   // null where the ledger doesn't answer
 	Services []schemas.Health      `json:"services"`
 }
 
@@ -39,7 +40,7 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	doc := statusDoc{Agents: list(reply.Agents), Lockdown: reply.Lockdown, Next: reply.Next}
+	doc := statusDoc{Agents: list(reply.Agents), Lockdown: reply.Lockdown, Next: reply.Next, Expiring: list(reply.Expiring)}
 	for i := range doc.Agents {
 		doc.Agents[i].Operations = list(doc.Agents[i].Operations)
 	}
@@ -56,13 +57,26 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 		return app.emit(doc)
 	}
 	app.status(doc)
-	if late := expiring(doc.Agents, app.now()); len(late) > 0 {
-		app.note("Within %s the certificate ends, and with it the connections, of: %s", svidWarning, strings.Join(late, " "))
-	}
+	app.expiring(doc.Expiring)
 	if ledgerErr != nil {
 		app.note("The ledger does not answer: %s", plain(ledgerErr.Error()))
 	}
 	return nil
+}
+
+// expiring says what ends soon, and what to do; of many the first.
+func (t *terminal) expiring(list []schemas.Expiry) {
+	const shown = 10
+	for _, x := range list[:min(len(list), shown)] {
+		in := "has expired"
+		if left := x.Expires.Sub(t.now()); left > 0 {
+			in = "expires in " + span(left)
+		}
+		t.note("The %s of %s %s; %s", plain(x.Kind), plain(x.ID), in, plain(x.Renew))
+	}
+	if more := len(list) - shown; more > 0 {
+		t.note("%d more expire soon; writ status --json names them.", more)
+	}
 }
 
 func (t *terminal) status(doc statusDoc) {

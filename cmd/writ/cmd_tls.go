@@ -15,7 +15,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/writ-sh/writ/issuer/ca"
@@ -171,7 +170,6 @@ func (f svidFlags) needsCertificate(app *App) {
 const (
 	rootWarning   = 90 * 24 * time.Hour
 	serverWarning = 4 * time.Hour // it is replaced 8 hours before its end
-	svidWarning   = 10 * time.Minute
 )
 
 // checkCertificates looks at what TLS stands on, where it is on.
@@ -246,37 +244,18 @@ func trusted(data string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// expiring are the connected agents whose certificate is about to end, and they
-// with it.
-func expiring(agents []schemas.AgentStatus, now time.Time) []string {
-	var out []string
-	for _, a := range agents {
-		if a.SVIDExpires != nil && a.Connections > 0 && a.SVIDExpires.Sub(now) < svidWarning {
-			out = append(out, a.AgentID)
-		}
+// checkExpiry looks whether a credential or key ends soon.
+func checkExpiry(ctx context.Context, cl *client, now func() time.Time) check {
+	k := check{Name: "expiry", State: healthy, Detail: "no credential and no key ends soon"}
+	page, err := ask[schemas.StatusReply](ctx, cl, schemas.CtlStatus, schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1}})
+	if err != nil {
+		k.State, k.Detail, k.Next = failed, err.Error(), "look at the issuer first"
+		return k
 	}
-	return out
-}
-
-// checkSVIDs looks whether connected agents renew their certificates.
-func checkSVIDs(ctx context.Context, cl *client, now func() time.Time) check {
-	k := check{Name: "svids", State: healthy, Detail: "no certificate of a connected agent is about to end"}
-	after := ""
-	var late []string
-	for {
-		page, err := ask[schemas.StatusReply](ctx, cl, schemas.CtlStatus, schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
-		if err != nil {
-			k.State, k.Detail, k.Next = failed, err.Error(), "look at the issuer first"
-			return k
-		}
-		late = append(late, expiring(page.Agents, now())...)
-		if after = page.Next; after == "" {
-			break
-		}
-	}
-	if len(late) > 0 {
-		k.State, k.Detail = warned, fmt.Sprintf("within %s the certificate ends, and with it the connections, of: %s", svidWarning, strings.Join(late, " "))
-		k.Next = "see that they renew it: out.token.refresh with csr, or writ enroll --svid-dir"
+	if len(page.Expiring) > 0 {
+		first := page.Expiring[0]
+		k.State, k.Next = warned, first.Renew
+		k.Detail = fmt.Sprintf("%d end soon: the %s of %s in %s", len(page.Expiring), first.Kind, first.ID, span(first.Expires.Sub(now())))
 	}
 	return k
 }

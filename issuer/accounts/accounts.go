@@ -72,12 +72,20 @@ const (
 // empty one, which the server might read as everything.
 const nothing = "_none"
 
+// Keys say which of a principal's keys sign: those of one incarnation, which
+// has an account of its own, and of one generation in it.
+type Keys struct {
+	Incarnation string
+	Generation  int // of the operation and service keys
+}
+
 // An Account is what a principal's account is made from.
 type Account struct {
-	ID         string
-	Role       schemas.Role // an operator's; empty for agents and services
-	Lock       schemas.Lock
-	Generation int // of the operation and service keys
+	ID   string
+	Role schemas.Role // an operator's; empty for agents and services
+	Lock schemas.Lock
+	Keys
+	Epoch int64 // of the secrets behind the keys: an account of another is to be made anew
 	// RevokeUntil voids users issued up to and including its second; zero
 	// voids none. It is when the principal came into the fleet, or was
 	// enrolled anew behind a kill.
@@ -92,9 +100,9 @@ type Maker struct {
 // NewMaker signs with the issuer's secrets.
 func NewMaker(s *keys.Secrets) *Maker { return &Maker{secrets: s} }
 
-// PublicKey is the account of a principal: the same for ever.
-func (m *Maker) PublicKey(id string) (string, error) {
-	pair, err := m.secrets.Account(id, 0, keys.AccountKey)
+// PublicKey is the account of a principal in one incarnation.
+func (m *Maker) PublicKey(id, incarnation string) (string, error) {
+	pair, err := m.secrets.Account(id, incarnation, 0, keys.AccountKey)
 	if err != nil {
 		return "", err
 	}
@@ -105,21 +113,14 @@ func (m *Maker) PublicKey(id string) (string, error) {
 // must rise from push to push, or a server that was away would keep the older
 // one; they may run ahead of the clock by some seconds.
 func (m *Maker) Account(a Account, iat time.Time) (string, error) {
-	public, err := m.PublicKey(a.ID)
+	c, err := m.killed(a.ID, a.Incarnation, iat)
 	if err != nil {
 		return "", err
 	}
-	c := jwt.NewAccountClaims(public)
-	c.Name = a.ID
-	deny(&c.DefaultPermissions)
-	c.Limits = jwt.OperatorLimits{
-		NatsLimits:    jwt.NatsLimits{Subs: maxSubscriptions, Data: jwt.NoLimit, Payload: maxPayload},
-		AccountLimits: jwt.AccountLimits{DisallowBearer: true},
-	}
 	if a.Lock == schemas.Killed {
-		c.RevokeAt(jwt.All, iat.Add(century))
 		return encode(c, iat, m.secrets.Operator)
 	}
+	clear(c.Revocations)
 	c.Expires = iat.Add(TTL).Unix()
 	c.Limits.Conn = maxConnections
 	if !a.RevokeUntil.IsZero() {
@@ -170,10 +171,14 @@ func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
 
 // scope adds a signing key that can sign nothing but its template.
 func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error {
-	pair, err := m.secrets.Account(a.ID, a.Generation, role)
-	if err != nil {
-		return err
+	pairs, err := m.secrets.Trusted(a.ID, a.Incarnation, a.Generation, role)
+	for _, pair := range pairs {
+		m.scopeOf(c, a, role, pair)
 	}
+	return err
+}
+
+func (m *Maker) scopeOf(c *jwt.AccountClaims, a Account, role keys.KeyRole, pair *keys.Pair) {
 	s := jwt.NewUserScope()
 	s.Key, s.Role = pair.Public(), string(role)
 	s.Template.Permissions = template(role, a.Role)
@@ -182,7 +187,6 @@ func (m *Maker) scope(c *jwt.AccountClaims, a Account, role keys.KeyRole) error 
 	// memory already. Leaf nodes and WebSocket stay out.
 	s.Template.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess)
 	c.SigningKeys.AddScopedSigner(s)
-	return nil
 }
 
 func template(role keys.KeyRole, operator schemas.Role) jwt.Permissions {
@@ -212,7 +216,7 @@ func deny(p *jwt.Permissions) {
 }
 
 // Operation signs the user that may do what a grant says, until it expires.
-func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (string, error) {
+func (m *Maker) Operation(g schemas.Grant, k Keys, iat time.Time) (string, error) {
 	tags, err := Tags(g)
 	if err != nil {
 		return "", err
@@ -220,7 +224,7 @@ func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (strin
 	if g.Certificate != "" {
 		tags = append(tags, tagCertificate+g.Certificate)
 	}
-	token, err := m.user(user{id: g.Agent, name: g.Agent + "/" + g.Operation, public: g.PublicKey, generation: generation,
+	token, err := m.user(user{id: g.Agent, name: g.Agent + "/" + g.Operation, public: g.PublicKey, keys: k,
 		role: keys.OperationKey, iat: iat, expires: g.Expires, tags: tags})
 	if err != nil {
 		return "", err
@@ -232,18 +236,18 @@ func (m *Maker) Operation(g schemas.Grant, generation int, iat time.Time) (strin
 }
 
 // Identity signs the user with which an agent asks for capabilities.
-func (m *Maker) Identity(agent, public string, iat, expires time.Time) (string, error) {
-	return m.user(user{id: agent, name: agent, public: public, role: keys.IdentityKey, iat: iat, expires: expires})
+func (m *Maker) Identity(agent, public string, k Keys, iat, expires time.Time) (string, error) {
+	return m.user(user{id: agent, name: agent, public: public, keys: k, role: keys.IdentityKey, iat: iat, expires: expires})
 }
 
 // Service signs the user with which a service receives and answers.
-func (m *Maker) Service(service, public string, generation int, iat, expires time.Time) (string, error) {
-	return m.user(user{id: service, name: service, public: public, generation: generation, role: keys.ServiceKey, iat: iat, expires: expires})
+func (m *Maker) Service(service, public string, k Keys, iat, expires time.Time) (string, error) {
+	return m.user(user{id: service, name: service, public: public, keys: k, role: keys.ServiceKey, iat: iat, expires: expires})
 }
 
 // Join signs the user of a join token.
-func (m *Maker) Join(id, public string, generation int, iat, expires time.Time) (string, error) {
-	return m.user(user{id: id, name: id + "/join", public: public, generation: generation, role: keys.JoinKey, iat: iat, expires: expires})
+func (m *Maker) Join(id, public string, k Keys, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id + "/join", public: public, keys: k, role: keys.JoinKey, iat: iat, expires: expires})
 }
 
 // OperatorTag marks an operator's user, for whoever looks into credentials
@@ -251,14 +255,14 @@ func (m *Maker) Join(id, public string, generation int, iat, expires time.Time) 
 const OperatorTag = "writ:operator"
 
 // Operator signs the user with which an operator gives commands.
-func (m *Maker) Operator(id, public string, generation int, iat, expires time.Time) (string, error) {
-	return m.user(user{id: id, name: id, public: public, generation: generation, role: keys.OperatorKey, iat: iat, expires: expires, tags: []string{OperatorTag}})
+func (m *Maker) Operator(id, public string, k Keys, iat, expires time.Time) (string, error) {
+	return m.user(user{id: id, name: id, public: public, keys: k, role: keys.OperatorKey, iat: iat, expires: expires, tags: []string{OperatorTag}})
 }
 
 // A user is one NATS user of a principal's account.
 type user struct {
 	id, name, public string
-	generation       int
+	keys             Keys
 	role             keys.KeyRole
 	iat, expires     time.Time
 	tags             []string
@@ -276,11 +280,11 @@ func (m *Maker) user(u user) (string, error) {
 
 // admitted signs a user in the principal's own account.
 func (m *Maker) admitted(u user) (string, error) {
-	account, err := m.PublicKey(u.id)
+	account, err := m.PublicKey(u.id, u.keys.Incarnation)
 	if err != nil {
 		return "", err
 	}
-	pair, err := m.secrets.Account(u.id, u.generation, u.role)
+	pair, err := m.secrets.Account(u.id, u.keys.Incarnation, u.keys.Generation, u.role)
 	if err != nil {
 		return "", err
 	}

@@ -204,7 +204,7 @@ func TestTagsRefuseWhatIsNoScope(t *testing.T) {
 func TestKilledAccountHasNothing(t *testing.T) {
 	m := maker(t)
 	now := time.Now()
-	token, err := m.Account(Account{ID: "alice", Lock: schemas.Killed, Generation: 3}, now)
+	token, err := m.Account(Account{ID: "alice", Lock: schemas.Killed, Keys: Keys{Generation: 3}}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestSuspendedAccountKeepsItsIdentityKeyAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := m.secrets.Account("alice", 0, keys.IdentityKey)
+	pair, err := m.secrets.Account("alice", "", 0, keys.IdentityKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestCredentialsThatNoServerWouldReadAreRefused(t *testing.T) {
 	for i := range 200 {
 		g.Scope = append(g.Scope, fmt.Sprintf("read:%s.%d", strings.Repeat("x", 50), i))
 	}
-	_, err := m.Operation(g, 0, time.Now())
+	_, err := m.Operation(g, Keys{}, time.Now())
 	var r *schemas.Refusal
 	if !errors.As(err, &r) || r.Code != schemas.CodeTooLarge {
 		t.Errorf("got %v", err)
@@ -288,7 +288,7 @@ func TestForeignKeysAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"", "U", "nonsense", public} {
-		if _, err := m.Identity("alice", key, time.Now(), time.Now().Add(time.Hour)); err == nil {
+		if _, err := m.Identity("alice", key, Keys{}, time.Now(), time.Now().Add(time.Hour)); err == nil {
 			t.Errorf("%q was signed for", key)
 		}
 	}
@@ -298,7 +298,7 @@ func BenchmarkOperationUser(b *testing.B) {
 	m := maker(b)
 	g := randomGrant(rand.New(rand.NewPCG(1, 2)), userKey(b))
 	for b.Loop() {
-		if _, err := m.Operation(g, 0, time.Now()); err != nil {
+		if _, err := m.Operation(g, Keys{}, time.Now()); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -342,14 +342,16 @@ func TestGoldenJWTsNeverChange(t *testing.T) {
 	forbidding.ForbiddenTools = []string{"bash", "http"}
 	for name, make := range map[string]func() (string, error){
 		"active": func() (string, error) {
-			return m.Account(Account{ID: "analyst-7", Lock: schemas.Active, Generation: 3, RevokeUntil: at}, at)
+			return m.Account(Account{ID: "analyst-7", Lock: schemas.Active, Keys: Keys{Generation: 3}, RevokeUntil: at}, at)
 		},
 		"suspended":  func() (string, error) { return m.Account(Account{ID: "analyst-7", Lock: schemas.Suspended}, at) },
 		"killed":     func() (string, error) { return m.Account(Account{ID: "analyst-7", Lock: schemas.Killed}, at) },
-		"operation":  func() (string, error) { return m.Operation(g, 3, at) },
-		"forbidding": func() (string, error) { return m.Operation(forbidding, 3, at) },
-		"identity":   func() (string, error) { return m.Identity("analyst-7", g.PublicKey, at, at.Add(time.Hour)) },
-		"service":    func() (string, error) { return m.Service("pandas", g.PublicKey, 3, at, at.Add(time.Hour)) },
+		"operation":  func() (string, error) { return m.Operation(g, Keys{Generation: 3}, at) },
+		"forbidding": func() (string, error) { return m.Operation(forbidding, Keys{Generation: 3}, at) },
+		"identity":   func() (string, error) { return m.Identity("analyst-7", g.PublicKey, Keys{}, at, at.Add(time.Hour)) },
+		"service": func() (string, error) {
+			return m.Service("pandas", g.PublicKey, Keys{Generation: 3}, at, at.Add(time.Hour))
+		},
 	} {
 		got, err := make()
 		if err != nil {

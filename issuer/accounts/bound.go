@@ -20,6 +20,7 @@ const (
 	tagRole        = "role:"
 	tagGeneration  = "generation:"
 	tagCertificate = "certificate:"
+	tagIncarnation = "incarnation:" // where it has one
 )
 
 // asked signs a user in AUTH, about whom the server asks when it connects.
@@ -27,7 +28,10 @@ func (m *Maker) asked(u user) (string, error) {
 	c := jwt.NewUserClaims(u.public)
 	c.SetScoped(true)
 	c.Name, c.Expires, c.IssuerAccount = u.name, u.expires.Unix(), m.secrets.Auth.Account
-	c.Tags.Add(tagAgent+u.id, tagRole+string(u.role), tagGeneration+strconv.Itoa(u.generation))
+	c.Tags.Add(tagAgent+u.id, tagRole+string(u.role), tagGeneration+strconv.Itoa(u.keys.Generation))
+	if u.keys.Incarnation != "" {
+		c.Tags.Add(tagIncarnation + u.keys.Incarnation)
+	}
 	c.Tags.Add(u.tags...)
 	return encode(c, u.iat, m.secrets.Auth.Agents)
 }
@@ -35,12 +39,12 @@ func (m *Maker) asked(u user) (string, error) {
 // An Asked is a user in AUTH that was signed by us and is valid: who it says
 // that it is. Whether who shows it has its key is not known yet.
 type Asked struct {
-	Agent      string
-	PublicKey  string
-	Role       keys.KeyRole
-	Generation int // of the keys, where the role has generations
-	Issued     time.Time
-	Expires    time.Time
+	Agent     string
+	PublicKey string
+	Role      keys.KeyRole
+	Keys      // the generation where the role has generations
+	Issued    time.Time
+	Expires   time.Time
 	// Certificate is the SHA-256, hex, of the one that it counts with alone; of
 	// any of the agent's where empty.
 	Certificate string
@@ -87,6 +91,8 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 			}
 		case strings.HasPrefix(t, tagCertificate):
 			a.Certificate = t[len(tagCertificate):]
+		case strings.HasPrefix(t, tagIncarnation):
+			a.Incarnation = t[len(tagIncarnation):]
 		default:
 			a.tags = append(a.tags, t)
 		}
@@ -117,7 +123,7 @@ func (a Asked) Stands(now Account) error {
 		return fmt.Errorf("%s is %s", a.Agent, now.Lock)
 	case a.Role != keys.IdentityKey && a.Generation != now.Generation:
 		return fmt.Errorf("the keys of %s were replaced", a.Agent)
-	case !a.Issued.After(now.RevokeUntil):
+	case a.Incarnation != now.Incarnation || !a.Issued.After(now.RevokeUntil):
 		return fmt.Errorf("credentials of %s from before it was enrolled do not count", a.Agent)
 	}
 	return nil
@@ -126,6 +132,6 @@ func (a Asked) Stands(now Account) error {
 // Admit signs the user that the server puts in place of one in AUTH, for the
 // key that the server has made for this connection and nobody else has.
 func (m *Maker) Admit(a Asked, key string, iat, expires time.Time) (string, error) {
-	return m.admitted(user{id: a.Agent, name: a.name, public: key, generation: a.Generation,
+	return m.admitted(user{id: a.Agent, name: a.name, public: key, keys: a.Keys,
 		role: a.Role, iat: iat, expires: expires, tags: a.tags})
 }

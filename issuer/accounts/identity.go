@@ -3,6 +3,7 @@ package accounts
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -19,27 +20,31 @@ var (
 // An Identity is what an agent's identity credential, or an operator's, says.
 // Whether its key is in the hand of who shows it, is for the transport to prove.
 type Identity struct {
-	ID        string
-	PublicKey string // user NKey
-	Issued    time.Time
-	Expires   time.Time
+	ID          string
+	Incarnation string
+	PublicKey   string // user NKey
+	Issued      time.Time
+	Expires     time.Time
 }
 
 // ReadIdentity reads a user JWT that Identity signed, and no other: neither an
 // operation's nor a service's. of knows whose account is whose. Times are for
 // the caller to judge.
-func (m *Maker) ReadIdentity(token string, of func(account string) (id string)) (Identity, error) {
-	return m.read(token, keys.IdentityKey, func(account string) (string, int) { return of(account), 0 })
+func (m *Maker) ReadIdentity(token string, of func(account string) (id, incarnation string)) (Identity, error) {
+	return m.read(token, keys.IdentityKey, func(account string) (string, Keys) {
+		id, incarnation := of(account)
+		return id, Keys{Incarnation: incarnation}
+	})
 }
 
 // ReadOperator reads a user JWT that Operator signed with the keys of the
 // generation that counts, and no other. of knows whose account is whose, and
-// the generation.
-func (m *Maker) ReadOperator(token string, of func(account string) (id string, generation int)) (Identity, error) {
+// its keys.
+func (m *Maker) ReadOperator(token string, of func(account string) (id string, k Keys)) (Identity, error) {
 	return m.read(token, keys.OperatorKey, of)
 }
 
-func (m *Maker) read(token string, role keys.KeyRole, of func(account string) (string, int)) (Identity, error) {
+func (m *Maker) read(token string, role keys.KeyRole, of func(account string) (string, Keys)) (Identity, error) {
 	if len(token) > MaxUserJWT {
 		return Identity{}, fmt.Errorf("%w: it is longer than %d bytes", ErrNoIdentity, MaxUserJWT)
 	}
@@ -47,16 +52,16 @@ func (m *Maker) read(token string, role keys.KeyRole, of func(account string) (s
 	if err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrNoIdentity, err)
 	}
-	id, generation := of(c.IssuerAccount)
+	id, k := of(c.IssuerAccount)
 	if id == "" {
 		return Identity{}, fmt.Errorf("%w: its account is not of this fleet", ErrNotSigned)
 	}
-	pair, err := m.secrets.Account(id, generation, role)
+	pairs, err := m.secrets.Trusted(id, k.Incarnation, k.Generation, role)
 	if err != nil {
 		return Identity{}, err
 	}
-	if c.Issuer != pair.Public() {
+	if !slices.ContainsFunc(pairs, func(p *keys.Pair) bool { return p.Public() == c.Issuer }) {
 		return Identity{}, fmt.Errorf("%w: %s has another %s key", ErrNotSigned, id, role)
 	}
-	return Identity{id, c.Subject, time.Unix(c.IssuedAt, 0), time.Unix(c.Expires, 0)}, nil
+	return Identity{id, k.Incarnation, c.Subject, time.Unix(c.IssuedAt, 0), time.Unix(c.Expires, 0)}, nil
 }

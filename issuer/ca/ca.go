@@ -74,8 +74,9 @@ type Authority struct {
 	key    crypto.Signer
 	spire  *spireBundle // nil: no other authority counts
 
-	mu    sync.Mutex         // guards known
+	mu    sync.Mutex         // guards the fields below
 	known *x509bundle.Bundle // as it last could be read; never nil
+	shows time.Time          // end of the certificate that the server shows; zero where it shows none
 }
 
 // An SVID is a certificate as it is handed out.
@@ -97,6 +98,24 @@ func (a *Authority) Hosts() []string { return names(a.config.Hosts...) }
 
 // Expires is when the authority's own certificate does.
 func (a *Authority) Expires() time.Time { return a.cert.NotAfter }
+
+// ServerExpires is when the certificate that a server of this process shows
+// ends; zero where there is none. One that is connected to replaces it in time.
+func (a *Authority) ServerExpires() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shows
+}
+
+func (a *Authority) served(der []byte) {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return // it was just made
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shows = c.NotAfter
+}
 
 // Bundle is what clients trust the server by, PEM.
 func (a *Authority) Bundle() []byte {

@@ -70,6 +70,7 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		}
 		return nil, err
 	}
+	s.a.served(der)
 	s.cert, s.renewAt = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, now.Add(ServerTTL*2/3)
 	return s.cert, nil
 }

@@ -38,9 +38,6 @@
 package keys
 
 import (
-	"crypto/ed25519"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,10 +81,11 @@ var ErrPermissions = errors.New("keys are open to others")
 // Trust is what everybody may know: enough to run a server and to verify.
 type Trust struct {
 	TrustDomain string            `json:"trust_domain"`
-	Accounts    map[string]string `json:"accounts"` // public keys of the static accounts
-	Rights      string            `json:"rights"`   // of which rights the users and accounts were made: digest
-	Operator    string            `json:"-"`        // JWT
-	JWTs        map[string]string `json:"-"`        // account JWT, by public key
+	Accounts    map[string]string `json:"accounts"`                   // public keys of the static accounts
+	Rights      string            `json:"rights"`                     // of which rights the users and accounts were made: digest
+	Formers     []string          `json:"former_operators,omitempty"` // keys that signed accounts once: their kills still count
+	Operator    string            `json:"-"`                          // JWT
+	JWTs        map[string]string `json:"-"`                          // account JWT, by public key
 }
 
 // Open checks the whole folder's permissions and reads its public part.
@@ -192,8 +190,8 @@ type Secrets struct {
 	Operator   *Pair // operator signing key
 	Capability *Ring // signs capabilities
 	Auth       *Auth // nil where TLS is off
-	master     []byte
-	derived    sync.Map // *Pair, by what it was derived with
+	Masters    *Masters
+	derived    sync.Map // *Pair, by what it was derived from
 }
 
 // OpenSecrets reads what the issuer alone needs.
@@ -215,7 +213,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 	if s.Operator, err = newPair(prefix, raw); err != nil {
 		return nil, errors.New("keys/operator-signing.seed is damaged; restore it from a backup")
 	}
-	if s.master, err = readHex(dir, "master.secret"); err != nil {
+	if s.Masters, err = openMasters(dir); err != nil {
 		return nil, err
 	}
 	if s.Capability, err = openRing(dir); err != nil {
@@ -234,7 +232,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 type KeyRole string
 
 const (
-	AccountKey   KeyRole = "account"   // the account's identity; the same for ever, signs nothing
+	AccountKey   KeyRole = "account"   // the account's identity, one for each incarnation; signs nothing
 	IdentityKey  KeyRole = "identity"  // signs users that may ask for capabilities
 	OperationKey KeyRole = "operation" // signs users bound to one operation
 	ServiceKey   KeyRole = "service"   // signs users of a service
@@ -251,10 +249,36 @@ func (s *Secrets) Bound(id string, role KeyRole) bool {
 }
 
 // Account derives one key of a principal's account. The account's own key and
-// the identity key are the same in all generations; the others are replaced
-// with each. A bound principal's are others than its unbound ones, so that
+// the identity key are the same in all generations of one incarnation; the
+// others are replaced with each. A bound principal's are others than its unbound ones, so that
 // nobody gets past its certificate with what was signed before.
-func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error) {
+func (s *Secrets) Account(id, incarnation string, generation int, role KeyRole) (*Pair, error) {
+	all, err := s.Trusted(id, incarnation, generation, role)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// Trusted are the keys that count in one key's place: the one that signs first,
+// and while the secret behind it is rotated its successor's or former one's.
+func (s *Secrets) Trusted(id, incarnation string, generation int, role KeyRole) ([]*Pair, error) {
+	from := s.Masters.trusted()
+	if role == AccountKey {
+		from = []string{s.Masters.names()}
+	}
+	var out []*Pair
+	for _, master := range from {
+		pair, err := s.derive(master, id, incarnation, generation, role)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pair)
+	}
+	return out, nil
+}
+
+func (s *Secrets) derive(master, id, incarnation string, generation int, role KeyRole) (*Pair, error) {
 	if role == AccountKey || role == IdentityKey {
 		generation = 0
 	}
@@ -263,18 +287,18 @@ func (s *Secrets) Account(id string, generation int, role KeyRole) (*Pair, error
 		info = "writ bound account key v1/"
 	}
 	info += id + "/" + strconv.Itoa(generation) + "/" + string(role)
-	if known, ok := s.derived.Load(info); ok {
+	if incarnation != "" {
+		info += "/" + incarnation
+	}
+	type source struct{ master, info string }
+	if known, ok := s.derived.Load(source{master, info}); ok {
 		return known.(*Pair), nil
 	}
-	raw, err := hkdf.Key(sha256.New, s.master, nil, info, ed25519.SeedSize)
+	pair, err := derive(master, info)
 	if err != nil {
 		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
 	}
-	pair, err := newPair(nkeys.PrefixByteAccount, raw)
-	if err != nil {
-		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
-	}
-	s.derived.Store(info, pair)
+	s.derived.Store(source{master, info}, pair)
 	return pair, nil
 }
 

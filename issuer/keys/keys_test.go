@@ -220,8 +220,8 @@ func TestBoundAgentsHaveKeysOfTheirOwn(t *testing.T) {
 	}
 	for _, id := range []string{"analyst", schemas.MemoryID} {
 		for _, role := range []KeyRole{AccountKey, IdentityKey, OperationKey, ServiceKey, JoinKey, OperatorKey} {
-			a, aerr := before.Account(id, 1, role)
-			b, berr := after.Account(id, 1, role)
+			a, aerr := before.Account(id, "", 1, role)
+			b, berr := after.Account(id, "", 1, role)
 			if aerr != nil || berr != nil {
 				t.Fatal(aerr, berr)
 			}
@@ -324,7 +324,7 @@ func TestKeysOfAnAccountDifferByAgentRoleAndGeneration(t *testing.T) {
 	for _, id := range []string{"a", "b", "a-1"} {
 		for _, role := range []KeyRole{AccountKey, IdentityKey, OperationKey, ServiceKey} {
 			for gen := range 3 {
-				pair, err := s.Account(id, gen, role)
+				pair, err := s.Account(id, "", gen, role)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -54,7 +54,12 @@ func List(data string, now time.Time) ([]Key, error) {
 		return nil, errors.New("keys/ledger.pub is damaged; restore it from a backup")
 	}
 	out = append(out, Key{ID: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()), Kind: "checkpoints of " + v.Name(), Where: "ledger.note"},
-		Key{Kind: "agents' accounts", Where: "master.secret"}, Key{Kind: "erasable contents", Where: "ledger.secret"})
+		Key{Kind: "erasable contents", Where: "ledger.secret"})
+	accounts, err := mastersKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, accounts...)
 	users, err := knownUsers(data)
 	if err != nil {
 		return nil, err

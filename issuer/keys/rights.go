@@ -121,7 +121,7 @@ var roles = map[Role]rights{
 	// on for them.
 	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor", "release"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
-			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified,
+			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified, schemas.AgentWarranted, schemas.AgentRenewed,
 			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
 			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated,
 			schemas.AgentInvited, schemas.OperationEnded),
@@ -129,8 +129,9 @@ var roles = map[Role]rights{
 		[]string{schemas.OutPrefix + ".*.token.>", schemas.OpPrefix + ".*.>", "writ.ctl.issuer.>", schemas.CtlHealth}},
 	RoleSystem: {SYS, []string{
 		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.*.KICK",
-		"$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.*.CONNZ",
-	}, []string{"$SYS.ACCOUNT.*.DISCONNECT"}},
+		"$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.*.CONNZ", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
+		"$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE",
+	}, []string{"$SYS.ACCOUNT.*.DISCONNECT", "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE"}},
 	// What is stored in the bucket is an agent's choice, and the server checks
 	// no reply subject: JetStream publishes it wherever a reader says. So it
 	// is in an account of its own, where nobody else is.

@@ -42,7 +42,7 @@ var (
 		reflect.TypeFor[schemas.Principal](), reflect.TypeFor[schemas.Ceiling](), reflect.TypeFor[schemas.Exception](), reflect.TypeFor[schemas.Tool](),
 		reflect.TypeFor[schemas.Rate](), reflect.TypeFor[schemas.Thresholds](), reflect.TypeFor[schemas.Policy](),
 		reflect.TypeFor[schemas.SignalSource](), reflect.TypeFor[schemas.Signal](),
-		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Alarm](), reflect.TypeFor[schemas.Certificate](), reflect.TypeFor[schemas.Rotation](), reflect.TypeFor[schemas.Verdict](),
+		reflect.TypeFor[schemas.Grant](), reflect.TypeFor[schemas.Violation](), reflect.TypeFor[schemas.Alarm](), reflect.TypeFor[schemas.Certificate](), reflect.TypeFor[schemas.Enrolment](), reflect.TypeFor[schemas.Warrant](), reflect.TypeFor[schemas.Rotation](), reflect.TypeFor[schemas.Verdict](),
 		reflect.TypeFor[schemas.Factor](),
 	}
 	control = []reflect.Type{
@@ -50,7 +50,7 @@ var (
 		reflect.TypeFor[schemas.EnrollRequest](), reflect.TypeFor[schemas.EnrollReply](),
 		reflect.TypeFor[schemas.CertificateRequest](), reflect.TypeFor[schemas.CertificateReply](),
 		reflect.TypeFor[schemas.IssueRequest](), reflect.TypeFor[schemas.IssueReply](),
-		reflect.TypeFor[schemas.JoinRequest](), reflect.TypeFor[schemas.LockdownRequest](), reflect.TypeFor[schemas.LockdownReply](), reflect.TypeFor[schemas.RotateRequest](), reflect.TypeFor[schemas.RotateReply](),
+		reflect.TypeFor[schemas.JoinRequest](), reflect.TypeFor[schemas.LockdownRequest](), reflect.TypeFor[schemas.LockdownReply](), reflect.TypeFor[schemas.RotateRequest](), reflect.TypeFor[schemas.RotateReply](), reflect.TypeFor[schemas.WarrantRequest](), reflect.TypeFor[schemas.WarrantReply](),
 		reflect.TypeFor[schemas.RefreshRequest](), reflect.TypeFor[schemas.ReleaseRequest](),
 		reflect.TypeFor[schemas.LockRequest](), reflect.TypeFor[schemas.Receipt](),
 		reflect.TypeFor[schemas.TokensRequest](), reflect.TypeFor[schemas.TokenInfo](), reflect.TypeFor[schemas.TokensReply](),
@@ -60,7 +60,7 @@ var (
 		reflect.TypeFor[schemas.LocksRequest](), reflect.TypeFor[schemas.LocksReply](), reflect.TypeFor[schemas.LockInfo](),
 		reflect.TypeFor[schemas.ReviewRequest](), reflect.TypeFor[schemas.ReviewReply](),
 		reflect.TypeFor[schemas.PageRequest](), reflect.TypeFor[schemas.Review](), reflect.TypeFor[schemas.ReviewsReply](),
-		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.StatusReply](),
+		reflect.TypeFor[schemas.StatusRequest](), reflect.TypeFor[schemas.AgentStatus](), reflect.TypeFor[schemas.Expiry](), reflect.TypeFor[schemas.StatusReply](),
 		reflect.TypeFor[schemas.Head](), reflect.TypeFor[schemas.Published](), reflect.TypeFor[schemas.WitnessState](), reflect.TypeFor[schemas.HeadRequest](), reflect.TypeFor[schemas.VerifyReply](),
 		reflect.TypeFor[schemas.ProveRequest](), reflect.TypeFor[schemas.Proof](),
 		reflect.TypeFor[schemas.ShowRequest](), reflect.TypeFor[schemas.Shown](), reflect.TypeFor[schemas.ShowReply](),

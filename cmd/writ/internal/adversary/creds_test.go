@@ -58,7 +58,7 @@ func TestForgedCredentialsAreTurnedAway(t *testing.T) {
 		"signed by its key for SYS":               userOf(t, r.secrets.Trust.Accounts[keys.SYS], operation, everything),
 		"of an account that nobody signed":        userOf(t, strangerID, stranger, everything),
 		"signed by a stranger for an account":     userOf(t, account, stranger, good),
-		"of the keys' next generation":            userOf(t, account, r.keyOf("mallory", r.generation("mallory")+1, keys.OperationKey), good),
+		"of the keys' next generation":            userOf(t, account, r.keyOf("mallory", accounts.Keys{Incarnation: r.keys("mallory").Incarnation, Generation: r.keys("mallory").Generation + 1}, keys.OperationKey), good),
 		"with permissions of its own":             userOf(t, account, operation, with(func(c *jwt.UserClaims) { c.Pub.Allow.Add(">") })),
 		"with limits of its own":                  userOf(t, account, operation, with(func(c *jwt.UserClaims) { c.Limits.Subs = 1 << 20 })),
 		"as a bearer":                             userOf(t, account, operation, with(func(c *jwt.UserClaims) { c.BearerToken = true })),
@@ -136,7 +136,7 @@ func TestKilledAgentStaysOut(t *testing.T) {
 	identity := r.enroll("mallory")
 	account := r.account("mallory")
 	maker := accounts.NewMaker(r.secrets)
-	generation := r.generation("mallory")
+	ours := r.keys("mallory")
 	operation := r.key("mallory", keys.OperationKey)
 	fromTheFuture := userOf(t, account, operation, func(c *jwt.UserClaims) {
 		scoped("op:op", "scope:call.echo", "deny:_none")(c)
@@ -165,7 +165,7 @@ func TestKilledAgentStaysOut(t *testing.T) {
 	outside("behind the kill")
 	// An account JWT that somebody kept, sent to the server by all who have
 	// no right to: by agents, services and every role but one.
-	kept, err := maker.Account(accounts.Account{ID: "mallory", Lock: schemas.Active, Generation: generation}, time.Now())
+	kept, err := maker.Account(accounts.Account{ID: "mallory", Lock: schemas.Active, Keys: ours}, time.Now())
 	must(t, err)
 	senders := []*nats.Conn{alice, r.client(r.enroll("echo")), r.client(r.widened("slow"))}
 	for role := range jobs {
@@ -181,7 +181,7 @@ func TestKilledAgentStaysOut(t *testing.T) {
 	}
 	outside("behind a replay by others")
 	// Expired, it is worth nothing even to the issuer's own user.
-	expired, err := maker.Account(accounts.Account{ID: "mallory", Lock: schemas.Active, Generation: generation}, time.Now().Add(-accounts.TTL-time.Minute))
+	expired, err := maker.Account(accounts.Account{ID: "mallory", Lock: schemas.Active, Keys: ours}, time.Now().Add(-accounts.TTL-time.Minute))
 	must(t, err)
 	_ = r.push(expired) // the server may take it or not
 	outside("behind the replay of what has expired")

@@ -96,7 +96,7 @@ func (w *world) targets() []target {
 	maker := accounts.NewMaker(w.secrets)
 	var all []target
 	add := func(id string) {
-		old, err := maker.Account(accounts.Account{ID: id, Lock: schemas.Active}, time.Now().Add(-accounts.TTL-time.Minute))
+		old, err := maker.Account(accounts.Account{ID: id, Lock: schemas.Active, Keys: w.keys(id)}, time.Now().Add(-accounts.TTL-time.Minute))
 		must(w.t, err)
 		all = append(all, target{id: id, account: w.account(id), request: w.asked[id], oldJWT: old})
 	}

@@ -275,29 +275,33 @@ func (s stolen) Sign(message []byte) ([]byte, error) { return s.pair.Sign(messag
 // key is a key of a principal's account, as somebody who stole it has it.
 func (r *rig) key(id string, role keys.KeyRole) nkeys.KeyPair {
 	r.t.Helper()
-	return r.keyOf(id, r.generation(id), role)
+	return r.keyOf(id, r.keys(id), role)
 }
 
-func (r *rig) keyOf(id string, generation int, role keys.KeyRole) nkeys.KeyPair {
+func (r *rig) keyOf(id string, k accounts.Keys, role keys.KeyRole) nkeys.KeyPair {
 	r.t.Helper()
-	pair, err := r.secrets.Account(id, generation, role)
+	pair, err := r.secrets.Account(id, k.Incarnation, k.Generation, role)
 	must(r.t, err)
 	return stolen{pair: pair}
 }
 
-// generation is that of a principal's keys, by the log.
-func (r *rig) generation(id string) int {
+// keys are those of a principal, by the log.
+func (r *rig) keys(id string) accounts.Keys {
 	r.t.Helper()
 	state := schemas.NewState()
 	for _, e := range r.log() {
 		must(r.t, state.Apply(e))
 	}
-	return state.Agents[id].Generation
+	a := state.Agents[id]
+	if a == nil {
+		return accounts.Keys{}
+	}
+	return accounts.Keys{Incarnation: a.Incarnation, Generation: a.Generation}
 }
 
 func (r *rig) account(id string) string {
 	r.t.Helper()
-	pair, err := r.secrets.Account(id, 0, keys.AccountKey)
+	pair, err := r.secrets.Account(id, r.keys(id).Incarnation, 0, keys.AccountKey)
 	must(r.t, err)
 	return pair.Public()
 }
@@ -333,7 +337,7 @@ func (r *rig) widened(id string, more ...*jwt.Import) string {
 // widenedKey gives an account a signing key that no template bounds.
 func (r *rig) widenedKey(id string, more ...*jwt.Import) nkeys.KeyPair {
 	r.t.Helper()
-	token, err := accounts.NewMaker(r.secrets).Account(accounts.Account{ID: id, Lock: schemas.Active, Generation: r.generation(id)}, time.Now())
+	token, err := accounts.NewMaker(r.secrets).Account(accounts.Account{ID: id, Lock: schemas.Active, Keys: r.keys(id)}, time.Now())
 	must(r.t, err)
 	c, err := jwt.DecodeAccountClaims(token)
 	must(r.t, err)

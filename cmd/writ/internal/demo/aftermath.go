@@ -170,7 +170,7 @@ func (s *story) forge(ctx context.Context, g schemas.Grant) ([]byte, error) {
 	}
 	now := time.Now()
 	g.Expires = now.Add(time.Hour)
-	token, err := accounts.NewMaker(secrets).Operation(g, state.Agents[g.Agent].Generation, now)
+	token, err := accounts.NewMaker(secrets).Operation(g, accounts.Keys{Incarnation: state.Agents[g.Agent].Incarnation, Generation: state.Agents[g.Agent].Generation}, now)
 	if err != nil {
 		return nil, fmt.Errorf("forge: %w", err)
 	}

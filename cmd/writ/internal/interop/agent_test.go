@@ -83,9 +83,9 @@ func (b *inbox) count() int {
 
 // Both agents' capabilities are replaced several times while one sends and
 // calls, and the other takes and answers, without a pause, and another key
-// signs them from the middle on: nothing is lost, and nothing comes twice but
+// signs them from the middle on, and others their NATS users: nothing is lost, and nothing comes twice but
 // under one sequence.
-func TestNothingIsLostWhileCapabilitiesAreRefreshedAndTheKeyIsRotated(t *testing.T) {
+func TestNothingIsLostWhileCapabilitiesAreRefreshedAndKeysAreRotated(t *testing.T) {
 	r := start(t)
 	const ttl = 8 * time.Second
 	peer := r.operate(r.identity("peer"), agent.Request{OperationID: "desk", Scope: []string{"send:caller"}, TTL: ttl})
@@ -110,6 +110,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndTheKeyIsRotated(t *testing
 		}
 		if !rotated && len(seen["caller"]) == 2 {
 			ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Reason: "quarter", Actor: "test"})
+			ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateAccounts, Reason: "quarter", Actor: "test"})
 			rotated = true
 		}
 		text := fmt.Sprint("message ", n)
@@ -142,7 +143,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndTheKeyIsRotated(t *testing
 	if len(box.text) != len(sent) || len(box.bad) > 0 {
 		t.Errorf("%d sent, %d came; %v", len(sent), len(box.text), box.bad)
 	}
-	t.Logf("%d sends and %d questions over %d and %d capabilities and one rotation", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
+	t.Logf("%d sends and %d questions over %d and %d capabilities and two rotations", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
 }
 
 // blind has no key set at first, as where the issuer is down and nothing was

@@ -230,11 +230,12 @@ var (
 	unmet                 = prometheus.NewDesc("writ_ledger_unpublished_seconds", "For how long a signed checkpoint has waited for its witnesses.", nil, nil)
 	refused               = prometheus.NewDesc("writ_ledger_witness_refused", "1 where the witness has seen another history.", []string{"witness"}, nil)
 	agentState            = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
+	credentialEnds        = prometheus.NewDesc("writ_credential_expires_timestamp_seconds", "When a credential or key ends that ends soon; writ status says what renews it.", []string{"kind", "id"}, nil)
 	agentRisk             = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, published, unmet, refused, agentState, agentRisk} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, published, unmet, refused, agentState, agentRisk, credentialEnds} {
 		ch <- d
 	}
 }
@@ -265,6 +266,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		page, err := m.issuer.Status(ctx, schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
 		if err != nil {
 			return
+		}
+		for _, x := range page.Expiring {
+			ch <- prometheus.MustNewConstMetric(credentialEnds, prometheus.GaugeValue, float64(x.Expires.Unix()), x.Kind, x.ID)
 		}
 		for _, a := range page.Agents {
 			states[a.State]++

@@ -150,7 +150,7 @@ func (p *Plane) secure() error {
 		}
 		hosts = append(hosts, host)
 	}
-	p.hosts = authority.Hosts()
+	p.authority, p.hosts = authority, authority.Hosts()
 	p.tls, err = authority.ServerTLS(p.log, time.Now, hosts...)
 	return err
 }

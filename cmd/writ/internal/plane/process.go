@@ -12,6 +12,7 @@ import (
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/monitor"
@@ -30,6 +31,8 @@ type Process struct {
 	stages  *stages
 	ledger  *ledger.Ledger // nil where it runs elsewhere
 	http    string         // "" where the issuer runs elsewhere
+
+	authority *ca.Authority // whose certificate the server of this process shows; nil where there is none
 
 	retention   time.Duration // of the log
 	verifyShare float64       // of a core, for verifying the ledger continuously; 0: not at all

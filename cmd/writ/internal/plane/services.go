@@ -270,8 +270,12 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
+	served, err := servedWarrants(p.keys)
+	if err != nil {
+		return nil, err
+	}
 	i, err := issuer.New(issuer.Options{Control: control, Inlet: inlet, System: system, Callout: callout, CA: authority, Consumer: string(keys.RoleIssuer),
-		Source: source(keys.RoleIssuer), Secrets: secrets, Retention: p.retention, Logger: p.log})
+		Source: source(keys.RoleIssuer), Secrets: secrets, Served: served, Retention: p.retention, Logger: p.log})
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +287,10 @@ func (p *Process) startIssuer(ctx context.Context) (*issuer.Issuer, error) {
 
 // startCallout opens what the issuer needs where TLS is on.
 func (p *Process) startCallout(trustDomain string) (*ca.Authority, *nats.Conn, error) {
-	authority, err := ca.Open(p.keys, trustDomain)
+	authority, err := p.authority, error(nil)
+	if authority == nil {
+		authority, err = ca.Open(p.keys, trustDomain)
+	}
 	if err != nil || authority == nil {
 		return nil, nil, err
 	}

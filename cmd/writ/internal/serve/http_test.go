@@ -97,7 +97,7 @@ func (r *rig) get(address string) (status int, answer []byte) {
 // An issuer that runs apart is asked over HTTP as the one of writ up is, with its
 // own keys alone, and tells webhooks.
 func TestAnIssuerApartServesItsAPIAndTellsWebhooks(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, fleet, bound)
 	for _, service := range []string{"issuer", "ledger", "monitor"} {
 		r.serve(service)
 	}

@@ -69,7 +69,7 @@ func classOf(e *schemas.Event) class {
 		return set(authorizeSession, 1, "Assign Privileges")
 	case schemas.TokenRevoked, schemas.OperationEnded:
 		return set(accountChange, 8, "Detach Policy")
-	case schemas.AgentInvited, schemas.AgentCertified:
+	case schemas.AgentInvited, schemas.AgentCertified, schemas.AgentWarranted, schemas.AgentRenewed:
 		return set(accountChange, other, string(e.Kind))
 	case schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated:
 		return set(entityManagement, 3, "Update")

@@ -61,6 +61,8 @@ func samples() []*schemas.Event {
 		{Kind: schemas.LedgerAlarm, Agent: schemas.Fleet, Reason: "a witness has seen another history"},
 		{Kind: schemas.RiskSignal, Agent: "analyst-7", Actor: "edr", Reason: "malware"},
 		{Kind: schemas.PolicyRotated, Agent: schemas.Fleet, Actor: "ada", Reason: "each quarter"},
+		{Kind: schemas.AgentWarranted, Agent: "analyst-7", Actor: "ada", Reason: "in case"},
+		{Kind: schemas.AgentRenewed, Agent: "analyst-7", Expires: at.Add(24 * time.Hour), Actor: "analyst-7"},
 	}
 	for i, e := range events {
 		e.Seq, e.ID, e.Time = uint64(i+1), fmt.Sprintf("id-%d", i+1), at.Add(time.Duration(i)*time.Second)

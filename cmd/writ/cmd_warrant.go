@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
+	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer"
+	"github.com/writ-sh/writ/issuer/accounts"
+	"github.com/writ-sh/writ/issuer/ca"
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+type warrantCmd struct {
+	Make  warrantMakeCmd  `cmd:"" help:"Sign what kills one agent even where the issuer is down, and keep it."`
+	Serve warrantServeCmd `cmd:"" operator:"no" help:"Kill by a death warrant: nothing but a NATS server has to run."`
+}
+
+type warrantMakeCmd struct {
+	Agent  string `arg:"" help:"An agent of the fleet."`
+	Out    string `required:"" type:"path" placeholder:"FILE" help:"Where to keep the warrant: a new file."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, now and where the warrant is served."`
+}
+
+func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
+	if err := schemas.CheckID("agent", c.Agent); err != nil {
+		return misuse("writ status lists the agents", "%w", err)
+	}
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(c.Out); err == nil {
+		return advise(fmt.Errorf("%s is there already, and stays as it is", c.Out), "name another file")
+	}
+	r, err := call[schemas.WarrantReply](ctx, app, schemas.CtlWarrant, schemas.WarrantRequest{AgentID: c.Agent, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if err := writeSecret(c.Out, []byte(r.JWT+"\n")); err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(struct {
+			AgentID string `json:"agent_id"`
+			Account string `json:"account"`
+			Seq     uint64 `json:"seq"`
+			Out     string `json:"out"`
+		}{r.AgentID, r.Account, r.Seq, c.Out})
+	}
+	app.say("%s kills %s, as it was enrolled until now, and nobody else.", c.Out, r.AgentID)
+	app.note("next: keep it, and a copy of keys/creds/system.creds, where you can reach the NATS server when all else is down: writ warrant serve %s --server URL --as system.creds", c.Out)
+	return nil
+}
+
+type warrantServeCmd struct {
+	File string `arg:"" type:"existingfile" help:"What writ warrant make wrote."`
+}
+
+func (c *warrantServeCmd) Run(ctx context.Context, app *App) error {
+	b, err := os.ReadFile(c.File)
+	if err != nil {
+		return advise(err, "name the file that writ warrant make wrote")
+	}
+	token := strings.TrimSpace(string(b))
+	d, here, err := readWarrant(app.Data, token)
+	if err != nil {
+		return advise(fmt.Errorf("%s: %w", c.File, err), "writ kill "+orAgent(d.Name)+" needs none, where the issuer runs")
+	}
+	nc, err := c.dial(app)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	if here { // before it is served: whatever then happens, the issuer knows
+		if err := plane.KeepWarrant(app.Data, d.Account, token); err != nil {
+			return advise(err, "check that you may write to "+app.Data)
+		}
+	}
+	served, err := issuer.ServeWarrant(ctx, nc, token)
+	if err != nil {
+		return advise(fmt.Errorf("the warrant is not carried out in full: %w", err), "serve it again; --as must be the credentials keys/creds/system.creds of this control plane")
+	}
+	if app.JSON {
+		return app.emit(struct {
+			AgentID string   `json:"agent_id"`
+			Account string   `json:"account"`
+			Nodes   []string `json:"nodes"`
+			Closed  int      `json:"connections_closed"`
+		}{d.Name, d.Account, list(served.Nodes), served.Closed})
+	}
+	app.say("%s is killed on %s; %d connections were closed.", d.Name, strings.Join(served.Nodes, " "), served.Closed)
+	app.note("The issuer logs it as soon as it runs, and cancels what is pending.")
+	return nil
+}
+
+func orAgent(name string) string {
+	if schemas.CheckID("agent", name) != nil {
+		return "AGENT"
+	}
+	return name
+}
+
+// readWarrant looks whether a warrant is what it must be, and whether this is
+// the machine that has the control plane's keys: where it is not, the servers
+// alone say who signed it.
+func readWarrant(data, token string) (d accounts.Death, here bool, err error) {
+	trust, err := keys.Open(data)
+	if err != nil {
+		d, _, err = accounts.ReadDeath(token)
+		return d, false, err
+	}
+	d, err = accounts.WarrantOf(trust, token)
+	return d, true, err
+}
+
+// dial connects to the system account.
+func (c *warrantServeCmd) dial(app *App) (*nats.Conn, error) {
+	o := bus.Options{Role: string(keys.RoleSystem), URL: app.Server}
+	if app.Server == "" {
+		r, err := running(app.Data)
+		if err != nil {
+			return nil, err
+		}
+		o.URL = r.NATS
+	}
+	var err error
+	if app.As != "" {
+		o.Creds, err = bus.ReadCreds(app.As)
+	} else {
+		o.Creds, err = keys.Creds(app.Data, keys.RoleSystem)
+	}
+	if err != nil {
+		return nil, advise(err, "give a copy of keys/creds/system.creds with --as")
+	}
+	if bundle := ca.BundlePath(app.Data); strings.HasPrefix(o.URL, "tls://") {
+		if _, err := os.Stat(bundle); err == nil {
+			o.Options = append(o.Options, nats.RootCAs(bundle))
+		}
+	}
+	nc, err := bus.Connect(o)
+	if err != nil {
+		next := "check that the NATS server runs and that the address is right: " + o.URL
+		if errors.Is(err, nats.ErrAuthorization) {
+			next = "the credentials must be keys/creds/system.creds of this control plane; an upgrade makes others"
+		}
+		return nil, advise(err, next)
+	}
+	return nc, nil
+}

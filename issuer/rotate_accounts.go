@@ -1,0 +1,116 @@
+package issuer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/schemas"
+)
+
+// rotateAccounts has other keys sign agents', services' and operators' users.
+// Every server trusts them before they sign anything, and the former until the
+// last credential that they signed has ended; so nobody is cut off. Each step
+// is on disk first: what was interrupted goes on by itself.
+func (i *Issuer) rotateAccounts(ctx context.Context, req schemas.RotateRequest) (schemas.RotateReply, error) {
+	i.turning.Lock()
+	defer i.turning.Unlock()
+	m := i.Secrets.Masters
+	if err := m.Succeed(req.Compromised, req.Actor, req.Reason); err != nil {
+		return schemas.RotateReply{}, err
+	}
+	turn, seq, err := i.turn(ctx, i.Now())
+	if err != nil {
+		return schemas.RotateReply{}, fmt.Errorf("the rotation has begun, and goes on by itself: %w", err)
+	}
+	return schemas.RotateReply{Rotation: turn.Rotation, Seq: seq}, nil
+}
+
+// turn takes a rotation as far as it comes. i.turning is held.
+func (i *Issuer) turn(ctx context.Context, now time.Time) (turn keys.Turn, seq uint64, err error) {
+	m := i.Secrets.Masters
+	if m.State().Successor {
+		if err := i.pushes.all(ctx); err != nil {
+			return turn, 0, fmt.Errorf("not every server trusts the new keys yet: %w", err)
+		}
+		if err := m.Promote(i.lastEnd(now)); err != nil {
+			return turn, 0, err
+		}
+	}
+	// With the keys of now: what is not trusted any more ends here.
+	err = i.pushes.all(ctx)
+	untold := m.State().Untold
+	if untold == nil {
+		return turn, 0, err
+	}
+	seq, terr := i.logTurn(ctx, *untold)
+	if terr != nil {
+		return *untold, 0, terr
+	}
+	if terr := m.Told(); terr != nil {
+		return *untold, seq, terr
+	}
+	return *untold, seq, err
+}
+
+// tendAccounts goes on with a rotation that was interrupted, and ends trust in
+// keys behind whose last credential the clock is.
+func (i *Issuer) tendAccounts(ctx context.Context, now time.Time) {
+	m := i.Secrets.Masters
+	s := m.State()
+	over := !s.Until.IsZero() && now.After(s.Until)
+	if !s.Successor && s.Untold == nil && !over || !i.turning.TryLock() {
+		return
+	}
+	defer i.turning.Unlock()
+	var err error
+	if over {
+		err = m.Drop()
+	}
+	if err == nil {
+		_, _, err = i.turn(ctx, now)
+	}
+	if err != nil && ctx.Err() == nil {
+		i.Logger.Warn("rotation of the keys of agents' accounts not finished; trying again", "error", err)
+	}
+}
+
+// tellOperator logs a rotation of the operator's signing key, which happened
+// while no issuer ran.
+func (i *Issuer) tellOperator(ctx context.Context) {
+	turn, err := i.Secrets.OperatorTurn()
+	if err == nil && turn != nil {
+		if _, err = i.logTurn(ctx, *turn); err == nil {
+			err = i.Secrets.OperatorTold()
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		i.Logger.Warn("rotation of the operator's signing key not logged; trying again with the next start", "error", err)
+	}
+}
+
+// lastEnd is when the last credential ends that was signed up to now. Of one of
+// which the log says nothing, it is as late as it can be.
+func (i *Issuer) lastEnd(now time.Time) time.Time {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	last := now.Add(identityTTL)
+	later := func(t time.Time) {
+		if t.After(last) {
+			last = t
+		}
+	}
+	for _, a := range i.state.Agents {
+		if a.CredentialExpires.IsZero() {
+			later(now.Add(credentialTTL(a.Kind)))
+		}
+		later(a.CredentialExpires)
+		for _, g := range a.Grants {
+			later(g.Expires)
+		}
+	}
+	// Renewals that the log does not say moved an end by less than this, and
+	// join tokens last a day at most.
+	return last.Add(max(renewedNoted, maxJoin-identityTTL) + time.Minute)
+}
