@@ -61,3 +61,21 @@ func (r *Reader) PrefixOf(size uint64) (p Prefix, err error) {
 	})
 	return p, err
 }
+
+// Pruned is the beginning whose contents are in archives alone; of size 0 where
+// nothing was pruned.
+func (r *Reader) Pruned() (p Prefix, err error) {
+	err = r.l.guard.run(func() error {
+		row, err := readPruned(r.l.db)
+		if err != nil || row.records == 0 {
+			return err
+		}
+		p, err = r.l.PrefixOf(row.records)
+		return err
+	})
+	return p, err
+}
+
+// Erased reports whether an agent has no key, so that its contents, if there
+// were any, can't be opened any more.
+func (r *Reader) Erased(agent string) bool { return r.l.subjects.find(agent) == nil }

@@ -180,7 +180,7 @@ func (p *Process) foldLog(led *ledger.Ledger, rel *release.Release, folds *foldS
 		}
 	}
 	if pruned, err := led.Pruned(); err != nil || pruned > seq {
-		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
+		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: fold them from their archives with writ ledger refold --archive DIR, or put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
 	}
 	if refused != nil {
 		p.log.Warn("a kept fold of the log was refused; more of the ledger is folded", "from", seq+1, "error", refused)
