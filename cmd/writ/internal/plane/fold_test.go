@@ -162,6 +162,30 @@ func TestAStartGoesOnFromTheKeptFold(t *testing.T) {
 	}
 }
 
+// A control plane where nothing was released yet has no fold, and can be backed up,
+// and pruned of nothing.
+func TestABackupBeforeAnythingWasReleased(t *testing.T) {
+	data, dir := t.TempDir(), filepath.Join(t.TempDir(), "backup")
+	led, o := filled(t, data, 2)
+	f := newFolding(t, data, led, o)
+	rel, err := release.New(release.Options{Control: &nats.Conn{}, Logger: f.log, Keep: keeper(led, f.folds)})
+	must(t, err)
+	must(t, f.foldLog(led, rel, f.folds))
+	k := &keeping{p: f.Process, led: led, rel: rel, folds: f.folds}
+	rep, err := k.backup(t.Context(), schemas.BackupRequest{Dir: dir})
+	must(t, err)
+	if free, err := rel.KeepFor(); free != 0 || err != nil {
+		t.Errorf("events up to %d are said to be needed no more: %v", free, err)
+	}
+	copied := o
+	copied.Dir, copied.AnchorDir = filepath.Join(dir, "ledger"), filepath.Join(dir, "anchor")
+	v, err := ledger.Verify(t.Context(), copied, nil)
+	must(t, err)
+	if !v.OK || v.Records != rep.Size || rep.StreamSeq != 2 {
+		t.Errorf("backed up %+v, and it verifies as %+v", rep, v)
+	}
+}
+
 // TestAFoldThatIsNotThisLedgersIsRefused: somebody with the disk and without
 // keys wants release to begin with a state in which a kill has not happened.
 func TestAFoldThatIsNotThisLedgersIsRefused(t *testing.T) {
