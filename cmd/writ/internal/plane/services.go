@@ -148,10 +148,18 @@ func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Si
 	}
 	g.Go(func() error {
 		defer close(entries)
-		following, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(failed, cancel)()
+		following, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(failed, func() { cancel(failed.Err()) })()
+		f.CaughtUp = func(end uint64) {
+			if f.From <= end {
+				cancel(fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; if they are lost for good, an operator must record the gap, or restore the whole data folder from one backup", ledger.ErrGap, f.From, end))
+			}
+		}
 		err := f.Run(following, take)
+		if gap := context.Cause(following); errors.Is(gap, ledger.ErrGap) {
+			return gap
+		}
 		if ctx.Err() == nil || failed.Err() != nil {
 			return err
 		}

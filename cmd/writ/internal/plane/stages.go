@@ -70,6 +70,9 @@ func (s *stages) start(ctx context.Context, name string, run func(ctx context.Co
 		return nil
 	case err := <-ended:
 		return err
+	case err := <-s.failed: // of one below, which this one may wait for
+		s.fail(err)
+		return err
 	case <-ctx.Done():
 		return fmt.Errorf("start %s: %w", name, ctx.Err())
 	case <-timer.C:

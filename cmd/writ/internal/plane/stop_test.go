@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +22,7 @@ import (
 
 // parting appends many events at once, and last a lock, to which release has
 // something to say: as a service that is stopped writes what it still has.
-func parting(ctx context.Context, p *Plane) error {
+func parting(ctx context.Context, p *Process) error {
 	creds, err := keys.Creds(p.keys, keys.RoleIssuer)
 	if err != nil {
 		return err
@@ -76,6 +78,31 @@ func forgotten(t *testing.T, data string) (last uint64) {
 	}
 }
 
+// Where EVENTS forgot what the ledger never had, a start says so, and does not wait
+// for the next event to find out.
+func TestAStartBehindWhatEVENTSForgotIsRefused(t *testing.T) {
+	data := t.TempDir()
+	p, operator := startOn(t, data)
+	operator.Close()
+	must(t, p.Stop(context.Background()))
+
+	s, err := embed.Start(embed.Options{Data: data, DontListen: true})
+	must(t, err)
+	alone := newProcess(data, data, nil)
+	alone.inside = s
+	must(t, parting(t.Context(), alone))
+	s.Stop()
+	last := forgotten(t, data)
+
+	p, err = Start(t.Context(), Options{Data: data})
+	if err == nil {
+		must(t, p.Stop(context.Background()))
+	}
+	if !errors.Is(err, ledger.ErrGap) || !strings.Contains(err.Error(), fmt.Sprintf("forgotten %d to %d", last-1999, last)) {
+		t.Errorf("a start behind a gap: %v", err)
+	}
+}
+
 // Whoever stops a control plane while much is going on, and starts it when EVENTS
 // has forgotten everything, must find nothing lost: what the ledger had not taken
 // at the stop, it would never get.
@@ -90,7 +117,7 @@ func TestAStopLeavesNothingThatTheLedgerHasNot(t *testing.T) {
 		must(t, p.stages.start(ctx, "parting", func(stopped context.Context, ready func()) error {
 			ready()
 			<-stopped.Done()
-			parted <- parting(ctx, p)
+			parted <- parting(ctx, p.Process)
 			return nil
 		}))
 		// It stops as the last before release and the ledger.
