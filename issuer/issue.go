@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -39,7 +40,7 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	g, at, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) {
+	g, at, err := i.decided(who, func(s *schemas.State, f fresh) (schemas.Grant, error) {
 		f.free = free
 		return decideIssue(s, who, req, f)
 	})
@@ -75,7 +76,7 @@ func (i *Issuer) granted(ctx context.Context, g schemas.Grant, at standing, to b
 func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequest) (schemas.IssueReply, error) {
 	agent := who.agent
 	if req.OperationID == "" {
-		return i.renewIdentity(ctx, agent, req)
+		return i.renewIdentity(ctx, who, req)
 	}
 	defer i.gates.passAll(agent, view(i, func(s *schemas.State) string {
 		if g := s.GrantOf(agent, req.OperationID); g != nil && g.ParentAgent != "" {
@@ -83,7 +84,7 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 		}
 		return agent
 	}))()
-	g, at, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
+	g, at, err := i.decided(who, func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -98,10 +99,13 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 
 // decided takes a decision on the present state, and says as whom the agent
 // stands in that very state.
-func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, standing, error) {
+func (i *Issuer) decided(who asker, decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, standing, error) {
 	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace()}
 	i.mu.RLock()
 	defer i.mu.RUnlock()
+	if err := who.stands(i.state); err != nil {
+		return schemas.Grant{}, standing{}, err
+	}
 	f.rails = i.rails
 	g, err := decide(i.state, f)
 	return g, i.standingNow(g.Agent), err
@@ -264,9 +268,9 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 
 // renewIdentity renews the credential with which a principal asks and is
 // asked. It is for a key that the principal names, and changes nobody's rights.
-func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
-	public := req.PublicKey
-	at, err := i.renewable(id)
+func (i *Issuer) renewIdentity(ctx context.Context, who asker, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+	id, public := who.agent, req.PublicKey
+	at, err := i.renewable(who)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -289,14 +293,14 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 
 // renewable says whether a principal may renew its credential, and as whom it
 // stands then.
-func (i *Issuer) renewable(id string) (standing, error) {
+func (i *Issuer) renewable(who asker) (standing, error) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	a := i.state.Agents[id]
+	a := i.state.Agents[who.agent]
 	if a == nil || a.Kind == schemas.KindOperator { // one asks as an agent or service here
-		return standing{}, schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", id)
+		return standing{}, schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", who.agent)
 	}
-	return i.standingNow(id), lockRefusal(a)
+	return i.standingNow(a.ID), cmp.Or(who.stands(i.state), lockRefusal(a))
 }
 
 // credentialTTL is how long a principal's own credential is valid.

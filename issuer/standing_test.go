@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -79,11 +80,11 @@ func TestWhatWasDecidedBeforeAKillIsSignedForWhoWasKilled(t *testing.T) {
 			t.Errorf("%s is of the account of the next incarnation", what)
 		}
 	}
-	renewed, err := i.renewable("analyst-7")
+	renewed, err := i.renewable(asker{agent: "analyst-7"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, granted, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) {
+	g, granted, err := i.decided(asker{agent: "analyst-7"}, func(s *schemas.State, f fresh) (schemas.Grant, error) {
 		return decideIssue(s, asker{agent: "analyst-7", name: "analyst-7"}, schemas.IssueRequest{AgentID: "analyst-7", OperationID: "op", Scope: []string{"memory:get"}, PublicKey: public}, f)
 	})
 	if err != nil {
@@ -99,6 +100,17 @@ func TestWhatWasDecidedBeforeAKillIsSignedForWhoWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	of("the capability", token)
+
+	// Where the answer would reach the thief, there is none at all.
+	before := "first"
+	thief := asker{agent: "analyst-7", name: "analyst-7", incarnation: &before}
+	var r *schemas.Refusal
+	if _, err := i.renewable(thief); !errors.As(err, &r) || r.Code != schemas.CodeUnauthorized {
+		t.Errorf("renewed: %v", err)
+	}
+	if _, _, err := i.decided(thief, func(*schemas.State, fresh) (schemas.Grant, error) { return schemas.Grant{}, nil }); !errors.As(err, &r) || r.Code != schemas.CodeUnauthorized {
+		t.Errorf("decided: %v", err)
+	}
 }
 
 // The log took a kill late, so that the servers were told of it beforehand. When
