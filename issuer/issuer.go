@@ -167,6 +167,10 @@ func (i *Issuer) Run(ctx context.Context, ready func()) error {
 
 // open pushes all accounts, locked ones first, and takes requests.
 func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) error {
+	warrants, err := i.serveWarrants(ctx) // before an account is pushed in the place of one
+	if err != nil {
+		return err
+	}
 	if err := i.honour(ctx); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
@@ -174,10 +178,6 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		return fmt.Errorf("issuer: %w", err)
 	}
 	tokens, err := i.serveTokens(ctx, g)
-	if err != nil {
-		return err
-	}
-	warrants, err := i.serveWarrants(ctx)
 	if err != nil {
 		return err
 	}

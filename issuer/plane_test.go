@@ -36,9 +36,17 @@ type plane struct {
 }
 
 // clock is the time that the issuer knows: the real one, ahead by an offset.
-type clock struct{ ahead atomic.Int64 }
+type clock struct {
+	ahead atomic.Int64
+	asked func() // what happens when the issuer looks at it
+}
 
-func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) now() time.Time {
+	if c.asked != nil {
+		c.asked()
+	}
+	return time.Now().Add(time.Duration(c.ahead.Load()))
+}
 func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 func newPlane(t testing.TB, o embed.Options) *plane {

@@ -134,6 +134,9 @@ func CheckPermissions(dir string) error {
 			return fmt.Errorf("check keys: %w", err)
 		}
 		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another process has replaced a key just now
+		}
 		if err != nil {
 			return fmt.Errorf("check keys: %w", err)
 		}

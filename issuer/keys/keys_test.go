@@ -2,6 +2,7 @@ package keys
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -414,5 +415,32 @@ func TestInitRemovesWhatAKilledOneLeft(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Dir(left)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("an unfinished folder of keys stays: %v", err)
+	}
+}
+
+// The issuer replaces a key while somebody else opens the folder: what is gone by
+// the time that it is looked at can be read by nobody, and keeps nobody out.
+func TestAFolderOpensWhileAKeyIsReplaced(t *testing.T) {
+	data := initialised(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			if err := WriteSecret(data, "webhooks/siem.json", []byte("{}")); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for range 2000 {
+		if _, err := Open(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
