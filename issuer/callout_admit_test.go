@@ -7,9 +7,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -88,8 +90,11 @@ func (d *door) token() string {
 // chain is the certificate, signed by the authority, and the authority's own.
 func (d *door) chain() []string {
 	d.Helper()
-	dir := filepath.Join(d.data, keys.Dir, keys.TLSDir)
-	root, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca_key.pem"))
+	b, err := os.ReadFile(filepath.Join(d.data, keys.Dir, keys.TLSDir, "authority.keys"))
+	d.must(err)
+	var ring struct{ Current struct{ Cert, Key string } }
+	d.must(json.Unmarshal(b, &ring))
+	root, err := tls.X509KeyPair([]byte(ring.Current.Cert), []byte(ring.Current.Key))
 	d.must(err)
 	parent, err := x509.ParseCertificate(root.Certificate[0])
 	d.must(err)
