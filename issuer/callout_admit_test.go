@@ -234,3 +234,23 @@ func TestAConnectionEndsWithItsCertificateOrItsCapability(t *testing.T) {
 		t.Errorf("it ends at %d, and the certificate at %d", u.Expires, d.leaf.NotAfter.Unix())
 	}
 }
+
+// A thief of the former authority's key signs a certificate for as long as it
+// likes: whoever gets in with it goes when the authority ends.
+func TestNobodyStaysBeyondTheFormerAuthority(t *testing.T) {
+	d := newDoor(t, t.TempDir())
+	d.grant.Expires, d.leaf.NotAfter = d.now.Add(48*time.Hour), d.now.Add(1000*time.Hour)
+	r := d.question()
+	d.must(d.i.CA.Rotate(d.now, false, "root/alice", "test"))
+	until := d.i.CA.Untold().Rotation.Until
+	token, err := d.i.admit(r, d.now)
+	d.must(err)
+	user, err := jwt.DecodeUserClaims(token)
+	d.must(err)
+	if user.Expires != until.Unix() || !until.Before(d.grant.Expires) {
+		t.Errorf("until %s, and the former authority ends at %s", time.Unix(user.Expires, 0), until)
+	}
+	if _, err := d.i.admit(r, until); err == nil {
+		t.Error("somebody is let in behind that")
+	}
+}
