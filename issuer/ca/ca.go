@@ -252,7 +252,7 @@ func root(domain spiffeid.TrustDomain, now, since time.Time) (own, error) {
 	if c, err = x509.ParseCertificate(der); err != nil {
 		return own{}, fmt.Errorf("make the authority's certificate: %w", err)
 	}
-	return own{certificate{c}, privateKey{private}, since.UTC()}, nil
+	return own{certificate{c}, privateKey{private}, since.UTC().Truncate(time.Second)}, nil
 }
 
 // sign numbers a certificate with 127 random bits, and signs it.
