@@ -197,8 +197,14 @@ func TestTheFormerKeyOfBoundUsersCountsUntilTheirLastHasEnded(t *testing.T) {
 	after = p.enrolled("analyst-7")
 	must(t, p.trusting(p.bundle(), after))
 	p.signsNoMore("the former key", held{forged, after.cert})
-	if s := p.serverScopes(); len(s) != 1 || s[0] != askedBy(t, after.creds) {
-		t.Errorf("the server takes users of %v", s)
+	onDisk, err := keys.Open(p.data)
+	must(t, err)
+	next, err := jwt.DecodeAccountClaims(onDisk.JWTs[p.secrets.Auth.Account])
+	must(t, err)
+	for name, c := range map[string]*jwt.AccountClaims{"takes": p.accountFile(p.secrets.Auth.Account), "takes after a restart": next} {
+		if s := scopedIn(c); len(s) != 1 || s[0] != askedBy(t, after.creds) {
+			t.Errorf("the server %s users of %v", name, s)
+		}
 	}
 	if _, err := os.Stat(p.data + "/keys/accounts/AUTH-agents.seed"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the former key is still there: %v", err)
@@ -226,10 +232,8 @@ func (p *plane) signsNoMore(what string, h held) {
 	}
 }
 
-// serverScopes are the keys whose users the server asks about.
-func (p *plane) serverScopes() (out []string) {
-	p.t.Helper()
-	c := p.accountFile(p.secrets.Auth.Account)
+// scopedIn are the keys that sign users who may do no more than their template.
+func scopedIn(c *jwt.AccountClaims) (out []string) {
 	for public, scope := range c.SigningKeys {
 		if scope != nil {
 			out = append(out, public)
