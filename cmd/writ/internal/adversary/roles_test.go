@@ -138,10 +138,10 @@ func TestServicesHaveTheirOwnJobAndNoOther(t *testing.T) {
 			check("be taken for a named operator", s, false, a.mark())
 		}
 		check("ask for a verdict", schemas.Assess, role == keys.RoleIntake, nil)
-		for _, s := range []string{"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.x.KICK"} {
+		for _, s := range []string{"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT." + v.account + ".CLAIMS.UPDATE", "$SYS.REQ.SERVER.x.KICK"} {
 			check("change accounts", s, job.push, []byte("x"))
 		}
-		for _, s := range []string{"$SYS.REQ.CLAIMS.DELETE", "$SYS.REQ.SERVER.x.RELOAD", "$SYS.REQ.SERVER.x.LDM", "$SYS.REQ.ACCOUNT." + v.account + ".CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.LIST"} {
+		for _, s := range []string{"$SYS.REQ.CLAIMS.DELETE", "$SYS.REQ.SERVER.x.RELOAD", "$SYS.REQ.SERVER.x.LDM", "$SYS.REQ.CLAIMS.LIST"} {
 			check("run the server", s, false, nil)
 		}
 		for _, s := range []string{"$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.UPDATE.EVENTS", "$JS.API.STREAM.MSG.DELETE.EVENTS", "$JS.API.STREAM.CREATE.X",

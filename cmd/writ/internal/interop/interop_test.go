@@ -249,10 +249,14 @@ func TestAStockClientCallsAsksSendsAndReceives(t *testing.T) {
 
 func TestAStockMicroServiceServes(t *testing.T) {
 	r := start(t)
-	s, err := micro.AddService(r.connect(r.enroll("echo")).Conn, micro.Config{Name: "echo", Version: "1.0.0"})
+	served := r.connect(r.enroll("echo")).Conn
+	s, err := micro.AddService(served, micro.Config{Name: "echo", Version: "1.0.0"})
 	if err == nil {
 		t.Cleanup(func() { _ = s.Stop() })
 		err = s.AddEndpoint("echo", micro.HandlerFunc(func(m micro.Request) { _ = m.Error("418", "I am a teapot", nil) }), micro.WithEndpointSubject("in.call.echo"))
+	}
+	if err == nil {
+		err = served.Flush() // it subscribes without waiting for the server
 	}
 	if err != nil {
 		t.Fatal(err)
