@@ -125,8 +125,8 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 		return "", err
 	}
 	expires := asked.Expires
-	if end := chain[0].NotAfter; end.Before(expires) {
-		expires = end // nobody stays beyond its certificate
+	if end := i.CA.Ends(chain[0]); end.Before(expires) {
+		expires = end // nobody stays beyond its certificate, or who signed that
 	}
 	return i.maker.Admit(asked, r.UserNkey, i.standing(asked.Agent).iat, expires)
 }

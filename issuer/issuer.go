@@ -37,6 +37,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -94,7 +95,8 @@ type Issuer struct {
 	signer  *capability.Signer
 	jwks    []byte
 
-	turning sync.Mutex // one step of a rotation of the accounts' keys at a time
+	turning sync.Mutex   // one step of a rotation of the accounts' keys, or of the authority, at a time
+	asked   atomic.Int64 // epoch of the accounts' keys for which the servers have AUTH, and one
 
 	applying sync.Mutex // one declaration of the fleet at a time
 
@@ -172,6 +174,9 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		return err
 	}
 	if err := i.honour(ctx); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	if err := i.pushAsked(ctx); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	if err := i.pushes.all(ctx); err != nil {
