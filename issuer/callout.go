@@ -124,12 +124,11 @@ func (i *Issuer) admit(r *jwt.AuthorizationRequestClaims, now time.Time) (string
 	if err := i.holds(asked, chain, now); err != nil {
 		return "", err
 	}
-	_, iat := i.standing(asked.Agent)
 	expires := asked.Expires
-	if end := chain[0].NotAfter; end.Before(expires) {
-		expires = end // nobody stays beyond its certificate
+	if end := i.CA.Ends(chain[0]); end.Before(expires) {
+		expires = end // nobody stays beyond its certificate, or who signed that
 	}
-	return i.maker.Admit(asked, r.UserNkey, iat, expires)
+	return i.maker.Admit(asked, r.UserNkey, i.standing(asked.Agent).iat, expires)
 }
 
 // proven checks that the server's nonce was signed with a user's key. The
@@ -173,9 +172,9 @@ func shown(t *jwt.ClientTLS) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-// certificate signs an agent's certificate for the key of its request; nil
-// where it asks for none. It is handed out by certified alone.
-func (i *Issuer) certificate(agent string, who asker, req schemas.CertificateRequest) (*ca.SVID, error) {
+// certificate signs an agent's certificate for the key of its request, issued at
+// a time; nil where it asks for none. It is handed out by certified alone.
+func (i *Issuer) certificate(agent string, who asker, req schemas.CertificateRequest, issued time.Time) (*ca.SVID, error) {
 	if req.CSR == "" {
 		if req.CertificateBound && who.certificate == "" {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "certificate_bound: send csr with it, the request for the certificate to bind to; or ask for yourself, over HTTPS with the certificate")
@@ -188,7 +187,6 @@ func (i *Issuer) certificate(agent string, who asker, req schemas.CertificateReq
 	if view(i, func(s *schemas.State) bool { a := s.Agents[agent]; return a != nil && a.Kind == schemas.KindOperator }) {
 		return nil, schemas.Refuse(schemas.CodeConflict, "%s is an operator; certificates are for agents and services", agent)
 	}
-	_, issued := i.standing(agent)
 	c, err := i.CA.Issue(agent, []byte(req.CSR), time.Duration(req.SVIDTTLSeconds)*time.Second, issued)
 	if err != nil {
 		return nil, err

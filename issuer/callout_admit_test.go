@@ -7,9 +7,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -88,8 +90,11 @@ func (d *door) token() string {
 // chain is the certificate, signed by the authority, and the authority's own.
 func (d *door) chain() []string {
 	d.Helper()
-	dir := filepath.Join(d.data, keys.Dir, keys.TLSDir)
-	root, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca_key.pem"))
+	b, err := os.ReadFile(filepath.Join(d.data, keys.Dir, keys.TLSDir, "authority.keys"))
+	d.must(err)
+	var ring struct{ Current struct{ Cert, Key string } }
+	d.must(json.Unmarshal(b, &ring))
+	root, err := tls.X509KeyPair([]byte(ring.Current.Cert), []byte(ring.Current.Key))
 	d.must(err)
 	parent, err := x509.ParseCertificate(root.Certificate[0])
 	d.must(err)
@@ -227,5 +232,25 @@ func TestAConnectionEndsWithItsCertificateOrItsCapability(t *testing.T) {
 	d.must(err)
 	if u.Expires != d.leaf.NotAfter.Unix() {
 		t.Errorf("it ends at %d, and the certificate at %d", u.Expires, d.leaf.NotAfter.Unix())
+	}
+}
+
+// A thief of the former authority's key signs a certificate for as long as it
+// likes: whoever gets in with it goes when the authority ends.
+func TestNobodyStaysBeyondTheFormerAuthority(t *testing.T) {
+	d := newDoor(t, t.TempDir())
+	d.grant.Expires, d.leaf.NotAfter = d.now.Add(48*time.Hour), d.now.Add(1000*time.Hour)
+	r := d.question()
+	d.must(d.i.CA.Rotate(d.now, false, "root/alice", "test"))
+	until := d.i.CA.Untold().Rotation.Until
+	token, err := d.i.admit(r, d.now)
+	d.must(err)
+	user, err := jwt.DecodeUserClaims(token)
+	d.must(err)
+	if user.Expires != until.Unix() || !until.Before(d.grant.Expires) {
+		t.Errorf("until %s, and the former authority ends at %s", time.Unix(user.Expires, 0), until)
+	}
+	if _, err := d.i.admit(r, until); err == nil {
+		t.Error("somebody is let in behind that")
 	}
 }

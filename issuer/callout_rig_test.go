@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"log/slog"
 	"math/big"
@@ -45,6 +46,7 @@ func (p *plane) serverTLS() *tls.Config {
 	p.t.Helper()
 	authority, err := ca.Open(p.data, "acme.example")
 	must(p.t, err)
+	p.ca = authority
 	c, err := authority.ServerTLS(slog.New(slog.DiscardHandler), p.clock.now)
 	must(p.t, err)
 	return c
@@ -152,12 +154,22 @@ func newAuthority(t testing.TB, domain string) *testAuthority {
 	return &testAuthority{c, k}
 }
 
-// authority is the issuer's own.
+// authority is the issuer's own, as a thief of the folder has it.
 func (p *plane) authority() *testAuthority {
 	p.t.Helper()
-	pair, err := tls.LoadX509KeyPair(filepath.Join(p.data, "keys", "tls", "ca.pem"), filepath.Join(p.data, "keys", "tls", "ca_key.pem"))
-	must(p.t, err)
-	return &testAuthority{parsed(p.t, pair), pair.PrivateKey.(crypto.Signer)}
+	cert, key := stolenAuthority(p.t, p.data)
+	return &testAuthority{cert, key}
+}
+
+func stolenAuthority(t testing.TB, data string) (*x509.Certificate, crypto.Signer) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(data, "keys", "tls", "authority.keys"))
+	must(t, err)
+	var ring struct{ Current struct{ Cert, Key string } }
+	must(t, json.Unmarshal(b, &ring))
+	pair, err := tls.X509KeyPair([]byte(ring.Current.Cert), []byte(ring.Current.Key))
+	must(t, err)
+	return parsed(t, pair), pair.PrivateKey.(crypto.Signer)
 }
 
 func parsed(t testing.TB, c tls.Certificate) *x509.Certificate {

@@ -47,7 +47,7 @@ var warnings = map[string]warning{
 	string(keys.JoinKey):     {lead: 10 * time.Minute, renew: "writ enroll %s --join 1h", ends: invitations},
 	kindSVID:                 {lead: 10 * time.Minute, renew: "the agent renews it: out.token.refresh with csr; or writ enroll %s --svid-dir DIR", ends: certificates},
 	kindAccount:              {lead: accounts.TTL / 4, own: true, renew: "the issuer renews it: see its log why it can't reach the servers", ends: pushed},
-	kindAuthority:            {lead: 90 * 24 * time.Hour, own: true, renew: "docs/operations.md says how to make a new authority", ends: authority},
+	kindAuthority:            {lead: 90 * 24 * time.Hour, own: true, renew: "writ keys rotate ca; and once more two days later if it still ends soon", ends: authority},
 	kindServer:               {lead: 4 * time.Hour, own: true, renew: "the server replaces it; restart the control plane", ends: serverCertificate},
 }
 

@@ -55,11 +55,11 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	agents := make(chan struct{}, httpAtOnce)
 	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			h.serve(w, r, route{method: http.MethodPost, slots: agents, who: i.identityOf, limits: i.limits, over: tooMany, do: func(ctx context.Context, agent string, data []byte) (any, error) {
+			h.serve(w, r, route{method: http.MethodPost, slots: agents, who: i.identityOf, limits: i.limits, over: tooMany, do: func(ctx context.Context, who accounts.Identity, data []byte) (any, error) {
 				if what == "revoke" {
-					return i.giveUp(ctx, agent, data)
+					return i.giveUp(ctx, who.ID, data)
 				}
-				return i.tokenFor(ctx, asker{agent: agent, name: agent, certificate: i.shownOver(r)}, what, data)
+				return i.tokenFor(ctx, asker{agent: who.ID, name: who.ID, certificate: i.shownOver(r), incarnation: &who.Incarnation}, what, data)
 			}})
 		})
 	}
@@ -96,7 +96,7 @@ type route struct {
 	who    func(r *http.Request, token string) (accounts.Identity, error)
 	limits *limiters
 	over   func() *schemas.Refusal
-	do     func(ctx context.Context, id string, data []byte) (any, error)
+	do     func(ctx context.Context, who accounts.Identity, data []byte) (any, error)
 }
 
 func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
@@ -114,18 +114,30 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 		return
 	}
 	w.Header().Set(dpop.HeaderNonce, h.proofs.NonceFor())
-	id, err := h.authenticate(r, to.who)
+	who, token, err := h.authenticate(r, to.who)
 	if err != nil {
-		status := httpcap.Challenge(w, "", false, err)
-		httpcap.Problem{Status: status, Code: status, Reason: reasonOf(err), Detail: err.Error()}.Write(w)
+		challenge(w, err)
 		return
 	}
-	if !to.limits.of(id).AllowN(h.i.Now(), 1) {
+	if !to.limits.of(who.ID).AllowN(h.i.Now(), 1) {
 		w.Header().Set("Retry-After", "1")
 		problem(w, to.over())
 		return
 	}
-	answer, err := h.carryOut(id, w, r, to)
+	data, err := read(w, r, to)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	// Who sends the body takes as long as it likes: what counted before may be
+	// locked, or somebody else's who bears the name now.
+	if who, err = to.who(r, token); err != nil {
+		challenge(w, fmt.Errorf("identity: %w", err))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), httpWithin)
+	defer cancel()
+	answer, err := to.do(ctx, who, data)
 	if err != nil {
 		h.fail(w, r, err)
 		return
@@ -136,36 +148,40 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 	_, _ = w.Write(schemas.Marshal(answer)) // the client went away
 }
 
-// authenticate says who asks. What is wrong is told in the words of capability
-// and dpop.
-func (h *face) authenticate(r *http.Request, whose func(r *http.Request, token string) (accounts.Identity, error)) (id string, err error) {
+func challenge(w http.ResponseWriter, err error) {
+	status := httpcap.Challenge(w, "", false, err)
+	httpcap.Problem{Status: status, Code: status, Reason: reasonOf(err), Detail: err.Error()}.Write(w)
+}
+
+// authenticate says who asks, with what credential. What is wrong is told in the
+// words of capability and dpop.
+func (h *face) authenticate(r *http.Request, whose func(r *http.Request, token string) (accounts.Identity, error)) (who accounts.Identity, token string, err error) {
 	scheme, token, err := httpcap.Authorization(r)
 	if err != nil {
-		return "", err
+		return who, "", err
 	}
 	if scheme != "dpop" {
-		return "", fmt.Errorf("%w: use the scheme DPoP, with the credential's user JWT and a proof of its NKey", httpcap.ErrScheme)
+		return who, "", fmt.Errorf("%w: use the scheme DPoP, with the credential's user JWT and a proof of its NKey", httpcap.ErrScheme)
 	}
-	who, err := whose(r, token)
-	if err != nil {
-		return "", fmt.Errorf("identity: %w", err)
+	if who, err = whose(r, token); err != nil {
+		return who, "", fmt.Errorf("identity: %w", err)
 	}
 	proof, err := h.proofs.Check(r, token)
 	if err != nil {
-		return "", err
+		return who, "", err
 	}
 	shown := ""
 	if proof.Ed25519 != nil {
 		key, err := nkeys.Encode(nkeys.PrefixByteUser, proof.Ed25519)
 		if err != nil {
-			return "", fmt.Errorf("encode a key: %w", err)
+			return who, "", fmt.Errorf("encode a key: %w", err)
 		}
 		shown = string(key)
 	}
 	if shown != who.PublicKey {
-		return "", fmt.Errorf("identity: %w: the proof is signed with another key than %s", capability.ErrPossession, who.PublicKey)
+		return who, "", fmt.Errorf("identity: %w: the proof is signed with another key than %s", capability.ErrPossession, who.PublicKey)
 	}
-	return who.ID, nil
+	return who, token, nil
 }
 
 // identityOf holds a user JWT against what the server itself holds it against at
@@ -226,27 +242,23 @@ func (i *Issuer) inForce(who accounts.Identity, err error, kind string) (account
 	return who, nil
 }
 
-// carryOut reads a request and does what it asks.
-func (h *face) carryOut(id string, w http.ResponseWriter, r *http.Request, to route) (any, error) {
-	ctx := r.Context()
-	var data []byte
-	if to.method == http.MethodPost {
-		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
-			return nil, schemas.Refuse(schemas.CodeMalformed, "Content-Type is not %s", jsonType)
-		}
-		var err error
-		data, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxTokenRequest))
-		var long *http.MaxBytesError
-		switch {
-		case errors.As(err, &long):
-			return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has more than %d bytes", long.Limit)
-		case err != nil:
-			return nil, schemas.Refuse(schemas.CodeMalformed, "the request ends early")
-		}
+// read reads the body of a request that has one.
+func read(w http.ResponseWriter, r *http.Request, to route) ([]byte, error) {
+	if to.method != http.MethodPost {
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, httpWithin)
-	defer cancel()
-	return to.do(ctx, id, data)
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != jsonType {
+		return nil, schemas.Refuse(schemas.CodeMalformed, "Content-Type is not %s", jsonType)
+	}
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTokenRequest))
+	var long *http.MaxBytesError
+	switch {
+	case errors.As(err, &long):
+		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has more than %d bytes", long.Limit)
+	case err != nil:
+		return nil, schemas.Refuse(schemas.CodeMalformed, "the request ends early")
+	}
+	return data, nil
 }
 
 // A revokeRequest is as in RFC 7009, in JSON.

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -40,7 +41,7 @@ func (h *face) commands(mux *http.ServeMux) {
 	} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			h.serve(w, r, route{method: c.method, slots: slots, who: h.i.operatorOf, limits: h.i.paces, over: tooManyCommands,
-				do: func(ctx context.Context, name string, data []byte) (any, error) {
+				do: func(ctx context.Context, who accounts.Identity, data []byte) (any, error) {
 					req, err := c.read(r, data)
 					if err != nil {
 						return nil, err
@@ -48,7 +49,7 @@ func (h *face) commands(mux *http.ServeMux) {
 					// Who hangs up has given the command all the same.
 					ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpWithin)
 					defer cancel()
-					return h.i.command(ctx, name, c.subject, schemas.Marshal(req))
+					return h.i.command(ctx, who.ID, c.subject, schemas.Marshal(req))
 				}})
 		})
 	}

@@ -5,9 +5,11 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"os"
 	"slices"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/schemas"
 	"github.com/writ-sh/writ/schemas/capability"
 	"github.com/writ-sh/writ/schemas/capability/dpop"
@@ -505,5 +508,52 @@ func TestOneRateForBothWays(t *testing.T) {
 	}
 	if got := writer.ok("/v1/tokens", map[string]any{"operation_id": "desk"}); got.AgentID != "writer-2" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A hijacked agent shows its identity and holds the body of its request back, until
+// it was killed and enrolled anew: what it asks for then is not the next one's. The
+// same for an operator who is locked meanwhile.
+func TestWhoIsKilledBeforeItsRequestIsWholeGetsNothing(t *testing.T) {
+	a := newAPI(t)
+	call[schemas.ApplyReply](a.plane, schemas.CtlApply, fleetOf(schemas.Principal{ID: "olga", Kind: schemas.KindOperator, Role: schemas.RoleOperator}))
+	_, public, err := accounts.NewUser()
+	must(t, err)
+	for path, body := range map[string]any{
+		"/v1/tokens":               schemas.IssueRequest{OperationID: "op", Scope: []string{"memory:get"}, PublicKey: public},
+		"/v1/tokens/refresh":       schemas.RefreshRequest{PublicKey: public},
+		"/v1/agents/writer-2/lock": map[string]any{"lock": "paused", "reason": "because"},
+	} {
+		t.Run(path, func(t *testing.T) {
+			id := "analyst-7"
+			if strings.HasPrefix(path, "/v1/agents/") {
+				id = "olga"
+			}
+			c := a.caller(id)
+			c.send(path, map[string]any{}) // for the nonce
+			held, release := io.Pipe()
+			read := make(chan struct{}) // the server has looked who asks, and waits for the body
+			r := c.signed("POST", path, held)
+			r.Header.Set("Expect", "100-continue")
+			r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got100Continue: func() { close(read) }}))
+			go func() {
+				<-read
+				a.lock(schemas.Killed, id)
+				call[schemas.EnrollReply](a.plane, schemas.CtlEnroll, schemas.EnrollRequest{ID: id, Actor: "alice"})
+				_, err := release.Write(schemas.Marshal(body))
+				if err := errors.Join(err, release.Close()); err != nil {
+					t.Error(err)
+				}
+			}()
+			res, err := a.client.Do(r)
+			must(t, err)
+			defer res.Body.Close()
+			b, err := io.ReadAll(res.Body)
+			must(t, err)
+			a.problem(path, res, b, http.StatusUnauthorized, "identity: ")
+		})
+	}
+	if e := a.newestEvent("ev.writer-2.agent.paused"); e != nil {
+		t.Errorf("who was locked has locked: %+v", e)
 	}
 }

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -39,21 +40,21 @@ func (i *Issuer) issue(ctx context.Context, who asker, req schemas.IssueRequest)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) {
+	g, at, err := i.decided(who, func(s *schemas.State, f fresh) (schemas.Grant, error) {
 		f.free = free
 		return decideIssue(s, who, req, f)
 	})
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	return i.granted(ctx, g, binding{audience: req.Audience, key: req.DPoPKey}, who, req.CertificateRequest)
+	return i.granted(ctx, g, at, binding{audience: req.Audience, key: req.DPoPKey}, who, req.CertificateRequest)
 }
 
 // granted is grant, with a certificate for the agent where it asks for one. A
 // capability that is to be bound is bound to that one, or else to the one that
 // the holder's connection shows.
-func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, who asker, req schemas.CertificateRequest) (schemas.IssueReply, error) {
-	cert, err := i.certificate(g.Agent, who, req)
+func (i *Issuer) granted(ctx context.Context, g schemas.Grant, at standing, to binding, who asker, req schemas.CertificateRequest) (schemas.IssueReply, error) {
+	cert, err := i.certificate(g.Agent, who, req, at.iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -63,7 +64,7 @@ func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, who a
 	case req.CertificateBound:
 		g.Certificate = who.certificate
 	}
-	reply, err := i.grant(ctx, g, to, who.name)
+	reply, err := i.grant(ctx, g, at, to, who.name)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -75,7 +76,7 @@ func (i *Issuer) granted(ctx context.Context, g schemas.Grant, to binding, who a
 func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequest) (schemas.IssueReply, error) {
 	agent := who.agent
 	if req.OperationID == "" {
-		return i.renewIdentity(ctx, agent, req)
+		return i.renewIdentity(ctx, who, req)
 	}
 	defer i.gates.passAll(agent, view(i, func(s *schemas.State) string {
 		if g := s.GrantOf(agent, req.OperationID); g != nil && g.ParentAgent != "" {
@@ -83,7 +84,7 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 		}
 		return agent
 	}))()
-	g, err := i.decided(func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
+	g, at, err := i.decided(who, func(s *schemas.State, f fresh) (schemas.Grant, error) { return decideRefresh(s, agent, req, f) })
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -93,21 +94,26 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 		}
 		return schemas.Grant{}
 	})
-	return i.granted(ctx, g, bindingOf(old).renewed(old, req), who, req.CertificateRequest)
+	return i.granted(ctx, g, at, bindingOf(old).renewed(old, req), who, req.CertificateRequest)
 }
 
-// decided takes a decision on the present state.
-func (i *Issuer) decided(decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, error) {
+// decided takes a decision on the present state, and says as whom the agent
+// stands in that very state.
+func (i *Issuer) decided(who asker, decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, standing, error) {
 	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace()}
 	i.mu.RLock()
 	defer i.mu.RUnlock()
+	if err := who.stands(i.state); err != nil {
+		return schemas.Grant{}, standing{}, err
+	}
 	f.rails = i.rails
-	return decide(i.state, f)
+	g, err := decide(i.state, f)
+	return g, i.standingNow(g.Agent), err
 }
 
 // grant signs both faces of a capability, logs it, and hands it out if it then
 // still holds: a lock that was logged before it wins.
-func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by string) (schemas.IssueReply, error) {
+func (i *Issuer) grant(ctx context.Context, g schemas.Grant, at standing, b binding, by string) (schemas.IssueReply, error) {
 	var user nkeys.KeyPair
 	var err error
 	if g.PublicKey == "" {
@@ -115,8 +121,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 			return schemas.IssueReply{}, err
 		}
 	}
-	k, iat := i.standing(g.Agent)
-	userJWT, err := i.maker.Operation(g, k, iat)
+	userJWT, err := i.maker.Operation(g, at.keys, at.iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -128,7 +133,7 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, b binding, by strin
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if err := i.stillHolds(ctx, g, k); err != nil {
+	if err := i.stillHolds(ctx, g, at.keys); err != nil {
 		return schemas.IssueReply{}, err
 	}
 	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
@@ -165,18 +170,31 @@ func (i *Issuer) spanBehind(g schemas.Grant) string {
 	return fmt.Sprintf("%016x", from.Seq)
 }
 
-// standing is what a principal's users are signed with: its keys, and an issuing time behind whatever revoked its users last.
-func (i *Issuer) standing(id string) (k accounts.Keys, iat time.Time) {
+// A standing is what a principal's users are signed with: its keys, and an
+// issuing time behind whatever revoked its users last. Who decides takes it from
+// the state that it decides on: read later it could be that of the next
+// incarnation, and who was killed meanwhile would be let in as that one.
+type standing struct {
+	keys accounts.Keys
+	iat  time.Time
+}
+
+func (i *Issuer) standing(id string) standing {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	iat = i.Now()
+	return i.standingNow(id)
+}
+
+// standingNow is standing where i.mu is held.
+func (i *Issuer) standingNow(id string) standing {
+	at := standing{iat: i.Now()}
 	if a := i.state.Agents[id]; a != nil {
-		k = keysOf(a)
+		at.keys = keysOf(a)
 	}
-	if next := i.born[id].Add(time.Second); iat.Before(next) {
-		iat = next
+	if next := i.born[id].Add(time.Second); at.iat.Before(next) {
+		at.iat = next
 	}
-	return k, iat
+	return at
 }
 
 func keysOf(a *schemas.Agent) accounts.Keys {
@@ -250,26 +268,20 @@ func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseR
 
 // renewIdentity renews the credential with which a principal asks and is
 // asked. It is for a key that the principal names, and changes nobody's rights.
-func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.RefreshRequest) (schemas.IssueReply, error) {
-	public := req.PublicKey
-	refusal := view(i, func(s *schemas.State) error {
-		a := s.Agents[id]
-		if a == nil || a.Kind == schemas.KindOperator { // one asks as an agent or service here
-			return schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", id)
-		}
-		return lockRefusal(a)
-	})
-	if refusal != nil {
-		return schemas.IssueReply{}, refusal
+func (i *Issuer) renewIdentity(ctx context.Context, who asker, req schemas.RefreshRequest) (schemas.IssueReply, error) {
+	id, public := who.agent, req.PublicKey
+	at, err := i.renewable(who)
+	if err != nil {
+		return schemas.IssueReply{}, err
 	}
 	if public == "" {
 		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeMalformed, "public_key is missing: say for which of your keys the credential is to be renewed")
 	}
-	cert, err := i.certificate(id, asker{}, req.CertificateRequest)
+	cert, err := i.certificate(id, asker{}, req.CertificateRequest, at.iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	token, expires, err := i.identity(id, public)
+	token, expires, err := i.identity(id, public, at)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
@@ -277,6 +289,18 @@ func (i *Issuer) renewIdentity(ctx context.Context, id string, req schemas.Refre
 	reply := schemas.IssueReply{AgentID: id, UserJWT: token, ExpiresAt: expires, Scope: []string{}}
 	reply.CertificateReply, err = i.certified(ctx, id, id, cert)
 	return reply, err
+}
+
+// renewable says whether a principal may renew its credential, and as whom it
+// stands then.
+func (i *Issuer) renewable(who asker) (standing, error) {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[who.agent]
+	if a == nil || a.Kind == schemas.KindOperator { // one asks as an agent or service here
+		return standing{}, schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", who.agent)
+	}
+	return i.standingNow(a.ID), cmp.Or(who.stands(i.state), lockRefusal(a))
 }
 
 // credentialTTL is how long a principal's own credential is valid.
@@ -312,22 +336,21 @@ func (i *Issuer) noteRenewal(ctx context.Context, id string, expires time.Time) 
 }
 
 // identity signs an agent's identity, a service's user or an operator's.
-func (i *Issuer) identity(id, public string) (token string, expires time.Time, err error) {
+func (i *Issuer) identity(id, public string, at standing) (token string, expires time.Time, err error) {
 	kind := view(i, func(s *schemas.State) string {
 		if a := s.Agents[id]; a != nil {
 			return a.Kind
 		}
 		return ""
 	})
-	k, iat := i.standing(id)
-	expires = iat.Add(credentialTTL(kind))
+	expires = at.iat.Add(credentialTTL(kind))
 	switch kind {
 	case schemas.KindService:
-		token, err = i.maker.Service(id, public, k, iat, expires)
+		token, err = i.maker.Service(id, public, at.keys, at.iat, expires)
 	case schemas.KindOperator:
-		token, err = i.maker.Operator(id, public, k, iat, expires)
+		token, err = i.maker.Operator(id, public, at.keys, at.iat, expires)
 	default:
-		token, err = i.maker.Identity(id, public, k, iat, expires)
+		token, err = i.maker.Identity(id, public, at.keys, at.iat, expires)
 	}
 	return token, expires, err
 }
@@ -342,7 +365,7 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	}
 	// A request that can't be met enrols nobody; one that can is met behind the
 	// enrolment, or the certificate would be one from before.
-	if _, err := i.certificate(req.ID, asker{}, req.CertificateRequest); err != nil {
+	if _, err := i.certificate(req.ID, asker{}, req.CertificateRequest, i.Now()); err != nil {
 		return schemas.EnrollReply{}, err
 	}
 	if err := i.buried(ctx, req.ID); err != nil {
@@ -351,7 +374,8 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err := i.logEnrolment(ctx, req); err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	cert, err := i.certificate(req.ID, asker{}, req.CertificateRequest)
+	at := i.standing(req.ID)
+	cert, err := i.certificate(req.ID, asker{}, req.CertificateRequest, at.iat)
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
@@ -362,7 +386,7 @@ func (i *Issuer) enroll(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	token, _, err := i.identity(req.ID, public)
+	token, _, err := i.identity(req.ID, public, at)
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}

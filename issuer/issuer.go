@@ -37,6 +37,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -94,7 +95,8 @@ type Issuer struct {
 	signer  *capability.Signer
 	jwks    []byte
 
-	turning sync.Mutex // one step of a rotation of the accounts' keys at a time
+	turning sync.Mutex   // one step of a rotation of the accounts' keys, or of the authority, at a time
+	asked   atomic.Int64 // epoch of the accounts' keys for which the servers have AUTH, and one
 
 	applying sync.Mutex // one declaration of the fleet at a time
 
@@ -167,17 +169,20 @@ func (i *Issuer) Run(ctx context.Context, ready func()) error {
 
 // open pushes all accounts, locked ones first, and takes requests.
 func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) error {
+	warrants, err := i.serveWarrants(ctx) // before an account is pushed in the place of one
+	if err != nil {
+		return err
+	}
 	if err := i.honour(ctx); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	if err := i.pushAsked(ctx); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	if err := i.pushes.all(ctx); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	tokens, err := i.serveTokens(ctx, g)
-	if err != nil {
-		return err
-	}
-	warrants, err := i.serveWarrants(ctx)
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,8 @@ func (i *Issuer) invite(ctx context.Context, req schemas.EnrollRequest) (schemas
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
-	k, iat := i.standing(req.ID)
-	token, err := i.maker.Join(req.ID, public, k, iat, expires)
+	at := i.standing(req.ID)
+	token, err := i.maker.Join(req.ID, public, at.keys, at.iat, expires)
 	if err != nil {
 		return schemas.EnrollReply{}, err
 	}
@@ -79,14 +79,15 @@ func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expire
 // join registers the key of a principal that holds a join token. The first
 // request that is in the log has used it up.
 func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (schemas.IssueReply, error) {
-	cert, err := i.certificate(id, asker{}, req.CertificateRequest)
+	at := i.standing(id)
+	cert, err := i.certificate(id, asker{}, req.CertificateRequest, at.iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
 	if err := i.logJoin(ctx, id, req); err != nil {
 		return schemas.IssueReply{}, err
 	}
-	token, expires, err := i.identity(id, req.PublicKey)
+	token, expires, err := i.identity(id, req.PublicKey, at)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}

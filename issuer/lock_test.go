@@ -435,6 +435,12 @@ func (p *plane) storedAccount(id string) *jwt.AccountClaims {
 	p.t.Helper()
 	public, err := accounts.NewMaker(p.secrets).PublicKey(id, p.stored(id).Incarnation)
 	must(p.t, err)
+	return p.accountFile(public)
+}
+
+// accountFile is an account as the server has it.
+func (p *plane) accountFile(public string) *jwt.AccountClaims {
+	p.t.Helper()
 	for {
 		b, err := os.ReadFile(filepath.Join(p.data, "nats", "accounts", public+".jwt"))
 		must(p.t, err)

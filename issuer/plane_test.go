@@ -29,6 +29,7 @@ type plane struct {
 	srv      *embed.Server
 	issuer   *issuer.Issuer
 	secrets  *keys.Secrets
+	ca       *ca.Authority // the server's, where TLS is on
 	operator *nats.Conn
 	clock    *clock
 	served   []string // death warrants
@@ -36,9 +37,17 @@ type plane struct {
 }
 
 // clock is the time that the issuer knows: the real one, ahead by an offset.
-type clock struct{ ahead atomic.Int64 }
+type clock struct {
+	ahead atomic.Int64
+	asked func() // what happens when the issuer looks at it
+}
 
-func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) now() time.Time {
+	if c.asked != nil {
+		c.asked()
+	}
+	return time.Now().Add(time.Duration(c.ahead.Load()))
+}
 func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 func newPlane(t testing.TB, o embed.Options) *plane {
@@ -85,7 +94,10 @@ func (p *plane) startWith(control *nats.Conn) {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(p.t.Output(), nil))
 	}
-	authority, err := ca.Open(p.data, "acme.example")
+	authority, err := p.ca, error(nil) // the server's, as in one process
+	if authority == nil {
+		authority, err = ca.Open(p.data, "acme.example")
+	}
 	must(p.t, err)
 	var callout *nats.Conn
 	if authority != nil {

@@ -307,6 +307,6 @@ func TestAnAgentsIdStaysAnAgents(t *testing.T) {
 	_, err = decideJoin(fleetState(t, invited, declared(operator)), "alice", schemas.JoinRequest{ID: "j-join", PublicKey: anyKey}, noon)
 	refused(t, err, 401, "alice is no agent or service")
 	i := &Issuer{state: fleetState(t, declared(operator))}
-	_, err = i.renewIdentity(t.Context(), "alice", schemas.RefreshRequest{PublicKey: anyKey})
+	_, err = i.renewIdentity(t.Context(), asker{agent: "alice"}, schemas.RefreshRequest{PublicKey: anyKey})
 	refused(t, err, 401, "alice is no agent or service")
 }

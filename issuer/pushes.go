@@ -143,8 +143,10 @@ func (p *pushes) account(id string) accounts.Account {
 		a.Incarnation = s.account.Incarnation
 	}
 	a.Epoch = p.i.Secrets.Masters.Epoch()
-	if forced, ok := p.forced[id]; ok && lockOrder[forced] > lockOrder[a.Lock] {
+	if forced := p.forced[id]; lockOrder[forced] > lockOrder[a.Lock] {
 		a.Lock = forced
+	} else {
+		delete(p.forced, id) // the state says it now; who is enrolled behind that is another
 	}
 	if cutsOff(a.Lock) {
 		a.Generation, a.Epoch = 0, 0 // such an account has none of the keys
@@ -306,9 +308,10 @@ func (p *pushes) send(id string) (*question, schemas.Lock, error) {
 func (p *pushes) failed(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.sent[id]; s != nil {
-		s.due = p.i.Now().Add(pushAgain)
+	if p.sent[id] == nil { // what never left is owed all the same
+		p.sent[id] = &sent{}
 	}
+	p.sent[id].due = p.i.Now().Add(pushAgain)
 }
 
 // account is what a principal's account is made from now. One that is not in

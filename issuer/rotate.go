@@ -31,9 +31,11 @@ func (i *Issuer) rotate(ctx context.Context, req schemas.RotateRequest) (schemas
 	switch req.Key {
 	case schemas.RotateAccounts:
 		return i.rotateAccounts(ctx, req)
+	case schemas.RotateCA:
+		return i.rotateCA(ctx, req)
 	case "", schemas.RotateCapability:
 	default:
-		return schemas.RotateReply{}, schemas.Refuse(schemas.CodeMalformed, "key %.40q: %s and %s can be rotated", req.Key, schemas.RotateCapability, schemas.RotateAccounts)
+		return schemas.RotateReply{}, schemas.Refuse(schemas.CodeMalformed, "key %.40q: %s, %s and %s can be rotated", req.Key, schemas.RotateCapability, schemas.RotateAccounts, schemas.RotateCA)
 	}
 	i.signing.Lock()
 	defer i.signing.Unlock()

@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,7 +32,11 @@ func (i *Issuer) rotateAccounts(ctx context.Context, req schemas.RotateRequest) 
 func (i *Issuer) turn(ctx context.Context, now time.Time) (turn keys.Turn, seq uint64, err error) {
 	m := i.Secrets.Masters
 	if m.State().Successor {
-		if err := i.pushes.all(ctx); err != nil {
+		err := i.pushAsked(ctx)
+		if err == nil {
+			err = i.pushes.all(ctx)
+		}
+		if err != nil {
 			return turn, 0, fmt.Errorf("not every server trusts the new keys yet: %w", err)
 		}
 		if err := m.Promote(i.lastEnd(now)); err != nil {
@@ -39,7 +44,7 @@ func (i *Issuer) turn(ctx context.Context, now time.Time) (turn keys.Turn, seq u
 		}
 	}
 	// With the keys of now: what is not trusted any more ends here.
-	err = i.pushes.all(ctx)
+	err = errors.Join(i.pushAsked(ctx), i.pushes.all(ctx), m.Forget())
 	untold := m.State().Untold
 	if untold == nil {
 		return turn, 0, err
@@ -54,13 +59,36 @@ func (i *Issuer) turn(ctx context.Context, now time.Time) (turn keys.Turn, seq u
 	return *untold, seq, err
 }
 
+// pushAsked gives the servers AUTH as it has to be now, where TLS is on.
+// i.turning is held, or nobody else knows the issuer yet.
+func (i *Issuer) pushAsked(ctx context.Context) error {
+	epoch := i.Secrets.Masters.Epoch()
+	if i.Secrets.Auth == nil || i.asked.Load() == epoch+1 {
+		return nil
+	}
+	token, err := i.maker.AskedAccount(i.Now())
+	if err != nil {
+		return fmt.Errorf("account AUTH: %w", err)
+	}
+	q, err := i.wire.push(token)
+	if err == nil {
+		_, err = i.wire.pushed(ctx, q)
+	}
+	if err != nil {
+		return fmt.Errorf("account AUTH: %w", err)
+	}
+	i.asked.Store(epoch + 1)
+	return nil
+}
+
 // tendAccounts goes on with a rotation that was interrupted, and ends trust in
 // keys behind whose last credential the clock is.
 func (i *Issuer) tendAccounts(ctx context.Context, now time.Time) {
 	m := i.Secrets.Masters
 	s := m.State()
 	over := !s.Until.IsZero() && now.After(s.Until)
-	if !s.Successor && s.Untold == nil && !over || !i.turning.TryLock() {
+	behind := i.Secrets.Auth != nil && i.asked.Load() != m.Epoch()+1
+	if !s.Successor && s.Untold == nil && !over && !behind || !i.turning.TryLock() {
 		return
 	}
 	defer i.turning.Unlock()

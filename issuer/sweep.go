@@ -36,6 +36,7 @@ func (i *Issuer) sweepLoop(ctx context.Context) error {
 		i.endOperations(ctx, now)
 		i.tendKeys(ctx, now)
 		i.tendAccounts(ctx, now)
+		i.tendCA(ctx, now)
 		if now.Sub(warned) >= declarePause {
 			warned = now
 			said = i.warnExpiring(now, said)

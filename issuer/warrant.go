@@ -47,6 +47,10 @@ func (i *Issuer) warrant(ctx context.Context, req schemas.WarrantRequest) (schem
 // heed looks what the servers have of a principal's account before another JWT
 // takes its place. One that kills was served while no issuer saw it: the log is
 // told, and the kill stands.
+//
+// A suspension does not wait for a server that is lost: it keeps the agent out
+// of the others. What any of them has all have, and what it was killed with is
+// issued a century ahead, so that it wins when they are together again.
 func (i *Issuer) heed(ctx context.Context, id string) error {
 	now := i.pushes.now(id)
 	if now.Lock == schemas.Killed {
@@ -56,13 +60,13 @@ func (i *Issuer) heed(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	tokens, err := i.wire.lookup(ctx, public)
+	tokens, answered, err := i.wire.lookup(ctx, public)
 	for _, token := range tokens {
 		if d, ok := i.maker.Kills(token, now); ok {
 			return i.fulfil(ctx, id, d)
 		}
 	}
-	if err != nil {
+	if err != nil && !(cutsOff(now.Lock) && answered > 0) {
 		return fmt.Errorf("account of %s: whether it was killed meanwhile is not known: %w", id, err)
 	}
 	return nil

@@ -1,8 +1,10 @@
 package issuer_test
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,6 +112,40 @@ func TestARenewalNeverTakesThePlaceOfAWarrant(t *testing.T) {
 	p.killed("analyst-7")
 	if c := p.storedAccount("analyst-7"); len(c.SigningKeys) != 0 {
 		t.Errorf("the account lives: %+v", c)
+	}
+}
+
+// While the issuer starts, somebody serves warrants just between its look at what
+// the servers have and its push of what was before: the servers let the agent in
+// again, and nobody but the issuer can know better.
+func TestAWarrantThatIsServedWhileTheIssuerStartsIsHeardOf(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	var tokens []string
+	agents := []string{"analyst-7", "orchestrator", "pandas", "writer-2", schemas.MemoryID} // which is pushed first is chance
+	for _, agent := range agents {
+		tokens = append(tokens, p.warrant(agent).JWT)
+	}
+	p.stop()
+	attacker, former := p.role(keys.RoleSystem), p.issuer
+	var once sync.Once
+	p.clock.asked = func() {
+		if p.issuer == former {
+			return
+		}
+		once.Do(func() { // the first account is about to be signed
+			for _, token := range tokens {
+				if _, err := issuer.ServeWarrant(context.Background(), attacker, token); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	p.start()
+	for _, agent := range agents {
+		if e := p.killed(agent); e.Actor != "warrant/root/alice" {
+			t.Errorf("%s is killed by %+v", agent, e)
+		}
 	}
 }
 

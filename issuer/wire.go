@@ -125,20 +125,20 @@ func (w *wire) want() int {
 }
 
 // lookup gets the JWTs that the servers have of an account: of each that has
-// one.
-func (w *wire) lookup(ctx context.Context, account string) ([]string, error) {
+// one. answered is how many servers spoke, also where not all did.
+func (w *wire) lookup(ctx context.Context, account string) (tokens []string, answered int, err error) {
 	q, err := w.ask("$SYS.REQ.ACCOUNT."+account+".CLAIMS.LOOKUP", nil)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var tokens []string
 	err = q.each(ctx, w.want(), func(m *nats.Msg) error {
+		answered++
 		if len(m.Data) > 0 { // else it has none
 			tokens = append(tokens, string(m.Data))
 		}
 		return nil
 	})
-	return tokens, err
+	return tokens, answered, err
 }
 
 // push gives all servers an account JWT; pushed awaits what they say.

@@ -7,8 +7,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -161,6 +163,54 @@ func TestASnapshotOfWhatWasPutAsideIsOfOneMoment(t *testing.T) {
 	few.alone()
 	if !bytes.Equal(few.Snapshot(), all.Snapshot()) {
 		t.Error("the fork stands elsewhere")
+	}
+}
+
+// Who may look at risks, and no more, asks for those of all agents over and over,
+// each of which must be fetched: verdicts are given in between.
+func TestVerdictsDoNotWaitForWhoAsksForManyRisks(t *testing.T) {
+	m := tight(t, 1, 1)
+	for _, e := range busy(t, 1, 60) {
+		if err := m.Apply(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &Service{ServiceOptions: ServiceOptions{Now: time.Now}, model: m}
+	names := m.names()
+	last := names[0]
+	ask := func(ids ...string) {
+		t.Helper()
+		r, err := s.risks(t.Context(), schemas.RisksRequest{AgentIDs: ids})
+		if err != nil || len(r.Risks) != len(ids) {
+			t.Fatalf("%d of %d risks: %v", len(r.Risks), len(ids), err)
+		}
+	}
+	ids := append(slices.Repeat(names[1:], mostRisks/len(names)), last)
+	for between, end := false, time.Now().Add(time.Minute); !between; {
+		if time.Now().After(end) {
+			t.Fatal("a whole question is answered before anything else is")
+		}
+		ask(last) // it is in memory now, and only away while others are fetched
+		began, done, got := make(chan struct{}), make(chan struct{}), make(chan bool)
+		go func() {
+			close(began)
+			seen := false
+			for {
+				s.mu.Lock()
+				seen = seen || m.agents[last] == nil
+				s.mu.Unlock()
+				select {
+				case <-done:
+					got <- seen
+					return
+				default:
+				}
+			}
+		}()
+		<-began
+		ask(ids...)
+		close(done)
+		between = <-got
 	}
 }
 

@@ -344,19 +344,30 @@ func (s *Service) risks(_ context.Context, req schemas.RisksRequest) (schemas.Ri
 	if len(req.AgentIDs) > mostRisks {
 		return schemas.RisksReply{}, schemas.Refuse(schemas.CodeMalformed, "%d agents: at most %d can be asked about at once", len(req.AgentIDs), mostRisks)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	rep, now := schemas.RisksReply{Risks: []schemas.AgentRisk{}}, s.Now()
 	for _, id := range req.AgentIDs {
-		s.model.settle()
-		if a := s.model.at(id); a != nil {
-			rep.Risks = append(rep.Risks, schemas.AgentRisk{AgentID: id, Risk: a.riskNow(now), Seq: a.lastSeq})
+		r, err := s.riskOf(id, now)
+		if err != nil {
+			return rep, unfit(err)
+		}
+		if r != nil {
+			rep.Risks = append(rep.Risks, *r)
 		}
 	}
-	if err := s.model.Err(); err != nil {
-		return rep, unfit(err)
-	}
 	return rep, nil
+}
+
+// riskOf is one agent's risk, nil where nothing is known of it. It may have to be
+// fetched: no verdict waits for more than one.
+func (s *Service) riskOf(id string, now time.Time) (*schemas.AgentRisk, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.model.settle()
+	a := s.model.at(id)
+	if a == nil {
+		return nil, s.model.Err()
+	}
+	return &schemas.AgentRisk{AgentID: id, Risk: a.riskNow(now), Seq: a.lastSeq}, s.model.Err()
 }
 
 func (s *Service) health(context.Context, struct{}) (schemas.Health, error) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/writ-sh/writ/internal/embed"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
@@ -26,6 +27,11 @@ type keysListCmd struct{}
 
 func (c *keysListCmd) Run(app *App) error {
 	all, err := keys.List(app.Data, time.Now())
+	if err == nil {
+		var authorities []keys.Key
+		authorities, err = ca.Keys(app.Data, time.Now())
+		all = append(all, authorities...)
+	}
 	if err != nil {
 		return advise(err, "name the data folder with --data, as the user who runs the control plane")
 	}
@@ -57,6 +63,7 @@ func (t *terminal) clockOr(at time.Time) string {
 type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
 	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
+	CA         rotateCACmd         `cmd:"" name:"ca" help:"Have another certificate authority sign, without an interruption; with TLS."`
 	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
@@ -108,6 +115,31 @@ func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
 		return nil
 	}
 	app.note("What the former ones signed counts until it expires, and until %s at the latest.", app.clock(r.Until))
+	return nil
+}
+
+type rotateCACmd struct {
+	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, nor what the keys of agents' accounts signed, and everybody has to be enrolled anew."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := call[schemas.RotateReply](ctx, app, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateCA, Compromised: c.Compromised, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Authority %.16s signs certificates from event %d on.", r.KeyID, r.Seq)
+	if r.Compromised {
+		app.note("Everybody is cut off: give them bundle.pem of the data folder, and enrol agents, services and operators anew (writ enroll).")
+		return nil
+	}
+	app.note("What %.16s signed counts until it expires, and until %s at the latest. Give bundle.pem of the data folder to operators elsewhere before the next rotation; agents get it with each certificate.", r.Replaced, app.clock(r.Until))
 	return nil
 }
 

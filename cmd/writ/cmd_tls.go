@@ -192,7 +192,7 @@ func checkCertificates(ctx context.Context, app *App) check {
 	left := authority.Expires().Sub(app.now())
 	k.State, k.Detail = healthy, "the authority is valid for "+span(left)
 	if left < rootWarning {
-		k.State, k.Next = warned, "docs/operations.md says how to make a new authority"
+		k.State, k.Next = warned, "writ keys rotate ca; and once more two days later if it still ends soon"
 	}
 	r, err := running(app.Data)
 	if err != nil {

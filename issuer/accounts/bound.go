@@ -33,7 +33,11 @@ func (m *Maker) asked(u user) (string, error) {
 		c.Tags.Add(tagIncarnation + u.keys.Incarnation)
 	}
 	c.Tags.Add(u.tags...)
-	return encode(c, u.iat, m.secrets.Auth.Agents)
+	pairs, err := m.secrets.Asking()
+	if err != nil {
+		return "", err
+	}
+	return encode(c, u.iat, pairs[0])
 }
 
 // An Asked is a user in AUTH that was signed by us and is valid: who it says
@@ -71,7 +75,7 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 		return Asked{}, fmt.Errorf("%w: nobody is bound to a certificate here", ErrAsked)
 	case err != nil:
 		return Asked{}, fmt.Errorf("%w: they can't be read", ErrAsked)
-	case c.Issuer != auth.Agents.Public() || c.IssuerAccount != auth.Account:
+	case !m.asks(c.Issuer) || c.IssuerAccount != auth.Account:
 		return Asked{}, fmt.Errorf("%w: another key signed them: %w", ErrAsked, ErrNotSigned)
 	case c.BearerToken:
 		return Asked{}, fmt.Errorf("%w: they demand no key", ErrAsked)
@@ -104,6 +108,25 @@ func (m *Maker) Ask(token string, now time.Time) (Asked, error) {
 		return Asked{}, fmt.Errorf("%w: there is no role %q", ErrAsked, a.Role)
 	}
 	return a, nil
+}
+
+// asks reports whether a key's users in AUTH count.
+func (m *Maker) asks(key string) bool {
+	pairs, err := m.secrets.Asking()
+	return err == nil && slices.ContainsFunc(pairs, func(p *keys.Pair) bool { return p.Public() == key })
+}
+
+// AskedAccount signs AUTH as it has to be now, and writes it where it was not so.
+func (m *Maker) AskedAccount(now time.Time) (string, error) {
+	c, changed, err := m.secrets.AskedAccount()
+	if err != nil {
+		return "", err
+	}
+	token, err := encode(c, time.Unix(max(now.Unix(), c.IssuedAt+1), 0), m.secrets.Operator)
+	if err != nil || !changed {
+		return token, err
+	}
+	return token, m.secrets.KeepAsked(token)
 }
 
 // AskIdentity reads a user in AUTH that Identity signed, and no other.

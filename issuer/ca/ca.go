@@ -17,11 +17,12 @@
 //
 // The folder keys/tls of a data folder:
 //
-//	tls.json    the names that the server's certificate is for; SPIRE's bundle
-//	ca.pem      the authority's certificate, public
-//	ca_key.pem  its key: issuer only
+//	tls.json        the names that the server's certificate is for; SPIRE's bundle
+//	authority.keys  the authority's certificate and key, its successor's, and the
+//	                certificate of the one before it: issuer only
 //
-// TLS is on where that folder is. The package reads no clock but the one it is
+// TLS is on where that folder is. bundle.pem of the data folder holds the
+// certificates alone. The package reads no clock but the one it is
 // given.
 package ca
 
@@ -42,7 +43,6 @@ import (
 	"math/big"
 	"net"
 	"net/url"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -50,7 +50,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -69,14 +68,15 @@ const minRSA = 2048
 // An Authority certifies. It is safe for concurrent use.
 type Authority struct {
 	domain spiffeid.TrustDomain
+	data   string
 	config Config
-	cert   *x509.Certificate
-	key    crypto.Signer
 	spire  *spireBundle // nil: no other authority counts
 
-	mu    sync.Mutex         // guards the fields below
-	known *x509bundle.Bundle // as it last could be read; never nil
-	shows time.Time          // end of the certificate that the server shows; zero where it shows none
+	mu     sync.Mutex // guards the fields below
+	ring   ring
+	behind bool                // the bundle is not written yet
+	known  []*x509.Certificate // SPIRE's, as they last could be read
+	shows  time.Time           // end of the certificate that the server shows; zero where it shows none
 }
 
 // An SVID is a certificate as it is handed out.
@@ -96,8 +96,15 @@ func (a *Authority) TrustDomain() string { return a.domain.Name() }
 // those that it is given.
 func (a *Authority) Hosts() []string { return names(a.config.Hosts...) }
 
-// Expires is when the authority's own certificate does.
-func (a *Authority) Expires() time.Time { return a.cert.NotAfter }
+// Expires is when the certificate of the authority that signs does.
+func (a *Authority) Expires() time.Time { return a.signing().Cert.NotAfter }
+
+// signing is the authority that signs now.
+func (a *Authority) signing() own {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ring.Current
+}
 
 // ServerExpires is when the certificate that a server of this process shows
 // ends; zero where there is none. One that is connected to replaces it in time.
@@ -119,7 +126,9 @@ func (a *Authority) served(der []byte) {
 
 // Bundle is what clients trust the server by, PEM.
 func (a *Authority) Bundle() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ring.bundle()
 }
 
 // Issue certifies the key of a request (PKCS #10, PEM) as an agent's. The time
@@ -142,13 +151,14 @@ func (a *Authority) Issue(agent string, request []byte, ttl time.Duration, now t
 	if err != nil {
 		return SVID{}, fmt.Errorf("name %s: %w", agent, err)
 	}
+	by := a.signing()
 	c := &x509.Certificate{
-		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(ttl), a.cert.NotAfter),
+		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(ttl), by.Cert.NotAfter),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		URIs:        []*url.URL{id.URL()},
 	}
-	der, err := sign(c, a.cert, public, a.key)
+	der, err := sign(c, by.Cert.Certificate, public, by.Key)
 	if err != nil {
 		return SVID{}, err
 	}
@@ -158,13 +168,31 @@ func (a *Authority) Issue(agent string, request []byte, ttl time.Duration, now t
 }
 
 // Issued is when a certificate that leads to an authority that counts was issued:
-// from then on this one's are valid that clocks which differ take a minute early;
+// from then on ours are valid that clocks which differ take a minute early;
 // another's say no more than from when they are valid.
 func (a *Authority) Issued(leaf *x509.Certificate) time.Time {
-	if bytes.Equal(leaf.AuthorityKeyId, a.cert.SubjectKeyId) {
-		return leaf.NotBefore.Add(backdate)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.ring.certs() {
+		if bytes.Equal(leaf.AuthorityKeyId, c.SubjectKeyId) {
+			return leaf.NotBefore.Add(backdate)
+		}
 	}
 	return leaf.NotBefore
+}
+
+// Ends is when a certificate that counts does no more: with its own end, or with
+// that of trust in the former authority, which may have signed it for longer
+// where somebody else has its key. What the certificate says of who signed it
+// does not matter.
+func (a *Authority) Ends(leaf *x509.Certificate) time.Time {
+	a.mu.Lock()
+	f := a.ring.Former
+	a.mu.Unlock()
+	if f != nil && leaf.CheckSignatureFrom(f.Cert.Certificate) == nil {
+		return earlier(leaf.NotAfter, f.Until)
+	}
+	return leaf.NotAfter
 }
 
 // Fingerprint is the SHA-256 of a certificate, hex.
@@ -203,11 +231,11 @@ func requestedKey(request []byte) (crypto.PublicKey, error) {
 	return r.PublicKey, nil
 }
 
-// root makes the authority's own key and certificate.
-func root(domain spiffeid.TrustDomain, now time.Time) (cert, key []byte, err error) {
+// root makes an authority.
+func root(domain spiffeid.TrustDomain, now, since time.Time) (own, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make the authority's key: %w", err)
+		return own{}, fmt.Errorf("make the authority's key: %w", err)
 	}
 	c := &x509.Certificate{
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootTTL),
@@ -216,16 +244,15 @@ func root(domain spiffeid.TrustDomain, now time.Time) (cert, key []byte, err err
 		URIs: []*url.URL{domain.ID().URL()},
 	}
 	c.Subject.Organization = []string{domain.Name()} // an issuer must have a name
+	c.Subject.SerialNumber = rand.Text()             // and each another: some clients go by that alone
 	der, err := sign(c, c, private.Public(), private)
 	if err != nil {
-		return nil, nil, err
+		return own{}, err
 	}
-	raw, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return nil, nil, fmt.Errorf("write the authority's key: %w", err)
+	if c, err = x509.ParseCertificate(der); err != nil {
+		return own{}, fmt.Errorf("make the authority's certificate: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), nil
+	return own{certificate{c}, privateKey{private}, since.UTC().Truncate(time.Second)}, nil
 }
 
 // sign numbers a certificate with 127 random bits, and signs it.
@@ -242,13 +269,13 @@ func sign(c, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signe
 }
 
 // server makes a certificate for names and addresses, with a key of its own.
-func (a *Authority) server(hosts []string, now time.Time) (der []byte, key crypto.Signer, err error) {
+func (by own) server(hosts []string, now time.Time) (der []byte, key crypto.Signer, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the server's key: %w", err)
 	}
 	c := &x509.Certificate{
-		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(ServerTTL), a.cert.NotAfter),
+		NotBefore: now.Add(-backdate), NotAfter: earlier(now.Add(ServerTTL), by.Cert.NotAfter),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, // nobody connects with it
 	}
@@ -259,7 +286,7 @@ func (a *Authority) server(hosts []string, now time.Time) (der []byte, key crypt
 			c.DNSNames = append(c.DNSNames, h)
 		}
 	}
-	der, err = sign(c, a.cert, private.Public(), a.key)
+	der, err = sign(c, by.Cert.Certificate, private.Public(), by.Key)
 	return der, private, err
 }
 
@@ -303,43 +330,21 @@ func (s *spireBundle) load() (*x509bundle.Bundle, error) {
 	return b, nil
 }
 
-// authorities are those whose certificates of agents count now. Where SPIRE's
-// can't be read, those that last could be still count, beside the error.
-func (a *Authority) authorities() (*x509bundle.Bundle, error) {
+// authorities are those whose certificates of agents count at a moment. Where
+// SPIRE's can't be read, those that last could be still count, beside the error.
+func (a *Authority) authorities(now time.Time) (*x509bundle.Bundle, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := x509bundle.FromX509Authorities(a.domain, []*x509.Certificate{a.cert})
+	ours := a.ring
+	if ours.Former != nil && !now.Before(ours.Former.Until) {
+		ours.Former = nil
+	}
+	var err error
 	if a.spire != nil {
-		b, err := a.spire.load()
-		if err != nil {
-			return a.known, err
-		}
-		for _, c := range b.X509Authorities() {
-			all.AddX509Authority(c)
+		var b *x509bundle.Bundle
+		if b, err = a.spire.load(); err == nil {
+			a.known = b.X509Authorities()
 		}
 	}
-	a.known = all
-	return all, nil
-}
-
-// readKey reads a private key in PKCS #8, PEM. The error never quotes it.
-func readKey(data, name string) (crypto.Signer, error) {
-	b, err := keys.ReadSecret(data, path.Join(keys.TLSDir, name))
-	if err != nil {
-		return nil, fmt.Errorf("read the authority's key: %w", err)
-	}
-	damaged := fmt.Errorf("keys/%s/%s is damaged; restore it from a backup", keys.TLSDir, name)
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, damaged
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, damaged
-	}
-	signer, ok := k.(crypto.Signer)
-	if !ok {
-		return nil, damaged
-	}
-	return signer, nil
+	return x509bundle.FromX509Authorities(a.domain, append(ours.certs(), a.known...)), err
 }

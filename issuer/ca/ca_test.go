@@ -3,9 +3,11 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -127,24 +129,40 @@ func TestTheAuthorityStays(t *testing.T) {
 }
 
 func TestWhatIsDamagedOrOpenToOthersIsRefused(t *testing.T) {
-	key := func(data string) string { return filepath.Join(data, "keys", "tls", "ca_key.pem") }
+	file := func(data string) string { return filepath.Join(data, "keys", "tls", ringFile) }
 	for name, c := range map[string]struct {
 		spoil func(data string) error
 		says  string
 	}{
-		"a key that others can read": {func(d string) error { return os.Chmod(key(d), 0o640) }, "open to others"},
+		"keys that others can read": {func(d string) error { return os.Chmod(file(d), 0o640) }, "open to others"},
 		"a key of another authority": {func(d string) error {
-			_, k, err := root(opened(t, d).domain, time.Now())
+			r, err := readRing(d)
 			if err != nil {
 				return err
 			}
-			return os.WriteFile(key(d), k, 0o600)
-		}, "do not belong together"},
-		"no key": {func(d string) error { return os.WriteFile(key(d), []byte("x"), 0o600) }, "damaged"},
+			r.Current.Key = r.Next.Key
+			files, err := r.file()
+			if err != nil {
+				return err
+			}
+			return keys.WriteTLS(d, files)
+		}, "damaged"},
+		"no keys": {func(d string) error { return os.WriteFile(file(d), []byte("x"), 0o600) }, "damaged"},
+		"a successor missing": {func(d string) error {
+			r, err := readRing(d)
+			if err != nil {
+				return err
+			}
+			b, err := json.Marshal(map[string]any{"current": r.Current})
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(file(d), b, 0o600)
+		}, "damaged"},
 		"no choice": {func(d string) error {
 			return os.WriteFile(filepath.Join(d, "keys", "tls", "tls.json"), []byte("x"), 0o600)
 		}, "damaged"},
-		"no authority": {func(d string) error { return os.Remove(filepath.Join(d, "keys", "tls", "ca.pem")) }, "ca.pem"},
+		"no authority": {func(d string) error { return os.Remove(file(d)) }, "older version"},
 	} {
 		data := enabled(t, Config{})
 		must(t, c.spoil(data))
@@ -181,10 +199,7 @@ func TestBadChoicesAreRefused(t *testing.T) {
 // check is left out.
 func TestACertificateEndsAtItsAgent(t *testing.T) {
 	a := opened(t, enabled(t, Config{}))
-	_, key, err := root(a.domain, time.Now())
-	must(t, err)
-	block, _ := pem.Decode(key)
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	_, k, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
 	must(t, err)

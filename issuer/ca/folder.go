@@ -1,10 +1,7 @@
 package ca
 
 import (
-	"crypto"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -78,27 +75,37 @@ func Enable(data, trustDomain string, c Config, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("turn TLS on: %w", err)
 	}
+	files := map[string][]byte{}
 	if !Exists(data) {
-		cert, key, err := root(domain, now)
+		r, err := newRing(domain, now)
 		if err == nil {
-			err = keys.WriteTLS(data, map[string][]byte{"tls.json": config, "ca.pem": cert, "ca_key.pem": key})
+			files, err = r.file()
 		}
 		if err != nil {
 			return fmt.Errorf("turn TLS on: %w", err)
 		}
-	} else if len(c.Hosts) > 0 || c.SPIREBundle != "" {
-		if err := keys.WriteTLS(data, map[string][]byte{"tls.json": config}); err != nil {
+	}
+	if len(files) > 0 || len(c.Hosts) > 0 || c.SPIREBundle != "" {
+		files["tls.json"] = config
+		if err := keys.WriteTLS(data, files); err != nil {
 			return fmt.Errorf("turn TLS on: %w", err)
 		}
 	}
-	cert, err := os.ReadFile(filepath.Join(dir(data), "ca.pem"))
-	if err == nil {
-		err = os.WriteFile(BundlePath(data), cert, 0o644) // public
+	return prepare(data, domain, now)
+}
+
+// Prepare readies a data folder for a start: one that an older version made is
+// brought up to date, and the bundle is what it has to be. Nobody else may use
+// the folder meanwhile.
+func Prepare(data, trustDomain string, now time.Time) error {
+	if !Exists(data) {
+		return nil
 	}
+	domain, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
-		return fmt.Errorf("write the trust bundle: %w", err)
+		return fmt.Errorf("open the authority: %w", err)
 	}
-	return nil
+	return prepare(data, domain, now)
 }
 
 // Open reads the authority of a data folder where TLS is on; nil where it is
@@ -111,7 +118,7 @@ func Open(data, trustDomain string) (*Authority, error) {
 	if err := keys.CheckPermissions(d); err != nil {
 		return nil, err
 	}
-	a := &Authority{}
+	a := &Authority{data: data}
 	var err error
 	if a.domain, err = spiffeid.TrustDomainFromString(trustDomain); err != nil {
 		return nil, fmt.Errorf("open the authority: %w", err)
@@ -128,32 +135,12 @@ func Open(data, trustDomain string) (*Authority, error) {
 	}
 	if a.config.SPIREBundle != "" {
 		a.spire = &spireBundle{a.config.SPIREBundle, a.domain}
+		b, err := a.spire.load()
+		if err != nil {
+			return nil, err
+		}
+		a.known = b.X509Authorities()
 	}
-	if a.cert, err = readCert(filepath.Join(d, "ca.pem")); err != nil {
-		return nil, err
-	}
-	if a.key, err = readKey(data, "ca_key.pem"); err != nil {
-		return nil, err
-	}
-	if k, ok := a.cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(a.key.Public()) {
-		return nil, errors.New("keys/tls/ca.pem and ca_key.pem do not belong together; restore them from a backup")
-	}
-	_, err = a.authorities()
+	a.ring, err = readRing(data)
 	return a, err
-}
-
-func readCert(path string) (*x509.Certificate, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the authority's certificate: %w", err)
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("%s is damaged; restore it from a backup", path)
-	}
-	c, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s is damaged; restore it from a backup", path)
-	}
-	return c, nil
 }

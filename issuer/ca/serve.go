@@ -25,6 +25,7 @@ type serving struct {
 
 	mu      sync.Mutex // guards the fields below
 	cert    *tls.Certificate
+	by      string // the authority that signed it
 	renewAt time.Time
 }
 
@@ -54,15 +55,16 @@ func (a *Authority) ServerTLS(log *slog.Logger, now func() time.Time, hosts ...s
 	return base, nil
 }
 
-// certificate is the server's, replaced at two thirds of its life.
+// certificate is the server's, replaced at two thirds of its life, and where
+// another authority signs.
 func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	if s.cert != nil && now.Before(s.renewAt) {
+	now, by := s.now(), s.a.signing()
+	if s.cert != nil && now.Before(s.renewAt) && s.by == by.id() {
 		return s.cert, nil
 	}
-	der, key, err := s.a.server(s.hosts, now)
+	der, key, err := by.server(s.hosts, now)
 	if err != nil {
 		if s.cert != nil {
 			s.log.Error("the server's certificate was not replaced; trying again", "error", err)
@@ -71,13 +73,14 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return nil, err
 	}
 	s.a.served(der)
+	s.by = by.id()
 	s.cert, s.renewAt = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, now.Add(ServerTTL*2/3)
 	return s.cert, nil
 }
 
 // pool is of the authorities that count now.
 func (s *serving) pool() *x509.CertPool {
-	b, err := s.a.authorities()
+	b, err := s.a.authorities(s.now())
 	if err != nil {
 		s.log.Error("authorities were not read again; those that were known still count", "error", err)
 	}
@@ -97,7 +100,7 @@ func (a *Authority) Agent(chain []*x509.Certificate, now time.Time) (string, err
 	if len(chain) == 0 {
 		return "", fmt.Errorf("%w: none was shown", ErrNobody)
 	}
-	bundle, _ := a.authorities() // an error is the server's to log
+	bundle, _ := a.authorities(now) // an error is the server's to log
 	leaf := chain[0]
 	// The library looks at the chain, not at what the certificate is for.
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {

@@ -21,30 +21,129 @@ const tlsDraft = "tls-draft-"
 // connection is to be let in, and as whom (auth callout).
 type Auth struct {
 	Account string        // AUTH, in which agents' users are that are bound to a certificate
-	Agents  *Pair         // signs those users, which alone may do nothing
 	Signer  nkeys.KeyPair // signs answers
 	XKey    nkeys.KeyPair // opens questions and seals answers (X25519)
+
+	agents *Pair // from its file, nil where that counts no more; see Asking
 }
 
-// callout makes of AUTH an account whose every user but the service's own is
-// asked about, and that signs agents' users with a key that can sign no rights.
-// Both its keys stay where the folder has them: agents' users outlive an
-// upgrade.
-func (d *draft) callout(c *jwt.AccountClaims, service string) {
-	xkey := d.kept("accounts/AUTH.xkey", nkeys.CreateCurveKeys)
-	agents := d.kept("accounts/AUTH-agents.seed", nkeys.CreateAccount)
-	if d.err != nil {
-		return
+// askFile holds the first key that signs agents' users in AUTH. Those that follow
+// are derived from the secret of agents' accounts, and rotated with it.
+const (
+	askFile = "accounts/AUTH-agents.seed"
+	askInfo = "writ agents in AUTH v1"
+)
+
+// Asking are the keys whose users in AUTH count: the one that signs first. They
+// can sign no rights. TLS is on.
+func (s *Secrets) Asking() ([]*Pair, error) {
+	var out []*Pair
+	for _, a := range s.Masters.askers() {
+		pair := s.Auth.agents
+		if a.master != "" {
+			var err error
+			if pair, err = s.derivedFrom(a.master, askInfo); err != nil {
+				return nil, fmt.Errorf("derive the key of agents' users in AUTH: %w", err)
+			}
+		}
+		out = append(out, pair)
 	}
+	return out, nil
+}
+
+// AskedAccount is AUTH as it has to be now: signed by nobody yet, and given back
+// by KeepAsked.
+func (s *Secrets) AskedAccount() (claims *jwt.AccountClaims, changed bool, err error) {
+	token, err := readText(s.Masters.dir, "accounts/AUTH.jwt")
+	if err != nil {
+		return nil, false, err
+	}
+	c, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		return nil, false, errors.New("keys/accounts/AUTH.jwt is damaged; restore it from a backup")
+	}
+	pairs, err := s.Asking()
+	if err != nil {
+		return nil, false, err
+	}
+	wanted := jwt.SigningKeys{}
+	for public, scope := range c.SigningKeys {
+		if scope == nil {
+			wanted.Add(public)
+		}
+	}
+	for _, p := range pairs {
+		wanted.AddScopedSigner(askScope(p.Public()))
+	}
+	same := len(wanted) == len(c.SigningKeys)
+	for public := range wanted {
+		_, there := c.SigningKeys[public]
+		same = same && there
+	}
+	c.SigningKeys = wanted
+	return c, !same, nil
+}
+
+// KeepAsked writes AUTH, for the starts to come.
+func (s *Secrets) KeepAsked(token string) error {
+	d := &draft{dir: s.Masters.dir, replace: true}
+	d.write("accounts/AUTH.jwt", []byte(token))
+	if d.err != nil {
+		return fmt.Errorf("write keys/accounts/AUTH.jwt: %w", d.err)
+	}
+	return nil
+}
+
+func askScope(public string) *jwt.UserScope {
 	scope := jwt.NewUserScope()
-	scope.Key, scope.Role = mustPublic(agents), "agent"
+	scope.Key, scope.Role = public, "agent"
 	denyAll(&scope.Template.Permissions)
 	scope.Template.Limits.NatsLimits = jwt.NatsLimits{Subs: jwt.NoLimit, Data: jwt.NoLimit, Payload: jwt.NoLimit} // nobody stays in AUTH
 	scope.Template.AllowedConnectionTypes.Add(jwt.ConnectionTypeStandard)
-	c.SigningKeys.AddScopedSigner(scope)
+	return scope
+}
+
+// callout makes of AUTH an account whose every user but the service's own is
+// asked about, and that has agents' users signed with keys that can sign no
+// rights. They stay as they are: agents' users outlive an upgrade.
+func (d *draft) callout(c *jwt.AccountClaims, service string) {
+	xkey := d.kept("accounts/AUTH.xkey", nkeys.CreateCurveKeys)
+	for _, public := range d.asking() {
+		c.SigningKeys.AddScopedSigner(askScope(public))
+	}
+	if d.err != nil {
+		return
+	}
 	c.Authorization = jwt.ExternalAuthorization{
 		AuthUsers: jwt.StringList{service}, AllowedAccounts: jwt.StringList{jwt.AnyAccount}, XKey: mustPublic(xkey),
 	}
+}
+
+// asking are the public halves of Asking, of which the first is made where it
+// isn't there.
+func (d *draft) asking() (public []string) {
+	if d.err != nil {
+		return nil
+	}
+	var m *Masters
+	if m, d.err = openMasters(d.dir); d.err != nil {
+		return nil
+	}
+	for _, a := range m.askers() {
+		if a.master == "" {
+			if pair := d.kept(askFile, nkeys.CreateAccount); d.err == nil {
+				public = append(public, mustPublic(pair))
+			}
+			continue
+		}
+		pair, err := derive(a.master, askInfo)
+		if err != nil {
+			d.err = err
+			return nil
+		}
+		public = append(public, pair.Public())
+	}
+	return public
 }
 
 // kept is a pair that the folder has, or else a new one, which it then has.
@@ -76,7 +175,7 @@ func (d *draft) kept(name string, create func() (nkeys.KeyPair, error)) nkeys.Ke
 	return pair
 }
 
-func openAuth(dir string) (*Auth, error) {
+func openAuth(dir string, m *Masters) (*Auth, error) {
 	trust, err := Open(filepath.Dir(dir))
 	if err != nil {
 		return nil, err
@@ -103,11 +202,14 @@ func openAuth(dir string) (*Auth, error) {
 	}
 	_, a.Signer = read("AUTH.seed", nkeys.PrefixByteAccount)
 	_, a.XKey = read("AUTH.xkey", nkeys.PrefixByteCurve)
+	if err != nil || !m.fileAsks() {
+		return a, err
+	}
 	raw, _ := read("AUTH-agents.seed", nkeys.PrefixByteAccount)
 	if err != nil {
 		return nil, err
 	}
-	if a.Agents, err = newPair(nkeys.PrefixByteAccount, raw); err != nil {
+	if a.agents, err = newPair(nkeys.PrefixByteAccount, raw); err != nil {
 		return nil, errors.New("keys/accounts/AUTH-agents.seed is damaged; restore it from a backup")
 	}
 	return a, nil

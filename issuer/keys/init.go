@@ -165,6 +165,7 @@ func fill(dir, trustDomain string, with *Opener) error {
 		return d.err
 	}
 	trust := Trust{TrustDomain: trustDomain, Accounts: map[string]string{}, Rights: digest()}
+	d.secret("master.secret") // AUTH's keys are looked up in it
 	for _, name := range static {
 		d.account(name, &trust, opSigner)
 	}
@@ -181,7 +182,6 @@ func fill(dir, trustDomain string, with *Opener) error {
 		return err
 	}
 	d.write("operator.jwt", []byte(token))
-	d.secret("master.secret")
 	d.newRing()
 	d.secret("ledger.secret")
 	skey, vkey, err := note.GenerateKey(rand.Reader, trustDomain)

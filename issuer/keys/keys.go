@@ -24,7 +24,8 @@
 //	accounts/NAME.jwt        SYS, CONTROL, DELIVER, MEMORY, AUTH
 //	accounts/NAME.seed       signs the users of that account: issuer only
 //	accounts/AUTH.xkey       opens what the server asks about connections: issuer only
-//	accounts/AUTH-agents.seed signs agents' users in AUTH: issuer only
+//	accounts/AUTH-agents.seed signs agents' users in AUTH, until agents' accounts
+//	                         are rotated: issuer only
 //	master.secret            agents' account keys: issuer only
 //	capability.keys          Ed25519, the one that signs capabilities and its successor: issuer only
 //	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
@@ -134,6 +135,9 @@ func CheckPermissions(dir string) error {
 			return fmt.Errorf("check keys: %w", err)
 		}
 		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another process has replaced a key just now
+		}
 		if err != nil {
 			return fmt.Errorf("check keys: %w", err)
 		}
@@ -220,7 +224,7 @@ func OpenSecrets(data string) (*Secrets, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, TLSDir)); err == nil {
-		s.Auth, err = openAuth(dir)
+		s.Auth, err = openAuth(dir, s.Masters)
 		return s, err
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read keys: %w", err)
@@ -290,16 +294,24 @@ func (s *Secrets) derive(master, id, incarnation string, generation int, role Ke
 	if incarnation != "" {
 		info += "/" + incarnation
 	}
+	pair, err := s.derivedFrom(master, info)
+	if err != nil {
+		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
+	}
+	return pair, nil
+}
+
+// derivedFrom is derive, once for each.
+func (s *Secrets) derivedFrom(master, info string) (*Pair, error) {
 	type source struct{ master, info string }
 	if known, ok := s.derived.Load(source{master, info}); ok {
 		return known.(*Pair), nil
 	}
 	pair, err := derive(master, info)
-	if err != nil {
-		return nil, fmt.Errorf("derive the %s key of %s: %w", role, id, err)
+	if err == nil {
+		s.derived.Store(source{master, info}, pair)
 	}
-	s.derived.Store(source{master, info}, pair)
-	return pair, nil
+	return pair, err
 }
 
 // Ledger is what the ledger alone needs.

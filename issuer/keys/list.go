@@ -23,7 +23,37 @@ type Key struct {
 	Where string    `json:"where,omitempty"` // in keys/; "" where it isn't there
 }
 
-// List names the keys of a folder, those of agents and TLS aside.
+// askingKeys lists those that sign agents' users in AUTH.
+func askingKeys(dir string) (out []Key, err error) {
+	d := &draft{dir: dir}
+	m, err := openMasters(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, askFile)); m.fileAsks() && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // a folder from before them; they are not made for a list
+	}
+	public := d.asking()
+	if d.err != nil {
+		return nil, d.err
+	}
+	for n, a := range m.askers() {
+		k := Key{ID: public[n], Kind: "agents' users in " + AUTH, Until: a.until, Where: mastersFile}
+		switch {
+		case a.next:
+			k.Kind += ", next"
+		case !a.until.IsZero():
+			k.Kind += ", verifies only"
+		}
+		if a.master == "" {
+			k.Where = askFile
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+// List names the keys of a folder, those of agents and of certificates aside.
 func List(data string, now time.Time) ([]Key, error) {
 	trust, err := Open(data)
 	if err != nil {
@@ -101,13 +131,16 @@ func operatorKeys(dir string, trust *Trust) ([]Key, error) {
 			return nil, errors.New("keys/accounts/" + name + ".jwt is damaged; restore it from a backup")
 		}
 		for public, scope := range claims.SigningKeys {
-			k := Key{ID: public, Kind: "account " + name, Where: "accounts/" + name + ".seed"}
-			if scope != nil {
-				k.Kind, k.Where = "agents' users in "+name, "accounts/"+name+"-agents.seed"
+			if scope == nil {
+				out = append(out, Key{ID: public, Kind: "account " + name, Where: "accounts/" + name + ".seed"})
 			}
-			out = append(out, k)
 		}
 	}
+	asking, err := askingKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, asking...)
 	slices.SortStableFunc(out[2:], func(a, b Key) int { return strings.Compare(a.Where, b.Where) })
 	return out, nil
 }

@@ -9,6 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +49,10 @@ type masters struct {
 	Other   string    `json:"other,omitempty"` // successor or former
 	Until   time.Time `json:"until,omitzero"`  // last moment in which the former counts; zero: it is the successor
 	Turn    *Turn     `json:"turn,omitempty"`  // of which the log may not know yet
+	// Whether the key that signs users in AUTH is derived too. Beside the first
+	// secret it lies in a file of its own.
+	Asks      bool `json:"asks,omitempty"`
+	OtherAsks bool `json:"other_asks,omitempty"`
 }
 
 // String keeps them out of logs.
@@ -83,6 +91,36 @@ func (m *Masters) trusted() []string {
 		return []string{m.m.Current}
 	}
 	return []string{m.m.Current, m.m.Other}
+}
+
+// An asker is where a key is from that signs users in AUTH.
+type asker struct {
+	master string // "" where it lies in a file
+	until  time.Time
+	next   bool
+}
+
+// askers are those that count: the one that signs first.
+func (m *Masters) askers() []asker {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var first, second asker
+	if m.m.Asks {
+		first.master = m.m.Current
+	}
+	if m.m.OtherAsks {
+		second.master = m.m.Other
+	}
+	if m.m.Other == "" || first.master == second.master {
+		return []asker{first}
+	}
+	second.until, second.next = m.m.Until, m.m.Until.IsZero()
+	return []asker{first, second}
+}
+
+// fileAsks reports whether the key in the file still counts.
+func (m *Masters) fileAsks() bool {
+	return slices.ContainsFunc(m.askers(), func(a asker) bool { return a.master == "" })
 }
 
 func (m *Masters) names() string {
@@ -129,10 +167,11 @@ func (m *Masters) Succeed(compromised bool, actor, reason string) error {
 	}
 	raw := make([]byte, 32)
 	rand.Read(raw)
-	to := masters{Names: m.m.Names, Current: m.m.Current, Other: hex.EncodeToString(raw)}
+	to := masters{Names: m.m.Names, Current: m.m.Current, Other: hex.EncodeToString(raw), Asks: m.m.Asks, OtherAsks: true}
 	turn := &Turn{Actor: actor, Reason: reason, Rotation: schemas.Rotation{Key: schemas.RotateAccounts, KeyID: masterID(to.Other), Replaced: masterID(to.Current), Compromised: compromised}}
 	if compromised {
 		to.Current, to.Other = to.Other, ""
+		to.Asks, to.OtherAsks = true, false
 	}
 	to.Turn = turn
 	return m.become(to)
@@ -147,6 +186,7 @@ func (m *Masters) Promote(until time.Time) error {
 	}
 	to := m.m
 	to.Current, to.Other, to.Until = m.m.Other, m.m.Current, until.UTC().Truncate(time.Second)
+	to.Asks, to.OtherAsks = m.m.OtherAsks, m.m.Asks
 	if to.Turn != nil {
 		turn := *to.Turn
 		turn.Rotation.Until = to.Until
@@ -170,9 +210,21 @@ func (m *Masters) Drop() error {
 	defer m.mu.Unlock()
 	to := m.m
 	if !to.Until.IsZero() {
-		to.Other, to.Until = "", time.Time{}
+		to.Other, to.Until, to.OtherAsks = "", time.Time{}, false
 	}
 	return m.become(to)
+}
+
+// Forget removes the key of users in AUTH from its file, where it counts no more.
+func (m *Masters) Forget() error {
+	if m.fileAsks() {
+		return nil
+	}
+	err := os.Remove(filepath.Join(m.dir, askFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, syncDir(filepath.Dir(filepath.Join(m.dir, askFile))))
 }
 
 // become is called with m.mu held.

@@ -30,7 +30,7 @@ func (r *rig) identity(id string) *agent.Agent {
 
 func (r *rig) options(creds string) agent.Options {
 	return agent.Options{URL: r.url, Creds: []byte(creds), Keys: jwks.New(jwks.Options{TrustDomain: "interop.example",
-		Source: jwks.URL(r.http+"/.well-known/jwks.json", nil)})}
+		Source: jwks.URL(r.http+"/.well-known/jwks.json", r.client)})}
 }
 
 func (r *rig) operate(a *agent.Agent, q agent.Request) *agent.Operation {
@@ -87,8 +87,18 @@ func (b *inbox) count() int {
 // under one sequence.
 func TestNothingIsLostWhileCapabilitiesAreRefreshedAndKeysAreRotated(t *testing.T) {
 	r := start(t)
+	r.keepsWorking(r.identity("caller"), r.identity("peer"), func() {
+		ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Reason: "quarter", Actor: "test"})
+		ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateAccounts, Reason: "quarter", Actor: "test"})
+	})
+}
+
+// keepsWorking has two agents at work through what happens in the middle.
+func (r *rig) keepsWorking(calling, called *agent.Agent, happens func()) {
+	t := r.T
+	t.Helper()
 	const ttl = 8 * time.Second
-	peer := r.operate(r.identity("peer"), agent.Request{OperationID: "desk", Scope: []string{"send:caller"}, TTL: ttl})
+	peer := r.operate(called, agent.Request{OperationID: "desk", Scope: []string{"send:caller"}, TTL: ttl})
 	box := newInbox()
 	if err := peer.OnSend(box.take); err != nil {
 		t.Fatal(err)
@@ -98,7 +108,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndKeysAreRotated(t *testing.
 	}); err != nil {
 		t.Fatal(err)
 	}
-	caller := r.operate(r.identity("caller"), agent.Request{AgentID: "caller", OperationID: "work", Scope: []string{"send:peer", "ask:peer"},
+	caller := r.operate(calling, agent.Request{AgentID: "caller", OperationID: "work", Scope: []string{"send:peer", "ask:peer"},
 		Tools: []string{"echo"}, ForbiddenTools: []string{"bash"}, TTL: ttl, Task: "keep going"})
 	seen := map[string]map[string]bool{"caller": {}, "peer": {}}
 	sent := map[uint64]string{}
@@ -109,8 +119,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndKeysAreRotated(t *testing.
 			t.Fatalf("in %d messages %d and %d capabilities", n, len(seen["caller"]), len(seen["peer"]))
 		}
 		if !rotated && len(seen["caller"]) == 2 {
-			ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Reason: "quarter", Actor: "test"})
-			ask[schemas.RotateReply](r, schemas.CtlRotate, schemas.RotateRequest{Key: schemas.RotateAccounts, Reason: "quarter", Actor: "test"})
+			happens()
 			rotated = true
 		}
 		text := fmt.Sprint("message ", n)
@@ -143,7 +152,7 @@ func TestNothingIsLostWhileCapabilitiesAreRefreshedAndKeysAreRotated(t *testing.
 	if len(box.text) != len(sent) || len(box.bad) > 0 {
 		t.Errorf("%d sent, %d came; %v", len(sent), len(box.text), box.bad)
 	}
-	t.Logf("%d sends and %d questions over %d and %d capabilities and two rotations", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
+	t.Logf("%d sends and %d questions over %d and %d capabilities and the rotations", len(sent), asked, len(seen["caller"]), len(seen["peer"]))
 }
 
 // blind has no key set at first, as where the issuer is down and nothing was

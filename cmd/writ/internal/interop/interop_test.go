@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/bus"
+	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -50,16 +52,22 @@ type rig struct {
 	url      string
 	http     string
 	operator *nats.Conn
+	client   *http.Client // over HTTP
 }
 
 func start(t *testing.T) *rig {
+	t.Helper()
+	return startWith(t, nil)
+}
+
+func startWith(t *testing.T, secure *ca.Config) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "fleet.yaml")
 	if err := os.WriteFile(file, []byte(fleet), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := plane.Start(t.Context(), plane.Options{Data: filepath.Join(dir, "data"), Fleet: file, Actor: "test"})
+	p, err := plane.Start(t.Context(), plane.Options{Data: filepath.Join(dir, "data"), Fleet: file, Actor: "test", TLS: secure})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +83,7 @@ func start(t *testing.T) *rig {
 	t.Cleanup(operator.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	return &rig{t, ctx, p.URL(), p.HTTP(), operator}
+	return &rig{t, ctx, p.URL(), p.HTTP(), operator, http.DefaultClient}
 }
 
 // ask puts an operator's question.

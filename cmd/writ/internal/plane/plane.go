@@ -138,6 +138,9 @@ func (p *Plane) secure() error {
 			return err
 		}
 	}
+	if err := ca.Prepare(p.o.Data, trust.TrustDomain, time.Now()); err != nil {
+		return err
+	}
 	authority, err := ca.Open(p.o.Data, trust.TrustDomain)
 	if err != nil || authority == nil {
 		return err

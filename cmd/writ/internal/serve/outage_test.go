@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,19 +139,24 @@ func (c *crowd) arrive() {
 	}
 	if missing > 0 {
 		c.Errorf("%d acknowledged messages are lost", missing)
+		return
 	}
 	c.Logf("all messages are there %s after the last was sent", time.Since(began).Round(time.Millisecond))
 }
 
-func (c *crowd) missing() (n int) {
+func (c *crowd) missing() int { return len(c.lost()) }
+
+// lost are the acknowledged messages that have not arrived, by sequence.
+func (c *crowd) lost() map[uint64]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	lost := map[uint64]string{}
 	for text, seq := range c.acked {
 		if !c.arrived[text][seq] {
-			n++
+			lost[seq] = text
 		}
 	}
-	return n
+	return lost
 }
 
 // audit reads the whole log, and holds each action against the capability that
@@ -159,6 +165,7 @@ func (c *crowd) audit() {
 	c.Helper()
 	ends := map[string]time.Time{} // by capability
 	actions, late, probes, refused := 0, 0, 0, 0
+	lost := c.lost()
 	for from := uint64(1); from != 0; {
 		page, err := bus.Call[schemas.ReadReply](c.ctx, c.operator, schemas.CtlRead, schemas.ReadRequest{From: from, Limit: 1000, Data: true})
 		if err != nil {
@@ -170,6 +177,9 @@ func (c *crowd) audit() {
 				c.Fatal(err)
 			}
 			end, known := ends[e.JTI]
+			if text := cmp.Or(lost[e.Seq], lost[e.Ref]); text != "" {
+				c.Logf("lost %q: event %d of %s at %s: %s %d %s", text, e.Seq, e.Agent, e.Time.Format(time.TimeOnly), e.Kind, e.Code, e.Reason)
+			}
 			switch e.Kind {
 			case schemas.TokenIssued:
 				var g schemas.Grant

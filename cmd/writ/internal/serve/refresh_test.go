@@ -79,6 +79,11 @@ func (t teller) WithAttrs([]slog.Attr) slog.Handler       { return t }
 func (t teller) WithGroup(string) slog.Handler            { return t }
 
 func (t teller) Handle(_ context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelError { // it refused what somebody sent
+		var said strings.Builder
+		r.Attrs(func(a slog.Attr) bool { fmt.Fprintf(&said, " %s", a); return true })
+		t.m.crowd.fault("%s: %s%s", t.m.id, r.Message, said.String())
+	}
 	if r.Message != "capability refreshed" {
 		return nil
 	}
