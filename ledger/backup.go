@@ -21,7 +21,7 @@ func (l *Ledger) Backup(dir, anchorDir string) (schemas.Head, error) {
 	if err := l.guard.err(); err != nil {
 		return schemas.Head{}, err
 	}
-	if _, err := l.sign(); err != nil {
+	if err := l.settle(); err != nil {
 		return schemas.Head{}, fmt.Errorf("backup: %w", err)
 	}
 	l.smu.Lock() // and nothing is signed
@@ -47,6 +47,20 @@ func (l *Ledger) Backup(dir, anchorDir string) (schemas.Head, error) {
 	return headOf(l.durable.get(), cur), nil
 }
 
+// settle signs all that is written, also what is on its way to disk: a copy whose
+// end bore no signature would need EVENTS to confirm it, which may forget it
+// first. The caller holds wmu.
+func (l *Ledger) settle() error {
+	if l.trusted.Load() {
+		if err := l.db.LogData(nil, pebble.Sync); err != nil { // and all before it
+			return l.guard.halt(&HaltError{Err: fmt.Errorf("sync the database's log: %w", err)})
+		}
+		l.durable.publish(summary{size: l.chain.size, streamSeq: l.chain.streamSeq, root: l.chain.root()})
+	}
+	_, err := l.sign()
+	return err
+}
+
 // StreamID names the stream that a stored ledger was written from.
 func (r *Reader) StreamID() (uint64, error) {
 	h, _, err := readHead(r.l.db)
@@ -61,3 +75,21 @@ func (r *Reader) PrefixOf(size uint64) (p Prefix, err error) {
 	})
 	return p, err
 }
+
+// Pruned is the beginning whose contents are in archives alone; of size 0 where
+// nothing was pruned.
+func (r *Reader) Pruned() (p Prefix, err error) {
+	err = r.l.guard.run(func() error {
+		row, err := readPruned(r.l.db)
+		if err != nil || row.records == 0 {
+			return err
+		}
+		p, err = r.l.PrefixOf(row.records)
+		return err
+	})
+	return p, err
+}
+
+// Erased reports whether an agent has no key, so that its contents, if there
+// were any, can't be opened any more.
+func (r *Reader) Erased(agent string) bool { return r.l.subjects.find(agent) == nil }

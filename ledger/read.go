@@ -298,7 +298,7 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 		return rep, schemas.Refuse(schemas.CodeMalformed, "limit %d is not within 1 and %d", q.Limit, pageMax)
 	}
 	now := l.durable.get()
-	rep = schemas.ReadReply{Records: []schemas.Record{}, Head: now.streamSeq}
+	rep = schemas.ReadReply{Records: []schemas.Record{}, Head: now.streamSeq, Unknown: q.Agent != "" && l.subjects.find(q.Agent) == nil}
 	s, err := openScanner(l.db, l.subjects)
 	if err != nil {
 		return rep, err

@@ -116,8 +116,9 @@ func (r Record) Event() (*Event, error) {
 type ReadReply struct {
 	Records []Record `json:"records"`
 	Next    uint64   `json:"next,omitempty"`
-	Head    uint64   `json:"head"`             // the ledger's last durable sequence
-	Pruned  uint64   `json:"pruned,omitempty"` // events up to here were asked for and are in archives alone
+	Head    uint64   `json:"head"`              // the ledger's last durable sequence
+	Pruned  uint64   `json:"pruned,omitempty"`  // events up to here were asked for and are in archives alone
+	Unknown bool     `json:"unknown,omitempty"` // nothing was ever recorded of the agent, or it is erased
 }
 
 // ShowRequest asks for records with what proves them to somebody outside: those

@@ -302,8 +302,10 @@ func (r *Release) KeepFor() (free uint64, err error) {
 	if err := r.keepUp(); err != nil {
 		return 0, err
 	}
-	if err := r.keepNow(); err != nil {
-		return 0, err
+	if r.keep.core.Seq() > 0 { // else nothing was released yet, and there is no fold
+		if err := r.keepNow(); err != nil {
+			return 0, err
+		}
 	}
 	free = r.keep.kept
 	r.mu.Lock()

@@ -55,6 +55,7 @@ type Release struct {
 	folded *bus.Watermark // up to where the core has the log
 
 	confirmed chan struct{} // closed by Confirm
+	ended     chan struct{} // closed where Run ends
 
 	mu      sync.Mutex // guards core, and that effects happen in its order
 	core    *Core
@@ -90,7 +91,7 @@ func New(o Options) (*Release, error) {
 		return nil, err
 	}
 	return &Release{Options: o, log: log, core: NewCore(), keep: keeper{core: NewCore()}, folded: bus.NewWatermark(),
-		emits: make(chan emission, 4096), confirmed: make(chan struct{})}, nil
+		emits: make(chan emission, 4096), confirmed: make(chan struct{}), ended: make(chan struct{})}, nil
 }
 
 // Replay folds the ledger's records, in order, before anything new arrives.
@@ -189,6 +190,7 @@ func (r *Release) Run(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() { close(r.ended) })
 	g.Go(func() error { return r.emit(ctx) })
 	g.Go(func() error { return r.watch(ctx) })
 	g.Go(func() error { return r.keepLoop(ctx.Done()) })
@@ -245,8 +247,14 @@ func (r *Release) locks(ctx context.Context, req schemas.LocksRequest) (reply sc
 }
 
 // Durable takes the ledger's next batch: every event in it is on disk. An
-// error halts the ledger; nothing behind the batch is released then.
+// error halts the ledger; nothing behind the batch is released then. Once Run
+// has ended, the next start releases it.
 func (r *Release) Durable(batch []*schemas.Event) error {
+	select {
+	case <-r.ended:
+		return nil
+	default:
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// What is new comes behind a tail that was compared with the log.
@@ -297,7 +305,10 @@ func (r *Release) carryOut(ctx context.Context, effects []Effect, mark uint64, u
 			return err
 		}
 	}
-	r.emits <- em
+	select {
+	case r.emits <- em:
+	case <-r.ended: // without a mark it is carried out again
+	}
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/schemas"
@@ -182,4 +183,50 @@ func (a *App) whole(ctx context.Context, f archiveFlags, req schemas.ReadRequest
 			}
 		}
 	}, end, nil
+}
+
+type ledgerRefoldCmd struct {
+	Archive string `required:"" type:"path" placeholder:"DIR" help:"Folder of the archives, from the first event on."`
+}
+
+type refoldDoc struct {
+	Records uint64 `json:"records"`
+	LastSeq uint64 `json:"last_seq"` // the last that was folded
+}
+
+// Run is for a folder whose control plane is stopped, because it can't start.
+func (c *ledgerRefoldCmd) Run(ctx context.Context, app *App) error {
+	r, err := app.onDisk()
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return advise(errors.New("a control plane runs on the folder, and has its fold"), "writ ledger refold is for a folder whose control plane does not start for want of one")
+	}
+	doc, err := c.refold(ctx, app, r)
+	if err := errors.Join(err, r.Close()); err != nil {
+		return advise(fmt.Errorf("nothing was folded: %w", err), adviceVerify)
+	}
+	if app.JSON {
+		return app.emit(doc)
+	}
+	app.say("The first %d records, up to event %d, are folded from their archives, and the fold is kept.", doc.Records, doc.LastSeq)
+	app.note("next: writ up")
+	return nil
+}
+
+func (c *ledgerRefoldCmd) refold(ctx context.Context, app *App, r *ledger.Reader) (refoldDoc, error) {
+	pruned, err := r.Pruned()
+	if err != nil {
+		return refoldDoc{}, err
+	}
+	if pruned.Size == 0 {
+		return refoldDoc{}, advise(errors.New("nothing was pruned: the ledger itself holds all that a start folds"), "writ up")
+	}
+	old, err := app.archives(archiveFlags{Archive: c.Archive}, r.Show, pruned.Seq)
+	if err != nil {
+		return refoldDoc{}, err
+	}
+	prefix, err := plane.Refold(app.Data, r, old.events(ctx))
+	return refoldDoc{Records: prefix.Size, LastSeq: prefix.Seq}, err
 }

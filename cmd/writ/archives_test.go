@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 )
 
 // copies gives a folder with the same files, for somebody to change.
@@ -41,13 +47,15 @@ func (l *living) pruned() (archive string) {
 	return archive
 }
 
-// What was pruned is decided again out of its archives. Somebody who can write the folder of archives leaves one
+// What was pruned is decided again out of its archives, and the fold that a start
+// needs is made of them. Somebody who can write the folder of archives leaves one
 // out, changes a byte, or puts another ledger's there.
 func TestArchivesStandForWhatWasPruned(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	l := &living{T: t, ctx: ctx}
 	archive := l.pruned()
+	data := l.data
 	files, err := filepath.Glob(filepath.Join(archive, "*.bundle"))
 	if err != nil || len(files) < 2 {
 		t.Fatal(files, err)
@@ -62,6 +70,21 @@ func TestArchivesStandForWhatWasPruned(t *testing.T) {
 	l.writ(&last, "log", "--from", "1", "--limit", "1")
 	if replayed.Mismatches != 0 || replayed.Decisions == 0 || replayed.Events <= last.Seq {
 		t.Errorf("%+v, and the ledger begins with event %d", replayed, last.Seq)
+	}
+
+	// The kept folds are gone, as they are to a program that reads another version.
+	if err := os.RemoveAll(filepath.Join(data, "release")); err != nil {
+		t.Fatal(err)
+	}
+	starts := func() error {
+		p, err := plane.Start(ctx, plane.Options{Data: data, Retention: 5 * time.Second, Logger: slog.New(slog.DiscardHandler)})
+		if err == nil {
+			err = p.Stop(ctx)
+		}
+		return err
+	}
+	if err := starts(); err == nil || !strings.Contains(err.Error(), "writ ledger refold --archive DIR") {
+		t.Fatalf("a start without a fold: %v", err)
 	}
 
 	for name, attack := range map[string]func(dir string) error{
@@ -82,8 +105,32 @@ func TestArchivesStandForWhatWasPruned(t *testing.T) {
 		if err := attack(dir); err != nil {
 			t.Fatal(err)
 		}
-		if said := l.refused("replay", "--archive", dir); !strings.Contains(said, "archives in ") {
-			t.Errorf("%s: %s", name, said)
+		for _, command := range [][]string{{"ledger", "refold"}, {"replay"}} {
+			if said := l.refused(append(command, "--archive", dir)...); !strings.Contains(said, "archives in ") {
+				t.Errorf("%s, %v: %s", name, command, said)
+			}
 		}
+		if _, err := os.Stat(filepath.Join(data, "release")); err == nil {
+			t.Fatalf("%s: a fold was kept", name)
+		}
+	}
+
+	var folded refoldDoc
+	l.writ(&folded, "ledger", "refold", "--archive", archive)
+	if folded.LastSeq+1 != last.Seq {
+		t.Errorf("%+v, and the ledger begins with event %d", folded, last.Seq)
+	}
+	fold, err := os.ReadFile(filepath.Join(data, "release", "fold"))
+	if err != nil || bytes.Contains(fold, []byte("victim")) {
+		t.Errorf("the fold is not sealed: %v", err)
+	}
+	l.start(data)
+	l.works()
+	// Of what came before the restart: EVENTS aged out meanwhile, and the issuer
+	// declares the fleet anew then.
+	var running replayDoc
+	l.writ(&running, "replay", "--archive", archive, "--to", strconv.FormatUint(replayed.Events, 10))
+	if !reflect.DeepEqual(running, replayed) {
+		t.Errorf("of the running control plane %+v, and of the stopped one %+v", running, replayed)
 	}
 }

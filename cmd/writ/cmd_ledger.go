@@ -33,6 +33,7 @@ type ledgerCmd struct {
 	Prune     ledgerPruneCmd     `cmd:"" help:"Move old contents to archives; every proof stays."`
 	Redact    ledgerRedactCmd    `cmd:"" help:"Erase all contents of an agent, by destroying its key."`
 	AcceptGap ledgerAcceptGapCmd `cmd:"" help:"Record that events are lost, so that the ledger can go on behind them."`
+	Refold    ledgerRefoldCmd    `cmd:"" help:"Fold what was pruned anew from its archives, where a start finds no fold that it can read."`
 	Backup    ledgerBackupCmd    `cmd:"" help:"Back up a running control plane, and verify the backup."`
 	Restore   ledgerRestoreCmd   `cmd:"" help:"Put a backup into a data folder, and verify it there."`
 }

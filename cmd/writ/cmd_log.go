@@ -84,6 +84,11 @@ func (c *logCmd) Run(ctx context.Context, app *App) (failed error) {
 		return err
 	}
 	defer func() { failed = errors.Join(failed, end()) }()
+	if !c.Follow { // who is not known yet may come
+		if err := read.knows(ctx, c.Agent); err != nil {
+			return err
+		}
+	}
 	// What a capability grants stands in its event's body.
 	req := schemas.ReadRequest{From: max(c.After+1, w.from), To: w.to, Agent: c.Agent, Trace: c.Trace, Limit: pageSize, Data: c.Format == formatOCSF}
 	if !w.since.IsZero() {

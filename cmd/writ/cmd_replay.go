@@ -87,9 +87,11 @@ func (c *replayCmd) only(e *schemas.Event) bool {
 // compare gives the log to the monitor and to what is done about its verdicts.
 func (c *replayCmd) compare(events iter.Seq2[*schemas.Event, error], others []*monitor.Weights) (replayDoc, error) {
 	check := replay.NewCheck(c.only)
+	known := c.Agent == ""
 	both := func(yield func(*schemas.Event, error) bool) {
 		for e, err := range events {
 			if err == nil {
+				known = known || e.Agent == c.Agent
 				err = check.Step(e)
 			}
 			if !yield(e, err) || err != nil {
@@ -98,6 +100,9 @@ func (c *replayCmd) compare(events iter.Seq2[*schemas.Event, error], others []*m
 		}
 	}
 	verdicts, err := monitor.Replay(both, c.only, others...)
+	if err == nil && !known {
+		err = unknownAgent(c.Agent)
+	}
 	if err != nil {
 		return replayDoc{}, err
 	}

@@ -39,6 +39,9 @@ func (c *replayCmd) into(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
+	if err := read.knows(ctx, c.Agent); err != nil {
+		return errors.Join(err, end())
+	}
 	step, done := app.progress("repeated: event")
 	req := schemas.ReadRequest{From: max(c.From, 1), To: c.To, Agent: c.Agent, Limit: pageSize, Data: true}
 	n, err := target.Emit(ctx, watched(ctx, read, req, step))

@@ -44,6 +44,22 @@ func (a *App) record(follow bool) (read reader, end func() error, err error) {
 	return read, end, err
 }
 
+// knows fails where the record holds nothing of an agent that was asked for.
+func (read reader) knows(ctx context.Context, agent string) error {
+	if agent == "" {
+		return nil
+	}
+	page, err := read(ctx, schemas.ReadRequest{From: 1, Limit: 1, Agent: agent})
+	if err == nil && page.Unknown {
+		err = unknownAgent(agent)
+	}
+	return err
+}
+
+func unknownAgent(agent string) error {
+	return advise(fmt.Errorf("the log knows no agent or service %s, or it was erased", agent), "writ status lists the agents; writ log without --agent shows whom events concern")
+}
+
 // evidence finds the record, and what proves it: the running ledger's, or else
 // that on disk.
 func (a *App) evidence() (reader, ledger.Show, func() error, error) {

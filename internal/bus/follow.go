@@ -66,7 +66,7 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 	if err != nil {
 		return fmt.Errorf("follow the log: %w", err)
 	}
-	r := &reader{js: js, filters: f.Filters, last: max(f.From, 1) - 1, fn: fn, reached: f.Reached}
+	r := f.reader(js, fn)
 	end, err := r.catchUp(ctx)
 	for err != nil && ctx.Err() == nil && passing(err) {
 		select {
@@ -89,6 +89,19 @@ func (f *Follower) Run(ctx context.Context, fn func(Entry) error) error {
 		return fmt.Errorf("follow the log: consumer %s: %w", f.Consumer, err)
 	}
 	return r.live(ctx, cons)
+}
+
+// Rest hands over what stands in the log from From on, and ends with it.
+func (f *Follower) Rest(ctx context.Context, fn func(Entry) error) error {
+	js, err := jetstream.New(f.Conn)
+	if err == nil {
+		_, err = f.reader(js, fn).catchUp(ctx)
+	}
+	return err
+}
+
+func (f *Follower) reader(js jetstream.JetStream, fn func(Entry) error) *reader {
+	return &reader{js: js, filters: f.Filters, last: max(f.From, 1) - 1, fn: fn, reached: f.Reached}
 }
 
 // A Reader looks single events up in the log.

@@ -10,11 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 
+	"github.com/writ-sh/writ/broker/release"
 	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/ledger/proof"
+	"github.com/writ-sh/writ/schemas"
 )
 
 // A foldStore keeps release's fold in the data folder, so that a start needs
@@ -138,4 +141,40 @@ func syncFolder(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// Refold folds anew what was pruned, from events that its archives hold, and
+// keeps that fold for the next start: the way out where none is kept that this
+// program can read. No control plane may run on the folder. All that was pruned
+// had ended and been carried out, so that the fold may end there.
+func Refold(data string, r *ledger.Reader, events iter.Seq2[*schemas.Event, error]) (ledger.Prefix, error) {
+	prefix, err := r.Pruned()
+	if err != nil {
+		return prefix, err
+	}
+	o, err := LedgerOptions(data)
+	if err != nil {
+		return prefix, err
+	}
+	id, err := r.StreamID()
+	if err != nil {
+		return prefix, err
+	}
+	folds, err := newFoldStore(data, o.Secret, id)
+	if err != nil {
+		return prefix, err
+	}
+	core := release.NewCore()
+	for e, err := range events {
+		if err != nil {
+			return prefix, err
+		}
+		if e.Seq > prefix.Seq || r.Erased(e.Agent) {
+			continue // a fold knows nothing of who was erased
+		}
+		if _, err := core.Step(e); err != nil {
+			return prefix, err
+		}
+	}
+	return prefix, folds.keep(prefix, core.Marshal())
 }

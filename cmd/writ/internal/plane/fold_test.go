@@ -3,6 +3,7 @@ package plane
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
+	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -160,6 +162,30 @@ func TestAStartGoesOnFromTheKeptFold(t *testing.T) {
 	}
 }
 
+// A control plane where nothing was released yet has no fold, and can be backed up,
+// and pruned of nothing.
+func TestABackupBeforeAnythingWasReleased(t *testing.T) {
+	data, dir := t.TempDir(), filepath.Join(t.TempDir(), "backup")
+	led, o := filled(t, data, 2)
+	f := newFolding(t, data, led, o)
+	rel, err := release.New(release.Options{Control: &nats.Conn{}, Logger: f.log, Keep: keeper(led, f.folds)})
+	must(t, err)
+	must(t, f.foldLog(led, rel, f.folds))
+	k := &keeping{p: f.Process, led: led, rel: rel, folds: f.folds}
+	rep, err := k.backup(t.Context(), schemas.BackupRequest{Dir: dir})
+	must(t, err)
+	if free, err := rel.KeepFor(); free != 0 || err != nil {
+		t.Errorf("events up to %d are said to be needed no more: %v", free, err)
+	}
+	copied := o
+	copied.Dir, copied.AnchorDir = filepath.Join(dir, "ledger"), filepath.Join(dir, "anchor")
+	v, err := ledger.Verify(t.Context(), copied, nil)
+	must(t, err)
+	if !v.OK || v.Records != rep.Size || rep.StreamSeq != 2 {
+		t.Errorf("backed up %+v, and it verifies as %+v", rep, v)
+	}
+}
+
 // TestAFoldThatIsNotThisLedgersIsRefused: somebody with the disk and without
 // keys wants release to begin with a state in which a kill has not happened.
 func TestAFoldThatIsNotThisLedgersIsRefused(t *testing.T) {
@@ -214,6 +240,65 @@ func TestAFoldThatIsNotThisLedgersIsRefused(t *testing.T) {
 		must(t, err)
 		if again, _ := f.kept(t); !bytes.Equal(again, fold) || !strings.Contains(f.said.String(), "refused") {
 			t.Errorf("%s: folded anew to something else, or in silence: %s", name, f.said.String())
+		}
+	}
+}
+
+// TestARefoldIsTheFoldOfWhatWasPruned, to the byte, and knows nothing of who was
+// erased since, although the archives may.
+func TestARefoldIsTheFoldOfWhatWasPruned(t *testing.T) {
+	data := t.TempDir()
+	must(t, keys.Init(data, "fold.example"))
+	o, err := LedgerOptions(data)
+	must(t, err)
+	o.StreamID = 1
+	led, err := ledger.Open(o)
+	must(t, err)
+	extend(t, led, 300)
+	var all []*schemas.Event
+	must(t, led.Replay(1, func(e *schemas.Event) error {
+		all = append(all, e)
+		return nil
+	}))
+	_, err = led.Checkpoint(t.Context(), 300)
+	must(t, err)
+	_, err = led.Prune(ledger.Prune{LastSeq: 200, Reason: "r", Actor: "a",
+		Archives: []proof.Archive{{File: "a.bundle", SHA256: "00", FirstSeq: 1, LastSeq: 200}}}, time.Unix(1, 0))
+	must(t, err)
+	must(t, led.Close())
+	for _, erased := range []bool{false, true} {
+		if erased {
+			led, err := ledger.Open(o)
+			must(t, err)
+			must(t, led.Erase("alice", "officer", "article 17", time.Unix(2, 0)))
+			must(t, led.Close())
+		}
+		r, err := ledger.OpenReader(o)
+		must(t, err)
+		prefix, err := Refold(data, r, func(yield func(*schemas.Event, error) bool) {
+			for _, e := range all {
+				if !yield(e, nil) {
+					return
+				}
+			}
+		})
+		must(t, errors.Join(err, r.Close()))
+		want := release.NewCore()
+		for _, e := range all[:prefix.Seq] {
+			if erased && e.Agent == "alice" {
+				continue
+			}
+			_, err := want.Step(e)
+			must(t, err)
+		}
+		led, err := ledger.Open(o)
+		must(t, err)
+		folds, err := newFoldStore(data, o.Secret, o.StreamID)
+		must(t, err)
+		kept, seq, err := folds.load(led)
+		must(t, errors.Join(err, led.Close()))
+		if seq != prefix.Seq || seq == 0 || seq > 200 || !bytes.Equal(kept, want.Marshal()) {
+			t.Errorf("erased %t: up to %d of %+v, kept\n%s\nwant\n%s", erased, seq, prefix, kept, want.Marshal())
 		}
 	}
 }

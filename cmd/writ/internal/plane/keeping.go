@@ -129,7 +129,7 @@ func (k *keeping) backup(_ context.Context, q schemas.BackupRequest) (rep schema
 	if err == nil {
 		err = writeSynced(filepath.Join(q.Dir, foldDir, foldFile), fold)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // nothing was released yet
 		return rep, fmt.Errorf("backup: %w", err)
 	}
 	head, err := k.led.Backup(filepath.Join(q.Dir, "ledger"), filepath.Join(q.Dir, "anchor"))

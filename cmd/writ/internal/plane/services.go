@@ -78,7 +78,7 @@ func (p *Process) startLedger(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	return p.stages.start(ctx, "ledger", func(ctx context.Context, ready func()) error {
+	if err := p.stages.start(ctx, "ledger", func(ctx context.Context, ready func()) error {
 		if err := led.Serve(conn); err != nil {
 			return err
 		}
@@ -92,7 +92,7 @@ func (p *Process) startLedger(ctx context.Context) error {
 		}
 		g.Go(func() error { return publisher.run(ctx) })
 		g.Go(func() error {
-			return follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
+			return p.follow(ctx, led, rel, bus.Follower{Conn: conn, Consumer: string(keys.RoleLedger), From: led.From()})
 		})
 		g.Go(func() error {
 			if err := confirmed(ctx, led); err != nil {
@@ -108,7 +108,11 @@ func (p *Process) startLedger(ctx context.Context) error {
 			return err
 		}
 		return publisher.last(ctx)
-	})
+	}); err != nil {
+		return err
+	}
+	p.stages.raise("release") // what it writes last is in the ledger too
+	return nil
 }
 
 // confirmed returns when the ledger's tail has been compared with the log:
@@ -128,20 +132,43 @@ func confirmed(ctx context.Context, led *ledger.Ledger) error {
 }
 
 // follow is the straight line's middle: what stands in EVENTS goes through the
-// ledger to release.
-func follow(ctx context.Context, led *ledger.Ledger, sink ledger.Sink, f bus.Follower) error {
+// ledger to release. At the end the ledger takes what is left: it would never
+// get it if EVENTS forgot it before the next start.
+func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Sink, f bus.Follower) error {
 	entries := make(chan bus.Entry, entryBuffer)
-	g, ctx := errgroup.WithContext(ctx)
+	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	take := func(e bus.Entry) error {
+		select {
+		case entries <- e:
+			f.From = e.Seq + 1
+			return nil
+		case <-failed.Done():
+			return failed.Err()
+		}
+	}
 	g.Go(func() error {
 		defer close(entries)
-		return f.Run(ctx, func(e bus.Entry) error {
-			select {
-			case entries <- e:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
+		following, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(failed, func() { cancel(failed.Err()) })()
+		f.CaughtUp = func(end uint64) {
+			if f.From <= end {
+				cancel(fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; if they are lost for good, an operator must record the gap, or restore the whole data folder from one backup", ledger.ErrGap, f.From, end))
 			}
-		})
+		}
+		err := f.Run(following, take)
+		if gap := context.Cause(following); errors.Is(gap, ledger.ErrGap) {
+			return gap
+		}
+		if ctx.Err() == nil || failed.Err() != nil {
+			return err
+		}
+		rest, done := context.WithTimeout(failed, restWithin)
+		defer done()
+		if err := f.Rest(rest, take); err != nil {
+			return fmt.Errorf("the ledger has not taken all that stands in the log; start again before the log forgets it: %w", err)
+		}
+		return nil
 	})
 	// The ledger ends when the entries do: what it took is on disk then, and
 	// signed.
@@ -180,7 +207,7 @@ func (p *Process) foldLog(led *ledger.Ledger, rel *release.Release, folds *foldS
 		}
 	}
 	if pruned, err := led.Pruned(); err != nil || pruned > seq {
-		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
+		return errors.Join(err, refused, fmt.Errorf("events up to %d are pruned, and no kept fold goes that far: fold them from their archives with writ ledger refold --archive DIR, or put %s back from the newest backup", pruned, filepath.Join(p.data, foldDir)))
 	}
 	if refused != nil {
 		p.log.Warn("a kept fold of the log was refused; more of the ledger is folded", "from", seq+1, "error", refused)

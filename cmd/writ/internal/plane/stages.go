@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,8 +27,9 @@ type task struct {
 }
 
 const (
-	startWithin = 2 * time.Minute // a long log takes a while to fold
-	stopWithin  = 5 * time.Second // per task
+	startWithin = 2 * time.Minute            // a long log takes a while to fold
+	restWithin  = 10 * time.Second           // for the ledger to take what is left in the log
+	stopWithin  = restWithin + 5*time.Second // per task
 )
 
 func newStages(log *slog.Logger) *stages {
@@ -68,6 +70,9 @@ func (s *stages) start(ctx context.Context, name string, run func(ctx context.Co
 		return nil
 	case err := <-ended:
 		return err
+	case err := <-s.failed: // of one below, which this one may wait for
+		s.fail(err)
+		return err
 	case <-ctx.Done():
 		return fmt.Errorf("start %s: %w", name, ctx.Err())
 	case <-timer.C:
@@ -81,6 +86,15 @@ func (s *stages) fail(err error) {
 	case s.failed <- err:
 	default:
 	}
+}
+
+// raise lets a task stop before those that were started after it until now.
+func (s *stages) raise(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.tasks, func(t *task) bool { return t.name == name })
+	t := s.tasks[i]
+	s.tasks = append(slices.Delete(s.tasks, i, i+1), t)
 }
 
 // stop ends all tasks, the newest first.
