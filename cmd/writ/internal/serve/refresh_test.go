@@ -164,10 +164,11 @@ func (m *member) keep(o *nats.Options) error {
 	return err
 }
 
-// work lets everybody send until told to rest.
+// work lets everybody send until told to rest, and hear to the end.
 func (c *crowd) work() {
 	ctx, stop := context.WithCancel(c.ctx)
-	var working sync.WaitGroup
+	hearing, hush := context.WithCancel(c.ctx)
+	var working, listening sync.WaitGroup
 	for _, m := range c.members {
 		working.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
@@ -175,7 +176,18 @@ func (c *crowd) work() {
 				wait(ctx, *pace)
 			}
 		})
+		listening.Go(func() {
+			for <-ctx.Done(); hearing.Err() == nil; wait(hearing, 250*time.Millisecond) {
+				if op := m.operation(hearing); op != nil && op.Err() != nil {
+					m.ended(op)
+				}
+			}
+		})
 	}
+	c.Cleanup(func() {
+		hush()
+		listening.Wait()
+	})
 	c.sends, c.rest = ctx, sync.OnceFunc(func() {
 		stop()
 		working.Wait()
