@@ -57,6 +57,7 @@ type member struct {
 
 	mu   sync.Mutex
 	op   *agent.Operation
+	why  error  // it has none
 	jwt  string // the newest user that it connected with, and its key
 	sign nats.SignatureHandler
 }
@@ -229,14 +230,26 @@ func (m *member) operation(ctx context.Context) *agent.Operation {
 	if err == nil {
 		err = op.OnSend(m.take)
 	}
+	m.mu.Lock()
+	if m.why = err; err == nil {
+		m.op = op
+	}
+	m.mu.Unlock()
 	if err != nil {
 		wait(ctx, 250*time.Millisecond)
 		return nil
 	}
+	return op
+}
+
+// String says what a member is at.
+func (m *member) String() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.op = op
-	return op
+	if m.op != nil {
+		return fmt.Sprintf("%s has an operation until %s: %v", m.id, m.op.Token().ExpiresAt.Format(time.TimeOnly), m.op.Err())
+	}
+	return fmt.Sprintf("%s has no operation: %v", m.id, m.why)
 }
 
 func (m *member) present() *agent.Operation {
@@ -286,9 +299,12 @@ func (c *crowd) everybody(what string, holds func(*member) bool) {
 	most := -1
 	for until := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		n := 0
+		var others strings.Builder
 		for _, m := range c.members {
 			if holds(m) {
 				n++
+			} else if others.Len() < 1000 {
+				fmt.Fprintf(&others, "; %s", m)
 			}
 		}
 		if n == len(c.members) {
@@ -298,7 +314,7 @@ func (c *crowd) everybody(what string, holds func(*member) bool) {
 			most, until = n, time.Now().Add(patience)
 		}
 		if time.Now().After(until) || c.ctx.Err() != nil {
-			c.Fatalf("%s: %d of %d agents", what, n, len(c.members))
+			c.Fatalf("%s: %d of %d agents%s", what, n, len(c.members), &others)
 		}
 	}
 }
