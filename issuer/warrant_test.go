@@ -29,11 +29,12 @@ func (p *plane) serveWarrant(token string) issuer.Served {
 	return served
 }
 
-// killed waits for the event of a kill.
+// killed waits for the event of a kill, and until the issuer has it.
 func (p *plane) killed(agent string) *schemas.Event {
 	p.t.Helper()
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if e := p.newestEvent("ev." + agent + ".agent.killed"); e != nil {
+		e := p.newestEvent("ev." + agent + ".agent.killed")
+		if e != nil && p.stateOf(agent).State == schemas.Killed { // the issuer reads its log as others do
 			return e
 		}
 	}
