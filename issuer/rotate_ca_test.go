@@ -13,7 +13,6 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nkeys"
 
 	"github.com/writ-sh/writ/issuer/accounts"
 	"github.com/writ-sh/writ/issuer/ca"
@@ -159,20 +158,6 @@ func askedBy(t *testing.T, creds string) string {
 	return c.Issuer
 }
 
-// boundThief makes credentials of analyst-7 with a copy of the folder.
-func (p *plane) boundThief(stolen *keys.Secrets) string {
-	p.t.Helper()
-	user, err := nkeys.CreateUser()
-	must(p.t, err)
-	public, err := user.PublicKey()
-	must(p.t, err)
-	token, err := accounts.NewMaker(stolen).Identity("analyst-7", public, p.stored("analyst-7").Keys, time.Now().Add(2*time.Second), time.Now().Add(365*24*time.Hour))
-	must(p.t, err)
-	creds, err := accounts.Creds(token, user)
-	must(p.t, err)
-	return creds
-}
-
 // Somebody copied the key that signs users of AUTH. It counts until the last
 // credential that it signed has ended, and then neither the server nor the issuer
 // takes what it signs; at once, where it is compromised.
@@ -190,7 +175,7 @@ func TestTheFormerKeyOfBoundUsersCountsUntilTheirLastHasEnded(t *testing.T) {
 	if askedBy(t, after.creds) == askedBy(t, before.creds) {
 		t.Error("the same key signs")
 	}
-	forged := p.boundThief(stolen)
+	forged := p.asThief(stolen, time.Now().Add(365*24*time.Hour))
 	must(t, p.trusting(p.bundle(), held{forged, after.cert}))
 	p.clock.advance(r.Until.Sub(p.clock.now()) + time.Second)
 	closed(nc)
@@ -212,9 +197,9 @@ func TestTheFormerKeyOfBoundUsersCountsUntilTheirLastHasEnded(t *testing.T) {
 
 	again, err := keys.OpenSecrets(p.data) // as it is after a restart, and as a thief has it
 	must(t, err)
-	must(t, p.trusting(p.bundle(), held{p.boundThief(again), after.cert}))
+	must(t, p.trusting(p.bundle(), held{p.asThief(again, time.Now().Add(365*24*time.Hour)), after.cert}))
 	p.rotateAccounts(true)
-	p.signsNoMore("the compromised key", held{p.boundThief(again), after.cert})
+	p.signsNoMore("the compromised key", held{p.asThief(again, time.Now().Add(365*24*time.Hour)), after.cert})
 	must(t, p.trusting(p.bundle(), p.enrolled("analyst-7")))
 }
 

@@ -220,16 +220,10 @@ func isTemporary(name string) bool {
 // dropTemporary removes what a process left that was killed while it wrote:
 // there could be secrets in it.
 func dropTemporary(data string) error {
-	drafts, err := filepath.Glob(filepath.Join(data, tlsDraft+"*"))
-	if err != nil {
+	if err := removeAll(filepath.Join(data, tlsDraft+"*")); err != nil {
 		return err
 	}
-	for _, path := range drafts {
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("remove what was left half written: %w", err)
-		}
-	}
-	err = filepath.WalkDir(filepath.Join(data, Dir), func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(data, Dir), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || !isTemporary(path) {
 			return err
 		}

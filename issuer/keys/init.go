@@ -95,13 +95,17 @@ func MakeFolder(data string) error {
 // dropDrafts removes what a process left that was killed while it made keys:
 // they are nobody's, and look like somebody's.
 func dropDrafts(data string) error {
-	left, err := filepath.Glob(filepath.Join(data, draftPrefix+"*"))
+	return removeAll(filepath.Join(data, draftPrefix+"*"))
+}
+
+func removeAll(pattern string) error {
+	left, err := filepath.Glob(pattern)
 	if err != nil {
 		return err
 	}
 	for _, path := range left {
 		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("remove an unfinished folder of keys: %w", err)
+			return fmt.Errorf("remove what was left half made: %w", err)
 		}
 	}
 	return nil
