@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"github.com/writ-sh/writ/schemas"
 )
 
 // A codec walks state in one fixed order and either writes it or reads it: one
@@ -15,23 +17,25 @@ import (
 // keys: equal states give equal bytes, and there is no second way to write one.
 type codec struct {
 	reading bool
-	buf     []byte            // written so far, or what is left to read
-	err     error             // the first; all that follows is nothing
-	texts   map[string]string // read so far, so that equal texts share memory
-	attic   *attic            // holds what the state put aside; nil where it put nothing
+	buf     []byte                    // written so far, or what is left to read
+	err     error                     // the first; all that follows is nothing
+	texts   map[string]string         // read so far, so that equal texts share memory
+	attic   *attic                    // holds what the state put aside; nil where it put nothing
+	record  string                    // of the attic, of which buf is the end: texts are parts of it
+	tools   map[schemas.Action]toolID // read so far
 
 	in   *io.LimitedReader // more to read; nil where buf is all
 	out  io.Writer         // takes what was written; nil where buf keeps it
 	hold bool              // buf must stand still
-
-	spare *live // room for the next run that is read
 }
 
 // streamed is how much is in memory of what is read or written, at least.
 const (
 	streamed  = 1 << 20
 	mostKey   = 1 << 16 // bytes of a table's key
+	mostRoom  = 1 << 9  // entries for which room is made before they are read
 	mostTexts = 1 << 14 // that share memory
+	mostTools = 1 << 12 // that are looked up once
 )
 
 // want reads on until n bytes are at hand, or all.
@@ -83,6 +87,15 @@ func number[T integer](c *codec, p *T) {
 		c.buf = binary.AppendVarint(c.buf, int64(*p))
 		return
 	}
+	if len(c.buf) > 0 && c.buf[0] < 0x80 && c.in == nil { // nearly all are so small
+		x := int64(c.buf[0]>>1) ^ -int64(c.buf[0]&1)
+		if int64(T(x)) != x {
+			c.fail(errShort)
+			return
+		}
+		*p, c.buf = T(x), c.buf[1:]
+		return
+	}
 	c.want(binary.MaxVarintLen64)
 	x, n := binary.Varint(c.buf)
 	if n <= 0 || int64(T(x)) != x || n > 1 && c.buf[n-1] == 0 {
@@ -125,6 +138,11 @@ func text[T ~string | ~[]byte](c *codec, p *T) {
 		c.buf = append(c.buf, *p...)
 		return
 	}
+	if c.record != "" {
+		at := len(c.record) - len(c.buf)
+		*p, c.buf = T(c.record[at:at+n]), c.buf[n:]
+		return
+	}
 	raw := c.buf[:n]
 	c.buf = c.buf[n:]
 	if _, isString := any(*p).(string); isString && n <= maxValue {
@@ -156,12 +174,15 @@ func list[T any](c *codec, p *[]T, each func(*codec, *T)) {
 	n := c.length(len(*p))
 	if c.reading {
 		*p = nil
-		for range n {
-			var x T
-			if each(c, &x); c.err != nil {
+		if n > 0 {
+			*p = make([]T, 0, min(n, mostRoom)) // a damaged length makes no more room
+		}
+		for i := range n {
+			var none T
+			*p = append(*p, none)
+			if each(c, &(*p)[i]); c.err != nil {
 				return
 			}
-			*p = append(*p, x)
 		}
 		return
 	}
@@ -174,11 +195,12 @@ func list[T any](c *codec, p *[]T, each func(*codec, *T)) {
 func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), value func(*codec, *V)) {
 	n := c.length(len(*p))
 	if c.reading {
-		*p = make(map[K]V, n)
+		*p = make(map[K]V, min(n, mostRoom))
 		var before []byte
+		var k, noKey K // one for all: each would be room of its own
+		var v, none V
 		for i := range n {
-			var k K
-			var v V
+			k, v = noKey, none
 			c.want(mostKey)
 			from := c.buf
 			c.hold = true
@@ -200,21 +222,20 @@ func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), valu
 		}
 		return
 	}
-	type entry struct {
-		raw []byte
-		key K
-	}
-	entries := make([]entry, 0, n)
-	keys := codec{}
-	for k := range *p {
+	type span struct{ from, to, i int } // of a key's bytes; without pointers, which are dear to sort
+	spans, names := make([]span, 0, n), make([]K, 0, n)
+	keys := codec{buf: make([]byte, 0, 16*n)}
+	var k K
+	var v V
+	for k = range *p {
 		from := len(keys.buf)
 		key(&keys, &k)
-		entries = append(entries, entry{keys.buf[from:len(keys.buf):len(keys.buf)], k})
+		spans, names = append(spans, span{from, len(keys.buf), len(names)}), append(names, k)
 	}
-	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.raw, b.raw) })
-	for _, e := range entries {
-		v := (*p)[e.key]
-		c.buf = append(c.buf, e.raw...)
+	slices.SortFunc(spans, func(a, b span) int { return bytes.Compare(keys.buf[a.from:a.to], keys.buf[b.from:b.to]) })
+	for _, s := range spans {
+		v = (*p)[names[s.i]]
+		c.buf = append(c.buf, keys.buf[s.from:s.to]...)
 		value(c, &v)
 	}
 }

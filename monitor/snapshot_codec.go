@@ -123,9 +123,17 @@ func (c *codec) action(a *schemas.Action) {
 func (c *codec) tool(t *toolID) {
 	a := t.action()
 	c.action(&a)
-	if c.reading {
-		*t = toolNamed(a)
+	if !c.reading {
+		return
 	}
+	known, ok := c.tools[a]
+	if !ok {
+		if known = toolNamed(a); c.tools == nil || len(c.tools) >= mostTools {
+			c.tools = map[schemas.Action]toolID{}
+		}
+		c.tools[a] = known
+	}
+	*t = known
 }
 
 func (c *codec) agent(a *agent) {
@@ -177,16 +185,16 @@ func (c *codec) point(p *schemas.RiskPoint) {
 // be followed any longer: each names its run by its place among the runs, then
 // among those that only held actions know.
 func (c *codec) held(a *agent) {
-	runs := make([]*run, 0, len(a.runs))
+	if c.nothingHeld(a) {
+		return
+	}
+	var runs, lone []*run
 	for _, key := range sortedKeys(a.runs) {
 		runs = append(runs, a.runs[key])
 	}
-	var lone []*run
-	if !c.reading {
-		for _, seq := range sortedKeys(a.held) {
-			if r := a.held[seq].run; !slices.Contains(runs, r) && !slices.Contains(lone, r) {
-				lone = append(lone, r)
-			}
+	for _, seq := range sortedKeys(a.held) {
+		if r := a.held[seq].run; !slices.Contains(runs, r) && !slices.Contains(lone, r) {
+			lone = append(lone, r)
 		}
 	}
 	list(c, &lone, owned((*codec).run))
@@ -209,41 +217,44 @@ func (c *codec) held(a *agent) {
 	}))
 }
 
+// nothingHeld passes over the two lengths of nothing, as nearly always, before the
+// runs are put in order.
+func (c *codec) nothingHeld(a *agent) bool {
+	none := [2]byte{}
+	if c.want(len(none)); c.reading && bytes.HasPrefix(c.buf, none[:]) {
+		c.buf, a.held = c.buf[len(none):], map[uint64]*heldAction{}
+		return true
+	}
+	if !c.reading && len(a.held) == 0 {
+		c.buf = append(c.buf, none[:]...)
+		return true
+	}
+	return false
+}
+
 func (c *codec) run(r *run) {
-	if c.reading {
-		if r.live = c.spare; r.live == nil {
+	text(c, &r.job)
+	c.flag(&r.ended)
+	number(c, &r.last)
+	silent := r.live == silence
+	if c.flag(&silent); c.reading {
+		if r.live = silence; !silent {
 			r.live = new(live)
 		}
-		c.spare = nil
 	}
+	if !silent {
+		c.live(r.live)
+	}
+}
+
+func (c *codec) live(r *live) {
 	text(c, &r.jti)
-	text(c, &r.job)
 	text(c, &r.task)
 	number(c, &r.forms)
 	list(c, &r.scope, text[string])
 	list(c, &r.forbidden, text[string])
-	c.flag(&r.ended)
-	number(c, &r.last)
-	if c.reading && r.ended && c.silent(r.live) {
-		c.spare, r.live = r.live, silence
-		*c.spare = live{}
-		return
-	}
-	c.deeds(r.live)
+	c.deeds(r)
 }
-
-// silent reports whether nothing is left of a run that ended, and passes over what
-// says so.
-func (c *codec) silent(l *live) bool {
-	c.want(len(silentDeeds))
-	if l.jti != "" || len(l.task) > 0 || l.forms != 0 || l.scope != nil || l.forbidden != nil || !bytes.HasPrefix(c.buf, silentDeeds) {
-		return false
-	}
-	c.buf = c.buf[len(silentDeeds):]
-	return true
-}
-
-var silentDeeds = []byte(written((*codec).deeds, silence))
 
 // deeds are what a run did.
 func (c *codec) deeds(r *live) {
@@ -389,17 +400,42 @@ func (c *codec) baseline(b *baseline) {
 func (c *codec) template(t *template) {
 	number(c, &t.bit)
 	number(c, &t.runs)
-	switch {
-	case c.reading:
-		t.tallies = new(tallies)
-		c.tallies(t.tallies)
-	case t.tallies != nil:
-		c.tallies(t.tallies)
-	default:
-		c.stored(t.lies)
-	}
+	c.packed(t)
 	list(c, &t.words, number[uint32])
 	number(c, &t.last)
+}
+
+// packed goes through a template's counts, of which the length is written first, so
+// that those of jobs that nobody looks at are passed over. In a snapshot, which
+// somebody may have damaged, all are read.
+func (c *codec) packed(t *template) {
+	raw := t.packed
+	if !c.reading && raw == "" {
+		if t.tallies != nil {
+			raw = written((*codec).tallies, t.tallies)
+		} else if raw = string(c.attic.get(t.lies)); raw == "" {
+			c.fail(c.attic.failed())
+		}
+	}
+	if text(c, &raw); !c.reading || c.err != nil {
+		return
+	}
+	if t.packed = raw; c.record != "" {
+		return
+	}
+	var err error
+	if t.tallies, err = unpacked(raw); err != nil {
+		c.fail(err)
+	}
+	t.packed = ""
+}
+
+func unpacked(raw string) (*tallies, error) {
+	n, c := new(tallies), codec{reading: true, buf: []byte(raw), record: raw}
+	if c.tallies(n); c.err == nil && len(c.buf) > 0 {
+		c.err = errors.New("it is longer than what was put aside")
+	}
+	return n, c.err
 }
 
 func (c *codec) tallies(t *tallies) {
