@@ -50,7 +50,7 @@ type Model struct {
 	uses     []useOf
 	stems    []uint32
 	mine     map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	packing  []byte          // room to put aside
+	packing  []byte          // room to put aside, and to fetch
 	resident int             // agents, and jobs of one, in memory
 	jobs     int
 	nobody   *agent // stands for an agent without history; never changed

@@ -24,8 +24,11 @@ func (m *Model) at(name string) *agent {
 		return nil
 	}
 	a := new(agent)
-	c := codec{reading: true, buf: m.attic.get(s), attic: m.attic}
-	c.record = string(c.buf)
+	c := codec{reading: true, buf: m.attic.get(s, m.packing), attic: m.attic}
+	if c.buf == nil {
+		return nil
+	}
+	m.packing, c.record = c.buf, string(c.buf)
 	if c.agent(a); c.err == nil && len(c.buf) > 0 {
 		c.err = errors.New("it is longer than what was put aside")
 	}
@@ -170,7 +173,7 @@ func (b *baseline) fetch(t *template) {
 func (b *baseline) stored(t *template) *tallies {
 	raw := t.packed
 	if raw == "" {
-		raw = string(b.attic.get(t.lies))
+		raw = string(b.attic.get(t.lies, nil))
 	}
 	n, err := unpacked(raw)
 	if err != nil {

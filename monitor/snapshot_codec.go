@@ -88,7 +88,7 @@ func (c *codec) agents(m *Model) {
 
 // stored writes a record of the attic as it lies there.
 func (c *codec) stored(s shelf) {
-	raw := c.attic.get(s)
+	raw := c.attic.get(s, nil)
 	if raw == nil {
 		c.fail(c.attic.failed())
 	}
@@ -413,7 +413,7 @@ func (c *codec) packed(t *template) {
 	if !c.reading && raw == "" {
 		if t.tallies != nil {
 			raw = written((*codec).tallies, t.tallies)
-		} else if raw = string(c.attic.get(t.lies)); raw == "" {
+		} else if raw = string(c.attic.get(t.lies, nil)); raw == "" {
 			c.fail(c.attic.failed())
 		}
 	}
