@@ -55,6 +55,7 @@ const queue = "writ"
 const (
 	flushWithin = 5 * time.Second
 	askWithin   = 5 * time.Second  // until the issuer is asked again: one that was lost never answers
+	askAtMost   = 20 * time.Second // the same when many ask: else it answers none but those who wait no more
 	sendWithin  = 10 * time.Second // until a message without an acknowledgement is sent again
 )
 
