@@ -90,6 +90,7 @@ func Connect(_ context.Context, o Options) (*Agent, error) {
 	nc, err := nats.Connect(o.URL, append([]nats.Option{
 		nats.UserCredentialBytes(o.Creds),
 		nats.MaxReconnects(-1),
+		nats.Timeout(dialWithin),
 		nats.IgnoreAuthErrorAbort(), // who is refused now may be let in again: a lockdown ends
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.ReconnectBufSize(-1), // what is asked while there is no connection is asked anew, not twice
