@@ -64,7 +64,7 @@ func TestTheMonitorsMemoryOutlivesAStandstill(t *testing.T) {
 	stop := l.start(t.TempDir())
 	victim := l.connect("issue", "--agent", "victim", "--operation", "op", "--tool", "echo", "--scope", "send:worker", "--ttl", "1h")
 	l.ask(victim, "out.op.send.worker", `{"to":"x@far.example","text":"`+strings.Repeat("a long letter. ", 40<<10)+`"}`) // no answer of the ledger holds so much
-	if err := victim.Publish("out.op.call.bank", []byte(`{"to":"DE44500105175407324931"}`)); err != nil { // which the server refuses
+	if err := victim.Publish("out.op.call.bank", []byte(`{"to":"DE44500105175407324931"}`)); err != nil {                // which the server refuses
 		t.Fatal(err)
 	}
 	var before, after schemas.RiskReply
