@@ -386,7 +386,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(&c); set != nil {
+		if set, known := m.measureOf(&c); known {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}

@@ -65,7 +65,7 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 		}
 		return Judged{Run: r, Verdicts: []schemas.Verdict{{Factors: []schemas.Factor{{ID: "base"}}}}, tight: tight}
 	}
-	samples := samplesOf([]Judged{
+	samples, _ := samplesOf([]Judged{
 		run("a", "none", false), run("a", "none", true), run("a", "none", true), run("b", "none", false), run("c", "important", true), run("c", "important", false),
 	})
 	var weights []float64
@@ -73,7 +73,7 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 		weights = append(weights, s.weight)
 	}
 	unit := classTotal / 2. / (2*tightness + 1)
-	want := []float64{unit, tightness * unit, tightness * unit, classTotal / 2, classTotal * tightness / (tightness + 1.), classTotal / (tightness + 1.)}
+	want := []float64{harmless * unit, harmless * tightness * unit, harmless * tightness * unit, harmless * classTotal / 2, classTotal * tightness / (tightness + 1.), classTotal / (tightness + 1.)}
 	for i := range want {
 		if d := weights[i] - want[i]; d > 1e-9 || d < -1e-9 {
 			t.Errorf("weights %v, want %v", weights, want)
