@@ -93,3 +93,23 @@ func TestBehaviourAloneCannotSuspendBeforeEnoughRuns(t *testing.T) {
 		}
 	}
 }
+
+// What a paused agent reads is held too. A reviewer who approves that has not said
+// that high scores are harmless: reads have none. One that counted as 0 would have
+// made much of what attacks come to look common.
+func TestAnApprovedReadCalibratesNothing(t *testing.T) {
+	p := trained(t, 60, "analyst")
+	p.reviewed("analyst")
+	o := p.issue("analyst", "report", defaultTask)
+	p.lock["analyst"] = schemas.Paused
+	o.do("call:search", `{"q":"figures"}`)
+	if o.held == 0 {
+		t.Fatal("nothing was held")
+	}
+	p.put(&schemas.Event{Kind: schemas.ReviewApproved, Agent: "analyst", Ref: o.held, Time: p.now})
+	delete(p.lock, "analyst")
+	o.end()
+	if newest := p.m.pool.maxima[len(p.m.pool.maxima)-1]; newest.score != -maxScore {
+		t.Errorf("a run of reads calibrates with the score %.2f", points(newest.score))
+	}
+}

@@ -376,6 +376,9 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
+	if !c.sink {
+		score = -maxScore // it was not scored: nothing of it calibrates, though a reviewer approves it
+	}
 	scoreNew := score
 	if c.sink && c.template != nil {
 		f := m.features(&c, view{c.agent.baseline, nil, c.template}, uses)
