@@ -82,6 +82,31 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 	}
 }
 
+// Scores are held against those of the same agent: what all runs of one have, and
+// those of others don't, has a constant of the agent's to go to.
+func TestEachAgentHasItsOwnConstantForKnownJobsAndForNewOnes(t *testing.T) {
+	run := func(suite string, novel bool) Judged {
+		r := &traces.Run{Suite: suite, UserTask: "a", Attack: "none", N: 1, Calls: []traces.Call{{}}}
+		return Judged{Run: r, Verdicts: []schemas.Verdict{{Factors: []schemas.Factor{{ID: "base"}}}}, novel: novel}
+	}
+	samples, strata := samplesOf([]Judged{run("bank", false), run("office", false), run("bank", true), run("bank", false)})
+	if strata != 3 {
+		t.Fatalf("%d constants, want 3", strata)
+	}
+	var which []int
+	for _, s := range samples {
+		own := s.calls[0][len(monitor.Evidences()):]
+		at := slices.Index(own, 1)
+		if len(own) != strata || at < 0 || slices.Contains(own[at+1:], 1) {
+			t.Fatalf("constants of a run: %v", own)
+		}
+		which = append(which, at)
+	}
+	if !slices.Equal(which, []int{0, 1, 2, 0}) {
+		t.Errorf("constants %v", which)
+	}
+}
+
 // A read that the capability does not grant adds to the row of refusals, but is
 // not scored: it must not pass for the call that stands out most.
 func TestARefusedReadIsNotTheHighestCall(t *testing.T) {
