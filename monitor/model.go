@@ -376,7 +376,10 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
-	if c.sink && v.Model != m.version {
+	switch {
+	case !c.sink:
+		score = -maxScore // it was not scored: nothing of it calibrates, though a reviewer approves it
+	case v.Model != m.version:
 		score = m.anew(&c, uses, &v)
 	}
 	scoreNew := score
@@ -389,7 +392,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(&c); set != nil {
+		if set, known := m.measureOf(&c); known {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}

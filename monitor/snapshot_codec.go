@@ -458,5 +458,6 @@ func (c *codec) calibration(s *calibration) {
 	number(c, &s.ever)
 	number(c, &s.tail)
 	number(c, &s.above)
-	number(c, &s.scale)
+	number(c, &s.excess)
+	number(c, &s.exact)
 }
