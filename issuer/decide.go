@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -503,7 +504,7 @@ func Exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 	return ""
 }
 
-func sorted(list []string) []string {
+func sorted[T cmp.Ordered](list []T) []T {
 	out := slices.Clone(list)
 	slices.Sort(out)
 	return slices.Compact(out)
