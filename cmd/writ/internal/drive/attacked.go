@@ -226,7 +226,7 @@ func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) 
 			set.Test = append(set.Test, r)
 		}
 	}
-	o := eval.Options{Set: set, Manifest: d.manifest, Protocol: eval.Warm}
+	o := eval.Options{Set: set, Manifest: d.manifest, Protocol: eval.Warm, Suspend: vouchedThresholds.Suspend}
 	judged, err := eval.Judge(ctx, o)
 	if err != nil {
 		return nil, err
