@@ -195,8 +195,8 @@ func (s *State) Apply(e *Event) error {
 		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
 			s.settle(e)
 		}
-		a.judge(e)
 		a.suspect(e)
+		a.judge(e)
 	case MessageCancelled, MessageExpired:
 		delete(a.Held, e.Ref)
 		s.unanswered(e)
@@ -309,8 +309,8 @@ const MaxCauses = 8
 // can vouch for it. One that nobody would have received was refused for more than
 // its risk.
 func (a *Agent) suspect(e *Event) {
-	if !Suspects(e) || a.Lock == Killed || a.Observed() {
-		return
+	if !Suspects(e) || strength(a.Lock) >= strength(Suspended) || a.Observed() {
+		return // or it was suspended already
 	}
 	if len(a.Causes) >= MaxCauses {
 		delete(a.Causes, slices.Min(slices.Collect(maps.Keys(a.Causes))))

@@ -705,6 +705,11 @@ func TestWhatSuspendedAnAgentIsKept(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(a.Causes)); !slices.Equal(got, seqs[2:]) || a.Causes[seqs[2]].Data != nil {
 		t.Errorf("%v of %v are kept", got, seqs)
 	}
+	w.suspect()
+	if late := w.suspect(); a.Causes[late] != nil {
+		t.Error("what came behind the suspension is said to have caused it")
+	}
+	w.apply(Event{Kind: AgentResumed, Agent: "alice"})
 	w.apply(Event{Kind: ReviewVouched, Agent: "alice", Ref: seqs[5]})
 	if len(a.Causes) != MaxCauses-1 || a.Causes[seqs[5]] != nil {
 		t.Error("it can be vouched for again")
