@@ -81,6 +81,7 @@ func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 	for seed := range uint64(3) {
 		log := busy(t, seed, 260)
 		all, few, fetched := New(Options{}), tight(t, 1+int(seed), 1+int(seed)), 0
+		here, jobs := 0, 0 // in memory, and in all, whenever they were looked at
 		rng := rand.New(rand.NewPCG(seed, 2))
 		for i, e := range log {
 			if len(e.Verdict) > 0 {
@@ -101,6 +102,13 @@ func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 			if !bytes.Equal(b, all.Snapshot()) {
 				t.Fatalf("seed %d: after event %d they stand elsewhere", seed, e.Seq)
 			}
+			for _, a := range few.agents {
+				for _, x := range a.baseline.templates {
+					if jobs++; x.tallies != nil {
+						here++
+					}
+				}
+			}
 			if i != len(log)-1 && rng.IntN(2) == 0 { // a restart
 				o := Options{Folder: t.TempDir()}
 				again, err := ReadSnapshot(o, bytes.NewReader(b), int64(len(b)))
@@ -110,14 +118,6 @@ func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 				t.Cleanup(func() { _ = again.Close() })
 				again.resident, again.jobs = few.resident, few.jobs
 				few = again
-			}
-		}
-		here, jobs := 0, 0
-		for _, a := range few.agents {
-			for _, x := range a.baseline.templates {
-				if jobs++; x.tallies != nil {
-					here++
-				}
 			}
 		}
 		if len(few.agents) > few.resident+1 || len(few.aside) < 4 || fetched < 50 {
