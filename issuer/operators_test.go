@@ -233,7 +233,7 @@ func TestTwoPersonsVouchWhereTheFleetAsksForIt(t *testing.T) {
 	if _, refusal := resume(two, cause); refusal == nil || refusal.Code != schemas.CodeNotFound {
 		t.Errorf("a third: %v", refusal)
 	}
-	cause = p.suspend("careful")
+	p.suspend("careful")
 	if r, refusal := resume(two); refusal != nil || r.State != schemas.Active || r.Vouched != nil {
 		t.Errorf("resumed without a word on the action: %+v, %v", r, refusal)
 	}
