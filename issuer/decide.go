@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -519,7 +520,7 @@ func Exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 	return ""
 }
 
-func sorted(list []string) []string {
+func sorted[T cmp.Ordered](list []T) []T {
 	out := slices.Clone(list)
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -38,8 +38,18 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 		}
 		defer c.count()
 	}
-	if r.Seq, r.Nodes, r.Partial, err = i.enforce(ctx, req, c); err != nil {
+	d, nodes, partial, err := i.enforce(ctx, req, c)
+	if err != nil {
 		return r, err
+	}
+	r.Seq, r.State, r.Nodes, r.Partial = d.seq, d.lock, nodes, partial
+	for _, e := range d.vouch {
+		r.Seq = max(r.Seq, e.Seq)
+		if e.Kind == schemas.ReviewEndorsed {
+			r.Endorsed = append(r.Endorsed, e.Ref)
+		} else {
+			r.Vouched = append(r.Vouched, e.Ref)
+		}
 	}
 	i.complete(ctx, &r)
 	if c != nil {
@@ -51,11 +61,10 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 
 // enforce logs a lock and carries it out on the servers; those that took it
 // are named.
-func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census) (seq uint64, nodes []string, partial bool, err error) {
+func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census) (d lockDecision, nodes []string, partial bool, err error) {
 	defer i.pushes.mine(req.AgentID)()
-	d, err := i.logLock(ctx, req)
-	if err != nil {
-		return 0, []string{}, true, err
+	if d, err = i.logLock(ctx, req); err != nil {
+		return d, []string{}, true, err
 	}
 	if c != nil {
 		c.settle()
@@ -64,7 +73,7 @@ func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census
 	if err != nil {
 		i.Logger.Error("lock not carried out in full", "agent_id", req.AgentID, "lock", req.Lock, "seq", d.seq, "error", err)
 	}
-	return d.seq, append([]string{}, nodes...), err != nil, nil
+	return d, append([]string{}, nodes...), err != nil, nil
 }
 
 func cutsOff(l schemas.Lock) bool { return l == schemas.Suspended || l == schemas.Killed }
@@ -145,8 +154,16 @@ func (i *Issuer) logLock(ctx context.Context, req schemas.LockRequest) (lockDeci
 	i.mu.RLock()
 	d, err := decideLock(i.state, req)
 	i.mu.RUnlock()
-	if err != nil || d.kind == "" {
+	if err != nil {
 		return d, err
+	}
+	for _, e := range d.vouch { // before it goes on: what it does next is judged with that
+		if _, err := i.append(ctx, e); err != nil {
+			return d, err
+		}
+	}
+	if d.kind == "" {
+		return d, nil
 	}
 	e := &schemas.Event{Kind: d.kind, Agent: req.AgentID, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor}
 	if !cutsOff(d.lock) {

@@ -117,12 +117,17 @@ func (m *Model) apply(e *schemas.Event) error {
 		return m.issued(e)
 	case schemas.OperationEnded:
 		m.ended(e)
-	case schemas.AgentSuspended, schemas.AgentKilled:
+	case schemas.AgentSuspended:
 		m.agent(e.Agent).dropRuns()
+	case schemas.AgentKilled:
+		m.agent(e.Agent).dropRuns()
+		clear(m.agent(e.Agent).causes)
 	case schemas.AgentResumed:
 		m.agent(e.Agent).pardon()
 	case schemas.ReviewApproved:
 		m.approved(e)
+	case schemas.ReviewVouched:
+		m.vouched(e)
 	case schemas.ReviewDenied:
 		m.watch.denied++
 		delete(m.agent(e.Agent).held, e.Ref)
@@ -203,13 +208,7 @@ func (m *Model) learn(a *agent, r *run) {
 		below = maxBehaviour
 	}
 	censored := r.maxRisk >= below
-	if class := maturityOf(a.baseline.templates[r.job]); class > 0 {
-		a.maxima[class].addRun(r.maxScore, censored)
-		m.maxima[class].addRun(r.maxScore, censored)
-	}
-	a.maxima[0].addRun(r.maxNew, censored)
-	m.maxima[0].addRun(r.maxNew, censored)
-	m.pool.addRun(r.maxScore, censored)
+	m.calibrate(a, r.job, r.maxScore, r.maxNew, censored)
 	if !censored {
 		a.baseline.learn(r.job, &r.votes)
 		for ch := range a.usual {
@@ -219,6 +218,18 @@ func (m *Model) learn(a *agent, r *run) {
 		}
 		m.learned = m.seq
 	}
+}
+
+// calibrate adds the highest score of a run, and what it would have been if the job
+// were new.
+func (m *Model) calibrate(a *agent, job string, score, scoreNew fixed, censored bool) {
+	if class := maturityOf(a.baseline.templates[job]); class > 0 {
+		a.maxima[class].addRun(score, censored)
+		m.maxima[class].addRun(score, censored)
+	}
+	a.maxima[0].addRun(scoreNew, censored)
+	m.maxima[0].addRun(scoreNew, censored)
+	m.pool.addRun(score, censored)
 }
 
 func (a *agent) dropRuns() {
@@ -250,6 +261,23 @@ func (m *Model) approved(e *schemas.Event) {
 		a.approved = a.approved[1:]
 	}
 	a.approved = append(a.approved, e.Ref)
+}
+
+// vouched learns an action that suspended its agent, for an operator who has looked
+// let the agent go on: as a run of its own that did nothing else. What the run did
+// besides nobody looked at, and it stays unlearned.
+func (m *Model) vouched(e *schemas.Event) {
+	a := m.agent(e.Agent)
+	c := a.causes[e.Ref]
+	if c == nil {
+		return
+	}
+	delete(a.causes, e.Ref)
+	m.watch.approved++
+	m.watch.count(true)
+	m.calibrate(a, c.job, c.score, c.scoreNew, false)
+	a.baseline.learn(c.job, &c.votes)
+	m.learned = e.Seq
 }
 
 func (m *Model) violation(e *schemas.Event) error {
@@ -408,6 +436,9 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.standing == forbidden { // teaches nothing, whatever is known
 		r.maxRisk = max(r.maxRisk, v.ActionRisk, maxBehaviour)
 	}
+	if !c.sink { // reads are not scored, whatever an operator says of one
+		score, scoreNew = -maxScore, -maxScore
+	}
 	switch {
 	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:
 		if c.approved { // its vote was taken when it was approved
@@ -420,6 +451,8 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		r.reviews++
 		a.hold(e.Seq, &heldAction{run: r, shape: c.shape, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
 		r.prev = c.tool
+	case schemas.Suspects(e) && c.standing == granted:
+		a.suspect(e.Seq, causeOf(r, &c, uses, score, scoreNew))
 	}
 }
 
@@ -508,7 +541,7 @@ func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
 		return schemas.RiskReply{AgentID: name}, false
 	}
 	rep := schemas.RiskReply{AgentID: name, Risk: a.riskNow(at), Seq: a.lastSeq, Time: a.lastTime,
-		History: append([]schemas.RiskPoint(nil), a.history...)}
+		History: append([]schemas.RiskPoint(nil), a.history...), Causes: sortedKeys(a.causes)}
 	if a.lastAction != (schemas.Action{}) {
 		rep.Action = a.lastAction.String()
 	}

@@ -43,6 +43,12 @@ func recordedRuns(t *testing.T, runs int) []*schemas.Event {
 		if i%11 == 0 {
 			p.violate("analyst", "writ.in.boss.x")
 		}
+		if i%17 == 0 {
+			w := p.issue("writer", "report", defaultTask)
+			hijack(w)
+			p.vouch("writer", w.cause)
+			p.resume("writer")
+		}
 		o.end()
 		p.resume("analyst")
 	}

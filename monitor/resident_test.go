@@ -51,6 +51,9 @@ func busy(t *testing.T, seed uint64, runs int) []*schemas.Event {
 		if o.held != 0 && rng.IntN(2) == 0 {
 			p.put(&schemas.Event{Kind: schemas.ReviewApproved, Agent: agent, Ref: o.held, Time: p.now})
 		}
+		if o.cause%2 == 1 {
+			p.vouch(agent, o.cause)
+		}
 		o.end()
 		if p.lock[agent] != "" {
 			p.resume(agent)

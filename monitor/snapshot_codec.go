@@ -160,6 +160,12 @@ func (c *codec) agent(a *agent) {
 	list(c, &a.said, (*codec).saying)
 	c.held(a)
 	list(c, &a.approved, number[uint64])
+	table(c, &a.causes, number[uint64], owned(func(c *codec, x *cause) {
+		text(c, &x.job)
+		c.votes(&x.votes)
+		number(c, &x.score)
+		number(c, &x.scoreNew)
+	}))
 	number(c, &a.lastSeq)
 	c.instant(&a.lastTime)
 	c.action(&a.lastAction)

@@ -184,8 +184,13 @@ type ReleaseRequest struct {
 type LockRequest struct {
 	AgentID string `json:"agent_id"`
 	Lock    Lock   `json:"lock"` // active resumes
-	Reason  string `json:"reason"`
-	Actor   string `json:"actor"`
+	// Vouch, with active, names actions that suspended the agent, by their events,
+	// and that the asker takes for harmless: they stay cancelled, and the monitor
+	// learns them. Where two operators must approve, the agent stays as it is
+	// until a second one asks for the same.
+	Vouch  []uint64 `json:"vouch,omitempty"`
+	Reason string   `json:"reason"`
+	Actor  string   `json:"actor"`
 }
 
 // LockdownRequest locks the whole fleet, or lifts that.
@@ -255,6 +260,8 @@ type Receipt struct {
 	Partial           bool     `json:"partial"`    // a server did not
 	Revoked           []string `json:"revoked"`    // capabilities that it ended, those derived from the agent's included
 	Effect            string   `json:"effect,omitempty"`
+	Vouched           []uint64 `json:"vouched,omitempty"`  // actions that suspended it, and that the monitor has now learned
+	Endorsed          []uint64 `json:"endorsed,omitempty"` // those for which a second operator must vouch before it is resumed
 }
 
 // TokensRequest asks for the capabilities that count, sorted by agent and
@@ -403,6 +410,9 @@ type AgentStatus struct {
 	LastSeq     uint64   `json:"last_seq"`
 	Connections int      `json:"connections"`
 	Operations  []string `json:"operations"` // with a live capability
+	// Causes are actions that suspended it and that an operator can vouch for, by
+	// their events, oldest first.
+	Causes []uint64 `json:"causes,omitempty"`
 	// SVIDExpires is when the newest certificate that the issuer gave it ends.
 	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
@@ -482,6 +492,9 @@ type RiskReply struct {
 	Action  string    `json:"action"`
 	Verdict
 	History []RiskPoint `json:"history,omitempty"` // oldest first, bounded
+	// Causes are actions that suspended the agent and that an operator can vouch
+	// for, by their events, oldest first.
+	Causes []uint64 `json:"causes,omitempty"`
 }
 
 type RiskPoint struct {

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ type Agent struct {
 	Risk       int                  // as the newest verdict said
 	RiskTime   time.Time            // when it did
 	Held       map[uint64]*Event    // held actions that await a review, without bodies; Actor is who approved first of two
+	Causes     map[uint64]*Event    // admitted actions whose verdict suspended the agent and that nobody vouched for, the newest MaxCauses, without bodies; Actor as of Held
 	invited    map[string]time.Time // until when a join token can be used, by its id
 	approvals  map[approvalKey]approval
 	issues     *line               // what it issued without a capability hangs on this
@@ -193,6 +195,7 @@ func (s *State) Apply(e *Event) error {
 		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
 			s.settle(e)
 		}
+		a.suspect(e)
 		a.judge(e)
 	case MessageCancelled, MessageExpired:
 		delete(a.Held, e.Ref)
@@ -205,6 +208,13 @@ func (s *State) Apply(e *Event) error {
 			endorsed.Actor = e.Actor
 			a.Held[e.Ref] = &endorsed
 		}
+		if cause := a.Causes[e.Ref]; cause != nil {
+			endorsed := *cause
+			endorsed.Actor = e.Actor
+			a.Causes[e.Ref] = &endorsed
+		}
+	case ReviewVouched:
+		delete(a.Causes, e.Ref)
 	case ReviewDenied:
 		if held := a.Held[e.Ref]; held != nil {
 			delete(a.approvals, keyOf(held))
@@ -254,11 +264,13 @@ func (s *State) withdraw(by *Agent) {
 		return
 	}
 	for _, a := range s.Agents {
-		for seq, held := range a.Held {
-			if held.Actor == by.ID {
-				open := *held // events in the state are never changed
-				open.Actor = ""
-				a.Held[seq] = &open
+		for _, under := range []map[uint64]*Event{a.Held, a.Causes} {
+			for seq, e := range under {
+				if e.Actor == by.ID {
+					open := *e // events in the state are never changed
+					open.Actor = ""
+					under[seq] = &open
+				}
 			}
 		}
 	}
@@ -285,6 +297,33 @@ func (a *Agent) lock(l Lock, e *Event) {
 	a.cutOff(string(l) + ": " + e.Reason)
 	clear(a.approvals)
 	clear(a.invited)
+	if l == Killed {
+		clear(a.Causes)
+	}
+}
+
+// MaxCauses is how many actions that suspended an agent can still be vouched for.
+const MaxCauses = 8
+
+// suspect keeps an action by which its agent was suspended, so that an operator
+// can vouch for it. One that nobody would have received was refused for more than
+// its risk.
+func (a *Agent) suspect(e *Event) {
+	if !Suspects(e) || strength(a.Lock) >= strength(Suspended) || a.Observed() {
+		return // or it was suspended already
+	}
+	if len(a.Causes) >= MaxCauses {
+		delete(a.Causes, slices.Min(slices.Collect(maps.Keys(a.Causes))))
+	}
+	cause := *e
+	cause.Data = nil
+	a.Causes[e.Seq] = &cause
+}
+
+// Suspects reports whether an event is an action, or an answer, that was refused
+// for its risk alone and suspended its agent.
+func Suspects(e *Event) bool {
+	return (e.Kind == MessageDenied || e.Kind == ResponseDenied) && e.Lock == Suspended && e.To != ""
 }
 
 func strength(l Lock) int {

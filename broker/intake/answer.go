@@ -39,6 +39,7 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 		i.lanes.astray(t.lane, i.Now())
 		return toLog
 	}
+	t.lane.after = max(t.lane.after, i.newsOf(e.Agent))
 	e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from
 	e.Input, e.Trace = asked.digest, schemas.Trace{ID: asked.trace, Span: spanOf(e.Ref)}
 	if d := e.Time.Sub(asked.time); d >= time.Microsecond {
@@ -171,10 +172,10 @@ func (r *requests) find(ctx context.Context, seq uint64) (*asked, error) {
 	return nil, nil
 }
 
-// newest is the sequence of the newest capability event of an agent in the
-// log, 0 where there is none.
-func (r *requests) newest(ctx context.Context, agent string) (uint64, error) {
-	subject := schemas.EventSubject(agent, schemas.TokenIssued)
+// newest is the sequence of an agent's newest event of a kind in the log, 0 where
+// there is none.
+func (r *requests) newest(ctx context.Context, agent string, kind schemas.Kind) (uint64, error) {
+	subject := schemas.EventSubject(agent, kind)
 	e, err := r.get(ctx, "$JS.API.DIRECT.GET."+schemas.Stream+"."+subject, nil)
 	if err != nil || e == nil {
 		return 0, err

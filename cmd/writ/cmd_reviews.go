@@ -135,7 +135,7 @@ func (c *riskCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	if app.JSON {
-		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History)})
+		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Causes)})
 	}
 	app.risk(reply)
 	return nil

@@ -15,6 +15,7 @@ type riskDoc struct {
 	schemas.RiskReply
 	Factors []schemas.Factor    `json:"factors"`
 	History []schemas.RiskPoint `json:"history"`
+	Causes  []uint64            `json:"causes"`
 }
 
 // sayings are what the evidences are to somebody who never read how they are made:
@@ -75,6 +76,9 @@ func (t *terminal) risk(r schemas.RiskReply) {
 		set = plain(r.Action) + ", " + set
 	}
 	t.say("Set by %s, %s ago: decision %s.", set, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
+	if len(r.Causes) > 0 {
+		t.say("It was suspended by event %s, for which nobody has vouched: writ log shows what it was, writ resume %s --vouch SEQ --reason TEXT takes it for harmless.", seqs(r.Causes), r.AgentID)
+	}
 	if r.NCalibration > 0 {
 		t.say("%s of harmless runs go as far; %d runs behind it.", oneIn(r.PPM), r.NCalibration)
 	} else {

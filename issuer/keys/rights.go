@@ -123,7 +123,7 @@ var roles = map[Role]rights{
 	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor", "release"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified, schemas.AgentWarranted, schemas.AgentRenewed,
-			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
+			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed, schemas.ReviewVouched,
 			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated,
 			schemas.AgentInvited, schemas.OperationEnded),
 		follow("issuer"), inboxOf(RoleOperator, RoleIssuer)),

@@ -56,6 +56,7 @@ type Options struct {
 	CrossFit   int              // folds of CrossFit; 0 for Judge
 	Poison     int              // so many hijacked runs of each suite, of other models, end unnoticed before the test
 	Explain    bool             // verdicts say in words what every factor is about
+	Suspend    int              // risk from which a harmless run of the baseline is suspended, vouched for and begun anew, as on a control plane; 0: none is
 	Progress   func(done, of int)
 
 	bodies map[*traces.Run]bodies   // of the runs, made by Judge where nil
