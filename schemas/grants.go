@@ -10,26 +10,20 @@ import (
 	"unicode/utf8"
 )
 
-// ReadGrant decodes the body of token.issued, as Unmarshal does. The parts of a
-// control plane in one process read each grant a moment apart: the newest are
-// remembered by their bytes, all of them, and given out without decoding again.
+// ReadGrant decodes the body of token.issued, as Unmarshal does. What WriteGrant
+// wrote in this process a moment ago is known by its bytes, all of them: the parts
+// of a control plane in one process read each grant, and need not decode it again.
 // What is returned is the caller's own.
-func ReadGrant(body []byte) (Grant, error) {
-	slot := slotOf(body)
-	if known := slot.Load(); known != nil && known.body == string(body) {
+func ReadGrant(body []byte) (g Grant, err error) {
+	if known := slotOf(body).Load(); known != nil && known.body == string(body) {
 		return known.grant.clone(), nil
 	}
-	var g Grant
-	if err := Unmarshal(body, &g); err != nil {
-		return Grant{}, err // not remembered: it is refused each time
-	}
-	slot.Store(&grantRead{string(body), g.clone()})
-	return g, nil
+	err = Unmarshal(body, &g)
+	return g, err
 }
 
 // WriteGrant encodes a grant as the body of token.issued. What would not be read
-// as it was written is refused, or it would halt every reader of the log; so
-// ReadGrant need not decode it in this process.
+// as it was written is refused: it would halt every reader of the log.
 func WriteGrant(g Grant) ([]byte, error) {
 	g = g.clone()
 	for _, text := range slices.Concat(g.texts(), g.Scope, g.ForbiddenTools, g.Act, g.Notes) {
@@ -49,7 +43,7 @@ func WriteGrant(g Grant) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write the grant of %s: %w", clip(g.Agent), err)
 	}
-	slotOf(body).Store(&grantRead{string(body), g})
+	slotOf(body).Store(&grantWritten{string(body), g})
 	return body, nil
 }
 
@@ -58,20 +52,20 @@ func (g *Grant) texts() []string {
 		g.Parent, g.ParentAgent, g.ParentOperation, g.IssuedBy, g.Refreshes, g.Token}
 }
 
-func slotOf(body []byte) *atomic.Pointer[grantRead] {
-	return &grantsRead[maphash.Bytes(grantsSeed, body)%uint64(len(grantsRead))]
+func slotOf(body []byte) *atomic.Pointer[grantWritten] {
+	return &grantsWritten[maphash.Bytes(grantsSeed, body)%uint64(len(grantsWritten))]
 }
 
-// A grantRead is a body with what it is decoded to; neither half is changed any more. The
-// body is a copy: who handed it over may use its bytes for something else.
-type grantRead struct {
+// A grantWritten is a body with what it is decoded to; neither half is changed any
+// more. The body is a copy: who gets it may use its bytes for something else.
+type grantWritten struct {
 	body  string
 	grant Grant
 }
 
 var (
-	grantsSeed = maphash.MakeSeed()
-	grantsRead [4096]atomic.Pointer[grantRead] // what falls out is decoded again
+	grantsSeed    = maphash.MakeSeed()
+	grantsWritten [4096]atomic.Pointer[grantWritten] // what falls out is decoded again
 )
 
 func (g *Grant) clone() Grant {
