@@ -90,7 +90,8 @@
 // map, a clock or chance: replaying the log gives the same bytes on any
 // machine (Replay). What the capability check at intake said does not enter;
 // the fold repeats it. A Snapshot is exactly the fold up to an event: a restart
-// changes no byte.
+// changes no byte. What another version of the model judged keeps the risk that
+// it had, and is scored anew: calibration holds scores of one version.
 //
 // Memory for each agent is bounded, see the constants max…; what is over a
 // bound is forgotten, oldest first. Reading a body is linear and bounded; a

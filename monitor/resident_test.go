@@ -315,7 +315,7 @@ func TestTheAtticDoesNotGrowForEver(t *testing.T) {
 		a.drop(lies[k])
 		size[k] = 300 + rng.IntN(3000)
 		lies[k] = a.put(what(k, size[k]))
-		if k = i % 50; lies[k] != (shelf{}) && !bytes.Equal(a.get(lies[k]), what(k, size[k])) {
+		if k = i % 50; lies[k] != (shelf{}) && !bytes.Equal(a.get(lies[k], nil), what(k, size[k])) {
 			t.Fatal("a record came back as another")
 		}
 	}
@@ -328,7 +328,7 @@ func TestTheAtticDoesNotGrowForEver(t *testing.T) {
 	for range 100 {
 		a.put(what(4, size[3]))
 	}
-	if !bytes.Equal(a.get(kept), what(3, size[3])) {
+	if !bytes.Equal(a.get(kept, nil), what(3, size[3])) {
 		t.Error("what a fork may read was written over")
 	}
 	end := a.end
