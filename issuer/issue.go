@@ -182,9 +182,13 @@ func (i *Issuer) signed(ctx context.Context, g *schemas.Grant, claims capability
 	if g.Token, err = i.signer.Sign(claims); err != nil {
 		return 0, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
+	body, err := schemas.WriteGrant(*g)
+	if err != nil {
+		return 0, fmt.Errorf("issuer: %w", err)
+	}
 	return i.append(ctx, &schemas.Event{
 		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by, Act: g.Act,
-		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(*g)}, ContentType: jsonType, Data: schemas.Marshal(*g),
+		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(*g)}, ContentType: jsonType, Data: body,
 	})
 }
 

@@ -67,7 +67,7 @@ func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census
 		return d, []string{}, true, err
 	}
 	if c != nil {
-		c.settle()
+		i.wire.cut(c.settle())
 	}
 	nodes, err = i.carryOut(ctx, d, req.AgentID)
 	if err != nil {
@@ -126,13 +126,16 @@ func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 	return c, nil
 }
 
-func (c *census) settle() {
+// settle gives the connections that are known when it is time to push.
+func (c *census) settle() []connection {
 	timer := time.NewTimer(censusWait)
 	defer timer.Stop()
 	select {
 	case <-c.heard:
+		return c.list
 	case <-timer.C:
 		c.late = true
+		return nil
 	}
 }
 

@@ -162,8 +162,8 @@ func (m *Model) agent(name string) *agent {
 
 // issued starts a run, or renews the capability of one.
 func (m *Model) issued(e *schemas.Event) error {
-	var g schemas.Grant
-	if err := schemas.Unmarshal(e.Data, &g); err != nil {
+	g, err := schemas.ReadGrant(e.Data)
+	if err != nil {
 		return err
 	}
 	a := m.agent(e.Agent)

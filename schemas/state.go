@@ -108,8 +108,8 @@ func (s *State) Apply(e *Event) error {
 	a.LastSeq = e.Seq
 	switch e.Kind {
 	case TokenIssued:
-		var g Grant
-		if err := Unmarshal(e.Data, &g); err != nil {
+		g, err := ReadGrant(e.Data)
+		if err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
 		if g.Agent != e.Agent || g.Operation != e.Operation || g.JTI != e.JTI {
