@@ -57,6 +57,10 @@ func (l *Live) Parent() *Live {
 	return l.line.parent.now
 }
 
+// Admitted reports whether a capability is the one that admitted an action, or
+// the next of it: what intake let through a moment before a refresh counts.
+func (l *Live) Admitted(e *Event) bool { return l.JTI == e.JTI || l.Refreshes == e.JTI }
+
 // Over says why a capability does not count at a time: it, or one that it was
 // derived from, has ended or expired. It is "" while it counts. The cost is
 // that of the delegation's depth.
