@@ -56,7 +56,7 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			h.serve(w, r, route{method: http.MethodPost, slots: agents, who: i.identityOf, limits: i.limits, over: tooMany, do: func(ctx context.Context, who accounts.Identity, data []byte) (any, error) {
-				asks := asker{agent: who.ID, name: who.ID, certificate: i.shownOver(r), incarnation: who.Incarnation}
+				asks := asker{agent: who.ID, name: who.ID, certificate: shownOver(r), incarnation: who.Incarnation}
 				if what == "revoke" {
 					return i.giveUp(ctx, asks, data)
 				}
