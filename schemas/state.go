@@ -241,6 +241,9 @@ func (s *State) declare(e *Event) error {
 	if !p.Role.May(CtlReview) {
 		s.withdraw(a)
 	}
+	if until := a.CredentialExpires; p.Incarnation == a.Incarnation && p.CredentialExpires.Before(until) {
+		p.CredentialExpires = until // renewed while the declaration was on its way
+	}
 	a.Principal = p
 	a.LastSeq = e.Seq
 	for _, prefix := range p.Serves {
