@@ -32,18 +32,18 @@ type asker struct {
 	// certificate is the SHA-256, hex, of the one that its connection showed;
 	// "" where none was seen.
 	certificate string
-	// incarnation is that of its credential; nil where the server stamped the
-	// account, whose connection alone gets the answer.
-	incarnation *string
+	// incarnation is that of the account that the server stamped, or of the
+	// credential that was shown.
+	incarnation string
 }
 
-// stands refuses who bears the name no more: its credential was read a moment
-// ago, and since then it was killed, and the name enrolled anew.
+// stands refuses who bears the name no more: it asked, or its credential was
+// read, a moment ago, and since then it was killed, and the name enrolled anew.
 func (who asker) stands(s *schemas.State) error {
-	if who.incarnation == nil {
+	if who.agent == "" {
 		return nil
 	}
-	if a := s.Agents[who.agent]; a == nil || a.Incarnation != *who.incarnation {
+	if a := s.Agents[who.agent]; a == nil || a.Incarnation != who.incarnation {
 		return schemas.Refuse(schemas.CodeUnauthorized, "%s was enrolled anew; use the newer credential", who.agent)
 	}
 	return nil

@@ -279,10 +279,15 @@ func endOf(g schemas.Grant, reason string) *schemas.Event {
 }
 
 // release ends an operation because its agent gave it up.
-func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseRequest) (schemas.Ack, error) {
+func (i *Issuer) release(ctx context.Context, who asker, req schemas.ReleaseRequest) (schemas.Ack, error) {
+	agent := who.agent
 	defer i.gates.pass(agent)()
 	var live *schemas.Live
 	i.mu.RLock()
+	if err := who.stands(i.state); err != nil {
+		i.mu.RUnlock()
+		return schemas.Ack{}, err
+	}
 	if a := i.state.Agents[agent]; a != nil {
 		live = a.Grants[req.OperationID]
 	}

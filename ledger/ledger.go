@@ -218,6 +218,9 @@ func (l *Ledger) From() uint64 {
 	return l.next
 }
 
+// Signs reports whether the ledger's tail is confirmed, so that it signs.
+func (l *Ledger) Signs() bool { return l.trusted.Load() }
+
 // Err is why the ledger halted, nil while it has not.
 func (l *Ledger) Err() error { return l.guard.err() }
 

@@ -57,6 +57,10 @@ func (l *Live) Parent() *Live {
 	return l.line.parent.now
 }
 
+// Admitted reports whether a capability is the one that admitted an action, or
+// the next of it: what intake let through a moment before a refresh counts.
+func (l *Live) Admitted(e *Event) bool { return l.JTI == e.JTI || l.Refreshes == e.JTI }
+
 // Newest is what a capability has become through its refreshes, whatever ended
 // it since, and whatever else was issued for its operation.
 func (l *Live) Newest() *Live {

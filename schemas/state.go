@@ -187,9 +187,11 @@ func (s *State) Apply(e *Event) error {
 		if e.Kind == MessageHeld && e.Ref != 0 {
 			delete(a.approvals, keyOf(e)) // approved, and held again: the new review counts
 		}
-		held := *e
-		held.Data = nil
-		a.Held[e.Seq] = &held
+		if a.reviewable(e) {
+			held := *e
+			held.Data = nil
+			a.Held[e.Seq] = &held
+		}
 		a.judge(e)
 	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
 		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
@@ -249,6 +251,9 @@ func (s *State) declare(e *Event) error {
 	if !p.Role.May(CtlReview) {
 		s.withdraw(a)
 	}
+	if until := a.CredentialExpires; p.Incarnation == a.Incarnation && p.CredentialExpires.Before(until) {
+		p.CredentialExpires = until // renewed while the declaration was on its way
+	}
 	a.Principal = p
 	a.LastSeq = e.Seq
 	for _, prefix := range p.Serves {
@@ -300,6 +305,7 @@ func (a *Agent) lock(l Lock, e *Event) {
 	if l == Killed {
 		clear(a.Causes)
 	}
+	clear(a.Held) // release cancels it, and who comes back has not done it
 }
 
 // MaxCauses is how many actions that suspended an agent can still be vouched for.
@@ -368,10 +374,21 @@ func (s *State) Void(agent, operation string, action Action) {
 	}
 }
 
+// reviewable reports whether a held action can still be decided on. What was
+// overtaken by a lock that cancels, or by another capability for the operation,
+// is cancelled: who holds that one, perhaps enrolled anew, has not done it.
+func (a *Agent) reviewable(e *Event) bool {
+	if a.Lock == Suspended || a.Lock == Killed {
+		return false
+	}
+	g := a.Grants[e.Operation]
+	return e.Kind != MessageHeld || g == nil || g.Admitted(e)
+}
+
 func (s *State) approve(a *Agent, e *Event) {
 	held := a.Held[e.Ref]
-	if held == nil || a.Lock == Suspended || a.Lock == Killed {
-		return // the lock cancels what was held; no approval outlives it
+	if held == nil {
+		return
 	}
 	delete(a.Held, e.Ref)
 	if held.Kind == MessageHeld && held.Action.Request() {
@@ -484,7 +501,7 @@ func (s *State) Accept(e *Event) (Admission, *Refusal) {
 	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
 	switch {
 	case r != nil:
-	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
+	case !ad.Grant.Admitted(e):
 		r = Refuse(CodeUnauthorized, "the capability that admitted it was replaced")
 	case ad.To != e.To:
 		r = Refuse(CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)

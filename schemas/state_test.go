@@ -728,3 +728,22 @@ func TestWhatSuspendedAnAgentIsKept(t *testing.T) {
 		t.Error("an observed agent was not suspended")
 	}
 }
+
+// A declaration carries what was known of a principal's credential when it was
+// made. One that was renewed while that was on its way lasts as long as it does.
+func TestADeclarationSetsNoCredentialsEndBack(t *testing.T) {
+	w := newWorld(t)
+	first, renewed := w.now.Add(time.Hour), w.now.Add(24*time.Hour)
+	p := Principal{ID: "carol", Kind: KindAgent, Incarnation: "first", Lock: Active, CredentialExpires: first}
+	w.declare(p)
+	w.apply(Event{Kind: AgentRenewed, Agent: "carol", Expires: renewed})
+	w.declare(p)
+	if got := w.s.Agents["carol"].CredentialExpires; !got.Equal(renewed) {
+		t.Errorf("it ends at %s, and was renewed until %s", got, renewed)
+	}
+	p.Incarnation = "second" // another's has its own
+	w.declare(p)
+	if got := w.s.Agents["carol"].CredentialExpires; !got.Equal(first) {
+		t.Errorf("the next one's ends at %s", got)
+	}
+}

@@ -40,6 +40,8 @@ func (i *Intake) prepare(t *task) step {
 		return dropped
 	case t.event.Kind == schemas.MessageDenied:
 		return toLog
+	case i.former(t):
+		return tooEarly
 	case t.event.Kind == schemas.ResponseAccepted:
 		asked := i.asked.known(t.event.Request, t.event.Ref)
 		if asked == nil {
@@ -56,6 +58,12 @@ func (i *Intake) prepare(t *task) step {
 // await waits for what prepare lacked, and decides.
 func (i *Intake) await(ctx context.Context, t *task) step {
 	e := t.event
+	if i.former(t) {
+		i.awaitNewest(ctx, e.Agent, schemas.AgentEnrolled, schemas.AgentDeclared)
+		if i.former(t) {
+			return i.void(t)
+		}
+	}
 	if e.Kind != schemas.ResponseAccepted {
 		i.awaitNews(ctx, e.Agent)
 		return i.decide(t, true)
@@ -205,16 +213,47 @@ func (i *Intake) paused(agent string) bool {
 // now: a capability used within a millisecond of its issue is a good one, and who
 // was let go on a millisecond ago goes on.
 func (i *Intake) awaitNews(ctx context.Context, agent string) {
-	kinds := []schemas.Kind{schemas.TokenIssued}
 	if i.paused(agent) {
-		kinds = []schemas.Kind{schemas.ReviewApproved, schemas.AgentResumed}
+		i.awaitNewest(ctx, agent, schemas.ReviewApproved, schemas.AgentResumed)
+		return
 	}
+	i.awaitNewest(ctx, agent, schemas.TokenIssued)
+}
+
+// awaitNewest waits until the fold has reached the newest events of these kinds
+// about an agent.
+func (i *Intake) awaitNewest(ctx context.Context, agent string, kinds ...schemas.Kind) {
 	for _, kind := range kinds {
 		if seq, err := i.asked.newest(ctx, agent, kind); err == nil {
 			// Where it does not come in time, the decision stands.
 			_ = i.folded.Wait(ctx, seq, grantWait)
 		}
 	}
+}
+
+// former reports whether a message is of another incarnation of the agent than
+// the one that bears the name. Unless it is that of the next, on its way here, it
+// was sent before a kill, and lay in some buffer meanwhile.
+func (i *Intake) former(t *task) bool {
+	agent, incarnation, _ := schemas.OutSender(t.msg.Subject)
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[agent]
+	return a != nil && a.Incarnation != incarnation
+}
+
+// void refuses what a former incarnation sent. There is no behaviour to judge:
+// who bears the name now did not do it.
+func (i *Intake) void(t *task) step {
+	e := t.event
+	r := schemas.Refuse(schemas.CodeCancelled, "it was sent with a former credential of %s, which was killed or removed and enrolled anew since; connect with the new one", e.Agent)
+	e.Trace = schemas.Trace{}
+	if e.Kind == schemas.ResponseAccepted {
+		i.stray(t, r)
+		return toLog
+	}
+	deny(e, r)
+	return toLog
 }
 
 func spanOf(seq uint64) string { return fmt.Sprintf("%016x", seq) }

@@ -21,10 +21,7 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 	e := t.event
 	e.Reply = ""
 	if asked == nil || asked.request != e.Request || asked.to != e.Agent {
-		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeNotFound, "it answers nothing that was delivered to "+e.Agent
-		e.Ref, e.Request, e.Tokens = 0, "", 0
-		e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
-		i.lanes.astray(t.lane, i.Now())
+		i.stray(t, schemas.Refuse(schemas.CodeNotFound, "it answers nothing that was delivered to %s", e.Agent))
 		return toLog
 	}
 	if asked.answered.Load() {
@@ -62,6 +59,15 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 		return toLog // a service's answer is no act of its own; an answer to a send goes nowhere
 	}
 	return toJudge
+}
+
+// stray refuses an answer that fits nothing.
+func (i *Intake) stray(t *task, r *schemas.Refusal) {
+	e := t.event
+	e.Kind, e.Code, e.Reason, e.Reply = schemas.ResponseDenied, r.Code, r.Text, ""
+	e.Ref, e.Request, e.Tokens = 0, "", 0
+	e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
+	i.lanes.astray(t.lane, i.Now())
 }
 
 // responder says what is known of who answers.

@@ -347,6 +347,10 @@ func (c *Core) hold(e *schemas.Event) []Effect {
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s", c.state.Lockdown))
 	}
+	if it.grant != nil && !it.grant.Admitted(e) { // as State.Accept has it: who holds the next, perhaps enrolled anew, has not done it
+		it.told = false
+		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeUnauthorized, "the capability that admitted it was replaced"))
+	}
 	if over := c.over(it.grant, e.Time); over != "" { // it ended while this was on its way: there is nothing to review
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeUnauthorized, "%s", over))

@@ -100,7 +100,12 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	reply, err := call[schemas.ApplyReply](ctx, app, schemas.CtlApply, file.request(app.actor, c.DryRun, c.Prune))
+	cl, err := app.dial()
+	if err != nil {
+		return err
+	}
+	defer cl.close()
+	reply, err := askWithin[schemas.ApplyReply](ctx, cl, applyWithin(len(file.Principals)), schemas.CtlApply, file.request(app.actor, c.DryRun, c.Prune))
 	if err != nil {
 		return err
 	}
@@ -124,6 +129,12 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 		app.note("%d changes applied.", len(changes))
 	}
 	return nil
+}
+
+// applyWithin is how long an answer may take: servers that have much to do take
+// each account in their own time. The issuer itself gives up after two minutes.
+func applyWithin(principals int) time.Duration {
+	return min(callWithin+time.Duration(principals)*50*time.Millisecond, 2*time.Minute)
 }
 
 // fleetFile is a fleet file that was read without fault.

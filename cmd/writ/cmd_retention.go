@@ -266,7 +266,11 @@ func (c *ledgerAcceptGapCmd) Run(app *App) error {
 	doc := gapDoc{First: led.From(), Last: c.Last}
 	err = led.RecordGap(c.Last, c.Reason, app.actor, time.Now())
 	if err := errors.Join(err, led.Close()); err != nil {
-		return advise(fmt.Errorf("the gap was not accepted: %w", err), "the ledger goes on at the sequence behind the last that it has; writ ledger head shows that one")
+		next := "the ledger goes on at the sequence behind the last that it has; writ ledger head shows that one"
+		if errors.Is(err, ledger.ErrUnconfirmed) {
+			next = "restore the whole data folder from one backup (writ ledger restore): the last records are not signed, and no gap can be recorded behind them"
+		}
+		return advise(fmt.Errorf("the gap was not accepted: %w", err), next)
 	}
 	if app.JSON {
 		return app.emit(doc)

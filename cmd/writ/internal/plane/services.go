@@ -153,7 +153,7 @@ func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Si
 		defer context.AfterFunc(failed, func() { cancel(failed.Err()) })()
 		f.CaughtUp = func(end uint64) {
 			if f.From <= end {
-				cancel(fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; if they are lost for good, an operator must record the gap, or restore the whole data folder from one backup", ledger.ErrGap, f.From, end))
+				cancel(forgot(led.Signs(), f.From, end))
 			}
 		}
 		err := f.Run(following, take)
@@ -174,6 +174,17 @@ func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Si
 	// signed.
 	g.Go(func() error { return led.Run(context.WithoutCancel(ctx), entries, sink) })
 	return g.Wait()
+}
+
+// forgot says what can be done where EVENTS lacks what the ledger must have. A
+// gap is recorded by a ledger that signs, and none signs behind a tail that it
+// could not compare.
+func forgot(signs bool, from, end uint64) error {
+	next := "restore the whole data folder from one backup; the gap can't be accepted, for the ledger's last records are not signed, and nothing is left to compare them with"
+	if signs {
+		next = "if they are lost for good, an operator must record the gap (writ ledger accept-gap), or restore the whole data folder from one backup"
+	}
+	return fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; %s", ledger.ErrGap, from, end, next)
 }
 
 // repair gives EVENTS back the tail that a loss of power took from it.
