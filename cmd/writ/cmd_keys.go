@@ -64,6 +64,7 @@ type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
 	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
 	CA         rotateCACmd         `cmd:"" name:"ca" help:"Have another certificate authority sign, without an interruption; with TLS."`
+	Ledger     rotateLedgerCmd     `cmd:"" help:"Have another key sign the ledger's checkpoints, without an interruption."`
 	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
@@ -140,6 +141,34 @@ func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
 		return nil
 	}
 	app.note("What %.16s signed counts until it expires, and until %s at the latest. Give bundle.pem of the data folder to operators elsewhere before the next rotation; agents get it with each certificate.", r.Replaced, app.clock(r.Until))
+	return nil
+}
+
+type rotateLedgerCmd struct {
+	Prepare bool   `help:"Only make the next key and show it, so that witnesses and who else verifies know it before it signs."`
+	Reason  string `placeholder:"TEXT" help:"Why: it stands in the log and in the ledger. Needed, but with --prepare."`
+}
+
+func (c *rotateLedgerCmd) Run(ctx context.Context, app *App) error {
+	if !c.Prepare {
+		if err := checkReason(c.Reason); err != nil {
+			return err
+		}
+	}
+	r, err := call[schemas.HandOverReply](ctx, app, schemas.CtlHandOver, schemas.HandOverRequest{Prepare: c.Prepare, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	if r.Prepared {
+		app.say("Key %s is the next to sign the ledger, and signs nothing yet.", r.Key)
+		app.note("next: add it to what verifies this ledger, behind the present key (writ ledger witness --log-key, a line \"log\" of a policy), and then run writ keys rotate ledger --reason TEXT")
+		return nil
+	}
+	app.say("Key %s signs the ledger from now on, and %s signed it up to %d records.", r.Key, r.Replaced, r.Size)
+	app.note("next: give keys/%s of the data folder to who verifies the ledger, and keys/ledger.pub to its witnesses, and make a backup", keys.LedgerPolicy)
 	return nil
 }
 
