@@ -42,7 +42,7 @@ func (l *Ledger) Show(ctx context.Context, q schemas.ShowRequest) (schemas.ShowR
 // checkpointOf finds the checkpoint that was signed over the first size
 // records.
 func (l *Ledger) checkpointOf(size uint64) (*signed, error) {
-	if cur := l.current.Load(); cur.Size == size {
+	if cur := l.current.Load(); cur != nil && cur.Size == size {
 		return cur, nil
 	}
 	msg, err := get(l.db, numberKey(keyCheckpoint, size))
