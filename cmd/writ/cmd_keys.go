@@ -65,6 +65,7 @@ type keysRotateCmd struct {
 	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
 	CA         rotateCACmd         `cmd:"" name:"ca" help:"Have another certificate authority sign, without an interruption; with TLS."`
 	Ledger     rotateLedgerCmd     `cmd:"" help:"Have another key sign the ledger's checkpoints, without an interruption."`
+	Weights    rotateWeightsCmd    `cmd:"" help:"Have another key sign the monitor's weights."`
 	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }

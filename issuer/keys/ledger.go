@@ -2,7 +2,6 @@ package keys
 
 import (
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +20,6 @@ const (
 	ledgerPub  = "ledger.pub"
 	ledgerNext = "ledger.next.note" // prepared, and signs nothing yet
 	nextPub    = "ledger.next.pub"
-	ledgerTurn = "ledger.turn"
 )
 
 // LedgerPolicy is where the keys stand that count for who verifies the ledger,
@@ -137,16 +135,12 @@ func TurnLedger(data string, size uint64, actor, reason string) error {
 	if err != nil {
 		return err
 	}
-	turn, err := json.Marshal(Turn{Actor: actor, Reason: reason, Rotation: schemas.Rotation{Key: schemas.RotateLedger, KeyID: next.Verifier, Replaced: former}})
-	if err != nil {
-		return err
-	}
 	policy, err := turnedPolicy(dir, former, next.Verifier, size)
 	if err != nil {
 		return err
 	}
 	d := &draft{dir: dir, replace: true}
-	d.write(ledgerTurn, turn)
+	d.turn(ledgerTurn, Turn{Actor: actor, Reason: reason, Rotation: schemas.Rotation{Key: schemas.RotateLedger, KeyID: next.Verifier, Replaced: former}})
 	d.write(LedgerPolicy, policy)
 	d.write(ledgerPub, []byte(next.Verifier))
 	if d.err != nil {
@@ -230,29 +224,6 @@ func retiredLedger(dir string) (out []retiredKey, err error) {
 		out = append(out, retiredKey{words[1], size})
 	}
 	return out, nil
-}
-
-// LedgerTurn is a rotation of the ledger's key of which the log may not know
-// yet; nil where there is none.
-func LedgerTurn(data string) (*Turn, error) {
-	b, err := ReadSecret(data, ledgerTurn)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	t := new(Turn)
-	if err := schemas.Unmarshal(b, t); err != nil {
-		return nil, fmt.Errorf("keys/%s is damaged; remove it: %w", ledgerTurn, err)
-	}
-	return t, nil
-}
-
-// LedgerTold says that the log has it.
-func LedgerTold(data string) error {
-	dir := filepath.Join(data, Dir)
-	return errors.Join(os.Remove(filepath.Join(dir, ledgerTurn)), syncDir(dir))
 }
 
 // ledgerKeys lists them.

@@ -78,6 +78,11 @@ func List(data string, now time.Time) ([]Key, error) {
 		return nil, err
 	}
 	out = append(append(out, ledger...), Key{Kind: "erasable contents", Where: "ledger.secret"})
+	weights, err := weightsKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, weights...)
 	accounts, err := mastersKeys(dir)
 	if err != nil {
 		return nil, err
