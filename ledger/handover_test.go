@@ -683,3 +683,138 @@ func TestAPolicyOfRetiredKeysIsReadStrictly(t *testing.T) {
 		}
 	}
 }
+
+// Somebody has the whole log, as anybody may (tiles, bundles), and keys of their
+// own. They go on with it behind a true handover: the record in which it ends
+// names their key, and is signed by another of theirs; or the true keys have
+// signed, but more than the handover says.
+func TestHandoversAreSplicedByNobody(t *testing.T) {
+	w := &owner{t: t, signs: keyNumber(t, 0)}
+	l := mustOpen(t, w.options(newMem(t)))
+	defer l.Close()
+	entries := benchEntries(12)
+	mustFeed(t, l, &recorder{}, entries[:4]...)
+	first := w.mustHandOver(l, 1)
+	stranger, thief := keyNumber(t, 8), keyNumber(t, 9)
+	u, err := l.subjects.need(schemas.Fleet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.wmu.Lock()
+	second := l.chain.size + 1
+	err = l.appendOwn(proof.Record{Kind: proof.KindHandover, StreamSeq: 4, Agent: u.pseudo, Time: 1}, u, proof.HandoverSubject,
+		schemas.Marshal(Handover{Former: stranger.Key, Successor: thief.Key, Reason: "r", Actor: "a"}))
+	l.wmu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustFeed(t, l, &recorder{}, entries[4:]...)
+	if _, err := l.sign(); err != nil {
+		t.Fatal(err)
+	}
+	tip := l.current.Load().Checkpoint
+	// at is a handover whose checkpoint has so many records, signed as said.
+	at := func(index, size uint64, by ...note.Signer) proof.HandoverProof {
+		t.Helper()
+		tree, err := loadTree(l.db, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := proof.Checkpoint{Origin: "acme.example", Size: size, Root: tree.root()}
+		msg, err := c.Sign(by...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sc, err := openScanner(l.db, l.subjects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sc.close()
+		b, err := l.handoverRecord(sc, index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := proof.ParseRecord(b.Leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown, err := l.proven(&r, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Path = shown.Path
+		h := proof.HandoverProof{Checkpoint: string(msg), Record: *b}
+		growth, err := l.growth(size, tip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range growth {
+			h.Growth = append(h.Growth, g[:]...)
+		}
+		return h
+	}
+	made := func() *proof.Bundle {
+		t.Helper()
+		b, err := Collect(t.Context(), l.Show, w.signs.Key, schemas.ShowRequest{})
+		if err != nil || len(b.Handovers) != 1 {
+			t.Fatal(len(b.Handovers), err)
+		}
+		return b
+	}
+	p := policyOf(t, "log "+keyNumber(t, 0).Key)
+	if _, err := made().Verify(p); err != nil {
+		t.Fatal(err)
+	}
+	// The same by hand, to know that what follows is refused for its own reason.
+	b := made()
+	b.Handovers[0] = at(first-1, first, keyNumber(t, 0).Signer, keyNumber(t, 1).Signer)
+	if _, err := b.Verify(p); err != nil {
+		t.Fatal(err)
+	}
+	b = made()
+	b.Handovers[0] = at(first-1, first+2, keyNumber(t, 0).Signer, keyNumber(t, 1).Signer)
+	if _, err := b.Verify(p); !errors.Is(err, proof.ErrHandover) {
+		t.Errorf("a checkpoint that goes on behind the handover: %v", err)
+	}
+	b = made()
+	b.Handovers[0] = at(first-1, first, keyNumber(t, 0).Signer)
+	if _, err := b.Verify(p); !errors.Is(err, proof.ErrHandover) {
+		t.Errorf("signed by the former key alone: %v", err)
+	}
+	b = made()
+	b.Handovers[0] = at(first-1, first, keyNumber(t, 1).Signer)
+	if _, err := b.Verify(p); !errors.Is(err, proof.ErrHandover) {
+		t.Errorf("signed by the successor alone: %v", err)
+	}
+	// By a stranger, behind the true one.
+	b = made()
+	forged := at(second-1, second, stranger.Signer, thief.Signer)
+	between, err := l.growth(first, proof.Checkpoint{Origin: "acme.example", Size: second, Root: rootOf(t, l, second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Handovers[0].Growth = nil
+	for _, g := range between {
+		b.Handovers[0].Growth = append(b.Handovers[0].Growth, g[:]...)
+	}
+	msg, err := tip.Sign(thief.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Handovers, b.Key, b.Checkpoint = append(b.Handovers, forged), thief.Key, string(msg)
+	if _, err := b.Verify(p); !errors.Is(err, proof.ErrHandover) {
+		t.Errorf("a stranger's handover behind the true one: %v", err)
+	}
+	if _, err := b.Verify(policyOf(t, "log "+stranger.Key)); !errors.Is(err, proof.ErrHandover) {
+		t.Errorf("the same, under the stranger's own key: %v", err)
+	}
+}
+
+func rootOf(t testing.TB, l *Ledger, size uint64) proof.Hash {
+	t.Helper()
+	tree, err := loadTree(l.db, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree.root()
+}
