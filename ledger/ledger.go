@@ -124,6 +124,7 @@ type Options struct {
 	// key can't be replaced.
 	Turn     func(size uint64, to Handover) error
 	Secret   [32]byte // root of the agents' keys
+	Lookup   []byte   // finds them: what hung on the first secret, where that was replaced; nil: hangs on Secret
 	StreamID uint64   // of EVENTS, see proof.StreamID; 0 where verifying: any one
 	Logger   *slog.Logger
 

@@ -36,7 +36,7 @@ func (l *Ledger) open() (err error) {
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return fmt.Errorf("the database's folder: %w", err)
 	}
-	if l.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, true); err != nil {
+	if l.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, o.Lookup, true); err != nil {
 		return err
 	}
 	if l.subjects.damaged > 0 {

@@ -36,7 +36,7 @@ func OpenReader(o Options) (*Reader, error) {
 
 func (r *Reader) open() (err error) {
 	l := r.l
-	if l.subjects, err = openSubjects(l.o.FS, l.o.SubjectsDir, l.o.Secret, false); err != nil {
+	if l.subjects, err = openSubjects(l.o.FS, l.o.SubjectsDir, l.o.Secret, l.o.Lookup, false); err != nil {
 		return err
 	}
 	if r.lock, err = pebble.LockDirectory(l.o.Dir, l.o.FS); err != nil {

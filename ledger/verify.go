@@ -53,7 +53,7 @@ func verifyStored(ctx context.Context, o Options, progress Progress, contents bo
 
 // stored verifies what is on disk.
 func (v *verification) stored(ctx context.Context, o *Options) (err error) {
-	if v.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, false); err != nil {
+	if v.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, o.Lookup, false); err != nil {
 		return err
 	}
 	lock, err := pebble.LockDirectory(o.Dir, o.FS)

@@ -285,6 +285,7 @@ const (
 	RotateCA         = "ca"       // the authority that signs certificates
 	RotateLedger     = "ledger"   // that signs the ledger's checkpoints
 	RotateWeights    = "weights"  // that signs the monitor's weights
+	RotateContents   = "contents" // under which the ledger's keys of agents are wrapped
 )
 
 // Rotation is the body of policy.rotated: which key signs from that event on.

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -69,6 +71,7 @@ type keysRotateCmd struct {
 	CA         rotateCACmd         `cmd:"" name:"ca" help:"Have another certificate authority sign, without an interruption; with TLS."`
 	Ledger     rotateLedgerCmd     `cmd:"" help:"Have another key sign the ledger's checkpoints, without an interruption."`
 	Weights    rotateWeightsCmd    `cmd:"" help:"Have another key sign the monitor's weights."`
+	Contents   rotateContentsCmd   `cmd:"" help:"Wrap the keys of the ledger's contents under another secret; the control plane has to be stopped."`
 	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
@@ -203,6 +206,32 @@ func (c *rotateOperatorCmd) Run(app *App) error {
 	}
 	app.say("Key %s signs accounts from the next start on, and %s is not trusted any more.", r.KeyID, r.Replaced)
 	app.note("next: take the root key off again (writ keys export-root); where the NATS server is elsewhere, give it nats-server/ anew and restart it; make death warrants anew")
+	return nil
+}
+
+type rotateContentsCmd struct {
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateContentsCmd) Run(app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	var r schemas.Rotation
+	err := embed.Alone(app.Data, func() (err error) {
+		r, err = keys.RotateContents(app.Data, schemas.RootActor+app.actor, c.Reason, ledger.LookupOf, func(from, to [32]byte) error {
+			return plane.Rewrap(app.Data, from, to)
+		})
+		return err
+	})
+	if err != nil {
+		return advise(err, "stop the control plane first, and name its data folder with --data; what was interrupted can be run again")
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("The keys of the ledger's contents are under another secret, and the former one opens nothing.")
+	app.note("next: make a backup with keys; older backups need the keys/ledger.secret of their time, and open with it: destroy what you don't need")
 	return nil
 }
 

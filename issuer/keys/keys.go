@@ -31,7 +31,7 @@
 //	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only; ledger.next.note, .pub: its successor
 //	ledger.policy            once it was replaced: which keys count for who verifies, and up to where
 //	weights.note, .pub       signs the monitor's weights; made by the first signature
-//	ledger.secret            root of the ledger's per-agent keys: ledger only
+//	ledger.secret            wraps the ledger's per-agent keys: ledger only
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user
 //	tls/                     where TLS is on: package ca

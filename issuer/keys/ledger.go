@@ -33,6 +33,7 @@ type Ledger struct {
 	Verifier string     // public: verifies checkpoints
 	Next     *LedgerKey // prepared for a rotation; nil where none is
 	Secret   [32]byte   // root of the per-agent keys
+	Lookup   []byte     // what hung on the first one; nil where it was never replaced
 }
 
 // A LedgerKey is a key that is to sign checkpoints.
@@ -60,12 +61,15 @@ func OpenLedger(data string) (*Ledger, error) {
 	} else if l.Signer, err = openNote(dir, ledgerNote); err != nil {
 		return nil, err
 	}
-	secret, err := readHex(dir, "ledger.secret")
+	c, err := openContents(dir)
 	if err != nil {
 		return nil, err
 	}
-	copy(l.Secret[:], secret)
-	return l, nil
+	if c.Former != "" {
+		return nil, ErrHalfRotated
+	}
+	l.Secret, l.Lookup, err = c.decode()
+	return l, err
 }
 
 func openNote(dir, name string) (note.Signer, error) {

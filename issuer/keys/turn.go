@@ -17,6 +17,7 @@ const (
 	operatorTurn = "operator-signing.turn"
 	ledgerTurn   = "ledger.turn"
 	weightsTurn  = "weights.turn"
+	contentsTurn = "contents.turn"
 )
 
 // readTurn gives nil where the log knows of the last rotation.
@@ -57,7 +58,7 @@ func LedgerTold(data string) error { return toldTurn(filepath.Join(data, Dir), l
 // Untold is a rotation that happened while no issuer ran, of which the log may
 // not know yet, and what is to be called when it does; nil where there is none.
 func (s *Secrets) Untold() (t *Turn, told func() error, err error) {
-	for _, name := range []string{operatorTurn, weightsTurn} {
+	for _, name := range []string{operatorTurn, weightsTurn, contentsTurn} {
 		if t, err = readTurn(s.Masters.dir, name); t != nil || err != nil {
 			return t, func() error { return toldTurn(s.Masters.dir, name) }, err
 		}

@@ -262,7 +262,7 @@ func ledgerOptions(keysOf, data string) (ledger.Options, error) {
 		return ledger.Options{}, err
 	}
 	o := ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
-		Signer: k.Signer, Verifier: verifier, Key: k.Verifier, Secret: k.Secret, Witnesses: witnesses,
+		Signer: k.Signer, Verifier: verifier, Key: k.Verifier, Secret: k.Secret, Lookup: k.Lookup, Witnesses: witnesses,
 		Turn: func(size uint64, to ledger.Handover) error { return keys.TurnLedger(keysOf, size, to.Actor, to.Reason) }}
 	if k.Next != nil {
 		o.Next = &ledger.Successor{Signer: k.Next.Signer, Key: k.Next.Verifier}
