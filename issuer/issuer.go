@@ -198,7 +198,7 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		}
 	}
 	ready()
-	i.tellOperator(ctx)
+	i.tellOffline(ctx)
 	err = i.sweepLoop(ctx)
 	for _, sub := range []*nats.Subscription{tokens, warrants} {
 		if uerr := sub.Unsubscribe(); uerr != nil && i.Inlet.IsConnected() && i.System.IsConnected() {

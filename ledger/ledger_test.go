@@ -381,7 +381,7 @@ func TestErasedContentsCantBeOpenedAndEveryProofHolds(t *testing.T) {
 func TestAKeyThatIsMissingWithoutARecordIsFound(t *testing.T) {
 	fs := newMem(t)
 	o, _ := build(t, fs, 100)
-	s, err := openSubjects(fs, o.AnchorDir, o.Secret, true)
+	s, err := openSubjects(fs, o.AnchorDir, o.Secret, o.Lookup, true)
 	if err != nil {
 		t.Fatal(err)
 	}

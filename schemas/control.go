@@ -30,6 +30,7 @@ const (
 	CtlErase    = "writ.ctl.ledger.erase"    // EraseRequest → EraseReply
 	CtlBackup   = "writ.ctl.ledger.backup"   // BackupRequest → BackupReply
 	CtlPrune    = "writ.ctl.ledger.prune"    // PruneRequest → PruneReply
+	CtlHandOver = "writ.ctl.ledger.handover" // HandOverRequest → HandOverReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
 	CtlShadow   = "writ.ctl.monitor.shadow"  // ShadowRequest → ShadowReply

@@ -54,13 +54,9 @@ func (c *ledgerPruneCmd) prune(ctx context.Context, app *App) (pruneDoc, error) 
 	if err != nil {
 		return pruneDoc{}, err
 	}
-	key, err := app.ledgerKey(c.Key)
+	key, policy, err := app.ledgerPolicy(c.Key)
 	if err != nil {
 		return pruneDoc{}, err
-	}
-	policy, err := proof.TrustKey(key)
-	if err != nil {
-		return pruneDoc{}, advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
 	}
 	cl, err := app.dial()
 	if err != nil {
@@ -151,11 +147,11 @@ func (a *archiver) all(ctx context.Context, first, last uint64) error {
 
 // one writes an archive, and verifies what was written.
 func (a *archiver) one(ctx context.Context, first, last uint64) error {
-	checkpoint, records, err := ledger.Collect(ctx, a.show, schemas.ShowRequest{From: first, To: last})
+	b, err := ledger.Collect(ctx, a.show, a.key, schemas.ShowRequest{From: first, To: last})
 	if err != nil {
 		return err
 	}
-	data, err := proof.NewBundle(a.key, checkpoint, records).Marshal()
+	data, err := b.Marshal()
 	if err != nil {
 		return err
 	}

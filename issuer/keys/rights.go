@@ -107,7 +107,7 @@ var roles = map[Role]rights{
 		[]string{schemas.Assess},
 		follow("intake"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.> intake", schemas.CtlHealth}},
-	RoleLedger: {CONTROL, slices.Concat([]string{schemas.EventSubject(schemas.Fleet, schemas.LedgerAlarm)}, follow("ledger"), inboxOf(RoleOperator, RoleIssuer, RoleMonitor)),
+	RoleLedger: {CONTROL, slices.Concat([]string{schemas.EventSubject(schemas.Fleet, schemas.LedgerAlarm), schemas.EventSubject(schemas.Fleet, schemas.PolicyRotated)}, follow("ledger"), inboxOf(RoleOperator, RoleIssuer, RoleMonitor)),
 		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
 	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
 		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator, RoleIssuer)),

@@ -41,6 +41,9 @@ func (p *Process) startLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := keys.SettleLedger(p.keys); err != nil {
+		return err
+	}
 	o, err := ledgerOptions(p.keys, p.data)
 	if err != nil {
 		return err
@@ -82,7 +85,7 @@ func (p *Process) startLedger(ctx context.Context) error {
 		if err := led.Serve(conn); err != nil {
 			return err
 		}
-		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds}
+		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds, log: log}
 		if err := k.serve(); err != nil {
 			return err
 		}
@@ -102,7 +105,8 @@ func (p *Process) startLedger(ctx context.Context) error {
 				return err
 			}
 			ready()
-			return nil
+			_, _, err := tellHandOver(ctx, p.keys, log)
+			return err
 		})
 		if err := g.Wait(); err != nil {
 			return err
@@ -268,8 +272,13 @@ func ledgerOptions(keysOf, data string) (ledger.Options, error) {
 	if err != nil {
 		return ledger.Options{}, err
 	}
-	return ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
-		Signer: k.Signer, Verifier: verifier, Secret: k.Secret, Witnesses: witnesses}, nil
+	o := ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
+		Signer: k.Signer, Verifier: verifier, Key: k.Verifier, Secret: k.Secret, Lookup: k.Lookup, Witnesses: witnesses,
+		Turn: func(size uint64, to ledger.Handover) error { return keys.TurnLedger(keysOf, size, to.Actor, to.Reason) }}
+	if k.Next != nil {
+		o.Next = &ledger.Successor{Signer: k.Next.Signer, Key: k.Next.Verifier}
+	}
+	return o, nil
 }
 
 func (p *Process) startMonitor(ctx context.Context) error {
