@@ -481,6 +481,14 @@ func (s *State) Route(action Action) string {
 	}
 }
 
+// Principal is how a principal is declared; nil for who is none.
+func (s *State) Principal(id string) *Principal {
+	if a := s.Agents[id]; a != nil {
+		return &a.Principal
+	}
+	return nil
+}
+
 // Source finds a source of signals; nil where none is declared so.
 func (s *State) Source(id string) *SignalSource {
 	for i := range s.Signals {

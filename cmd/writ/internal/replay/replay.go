@@ -370,7 +370,7 @@ func grant(e *schemas.Event, rails *rails) *claim {
 		if a == nil || s.Lockdown != "" || a.Lock != schemas.Active {
 			return false
 		}
-		return a.Observed() || issuer.Exceeds(g, a.Ceiling, e.Time) == "" && issuer.OffRails(rails.of(s.Guardrails), a, g) == ""
+		return a.Observed() || issuer.Exceeds(g, a.Ceiling, e.Time) == "" && issuer.OffRails(rails.of(s.Guardrails), s.Principal, a, g) == ""
 	}}
 }
 

@@ -208,7 +208,7 @@ func (p *Policy) decideGrant(s *schemas.State, e *schemas.Event, strict bool) ou
 		return outcome{Verdict: refuse, Why: what + " is beyond the ceiling"}
 	}
 	if q := p.principal(e.Agent); !q.Observed() {
-		if why := issuer.OffRails(p.Rails, &schemas.Agent{Principal: *q}, g); why != "" {
+		if why := issuer.OffRails(p.Rails, p.principal, &schemas.Agent{Principal: *q}, g); why != "" {
 			return outcome{Verdict: refuse, Why: why}
 		}
 	}
