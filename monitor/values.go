@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of what is read of one body. What goes past them makes the body count
-// as one that holds an unknown value.
+// Bounds of what is read of one body. What goes past them, or can't be read,
+// makes the body count as one that holds an unknown value.
 const (
 	maxRead   = 64 << 10 // bytes
 	maxLeaves = 128      // values
@@ -41,7 +41,8 @@ type extractor struct {
 }
 
 func newExtractor() *extractor {
-	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed()}
+	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed(),
+		scan: scanner{text: make([]byte, 0, maxRead)}}
 }
 
 // A naming is a text with its id.
@@ -73,6 +74,10 @@ func (x *extractor) read(body []byte) []value {
 	if x.full {
 		body = body[:maxRead]
 	}
+	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")) // many readers of JSON pass it over
+	if bytes.IndexByte(body, 0) >= 0 || !utf8.Valid(body) {
+		x.full = true // UTF-16, compressed, whatever: who it is for reads it, and this can't
+	}
 	s := &x.scan
 	s.in, s.pos, s.depth, s.x = body, 0, 0, x
 	s.space()
@@ -85,6 +90,15 @@ func (x *extractor) read(body []byte) []value {
 		x.values = append(x.values, value{kind: overflow, text: []byte(overflow)})
 	}
 	return x.values
+}
+
+// plain is a body, of at most maxRead bytes, without JSON's escapes, where it can
+// be JSON. It holds until the next body is read.
+func (x *extractor) plain(body []byte) []byte {
+	if from := bytes.TrimLeft(body, " \t\r\n\xef\xbb\xbf"); len(from) == 0 || bytes.IndexByte([]byte(`{["`), from[0]) < 0 || bytes.IndexByte(from, '\\') < 0 {
+		return body
+	}
+	return x.scan.unescape(body)
 }
 
 // add takes one value, if there is room.
@@ -122,6 +136,36 @@ func (x *extractor) leaf(kind string, text []byte) {
 		}
 	}
 	x.add(kind, text)
+}
+
+// number takes a number. Under a kind that traces name it is a value; elsewhere
+// it is one where it could be an account's, which is the same account as a number
+// and as a string.
+func (x *extractor) number(kind string, text []byte) {
+	if !declared(kind) {
+		if !numbersAccount(text) {
+			return
+		}
+		kind = "account"
+	}
+	x.add(kind, text[:min(len(text), maxValue)])
+}
+
+// numbersAccount reports whether a number could be an account's: a whole one of
+// eight digits, or one that is written so that it does not show. What could as
+// well be a time, in seconds or milliseconds of these years, is taken for one.
+func numbersAccount(t []byte) bool {
+	if e := bytes.IndexAny(t, "eE"); e > 0 {
+		return e+1 < len(t) && t[e+1] != '-' || account(t[:e])
+	}
+	if dot := bytes.IndexByte(t, '.'); dot >= 0 {
+		if len(bytes.Trim(t[dot+1:], "0")) > 0 {
+			return false
+		}
+		t = t[:dot]
+	}
+	time := (len(t) == 10 || len(t) == 13) && t[0] == '1' && t[1] >= '5'
+	return account(t) && !time
 }
 
 // A member is what the name of an object's member says.
@@ -230,20 +274,27 @@ func account(t []byte) bool {
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // domainOf is the host of a URL or the domain of a mail address, nil where the
-// value has neither. Both are normalised already.
+// value has neither. Both are normalised already. What readers of URLs read in
+// different ways, a backslash, is no known domain.
 func domainOf(v value) []byte {
-	if at := bytes.LastIndexByte(v.text, '@'); at >= 0 {
-		return v.text[at+1:]
-	}
-	if v.kind != "url" {
+	host, at := v.text, bytes.IndexByte(v.text, '@')
+	if end := bytes.IndexAny(host, "/?#"); end >= 0 && (v.kind == "url" || at > end) {
+		host = host[:end] // no '@' behind it says where a URL goes
+	} else if v.kind != "url" && at < 0 {
 		return nil
 	}
-	for i, c := range v.text {
-		if c == '/' || c == '?' || c == '#' || c == ':' {
-			return v.text[:i]
+	if bytes.IndexByte(host, '\\') >= 0 {
+		return host
+	}
+	if at := bytes.LastIndexByte(host, '@'); at >= 0 {
+		host = host[at+1:]
+	}
+	if v.kind == "url" {
+		if port := bytes.IndexByte(host, ':'); port >= 0 {
+			host = host[:port]
 		}
 	}
-	return v.text
+	return host
 }
 
 // normal makes two ways of writing one value equal, in place: ASCII lower case

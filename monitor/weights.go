@@ -34,7 +34,7 @@ var Reference = Weights{
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
 // method names how evidences are taken and summed: weights are fitted to one.
-const method = "linear-5"
+const method = "linear-6"
 
 // Version names the method and the weights, as verdicts do.
 func (w Weights) Version() string {
