@@ -177,7 +177,7 @@ func (i *Intake) decide(t *task, final bool) step {
 func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	return i.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	return i.state.Admit(e)
 }
 
 // awaitGrant waits until the fold has reached what the log says of the agent

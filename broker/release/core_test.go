@@ -358,6 +358,9 @@ func TestAnApprovalAdmitsOneRepetitionOfExactlyThatAction(t *testing.T) {
 	changed := repeat
 	changed.Data, changed.Digest = []byte("other"), schemas.Sum([]byte("other"))
 	none[Deliver](t, f.step(changed))
+	retyped := repeat
+	retyped.ContentType = "application/yaml"
+	none[Deliver](t, f.step(retyped))
 	only[Deliver](t, f.step(repeat))
 	none[Deliver](t, f.step(repeat))
 	f.step(schemas.Event{Kind: schemas.ReviewApproved, Agent: "alice", Ref: reviewed})

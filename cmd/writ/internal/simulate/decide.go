@@ -107,7 +107,7 @@ func (p *Policy) decide(s *schemas.State, e *schemas.Event, strict bool) outcome
 		return judged(s, e, decideAnswer(s, e))
 	}
 	o := outcome{Verdict: accept}
-	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	ad, r := s.Admit(e)
 	if r == nil {
 		r = p.admits(s, e, ad, strict)
 	}
