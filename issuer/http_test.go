@@ -511,6 +511,69 @@ func TestOneRateForBothWays(t *testing.T) {
 	}
 }
 
+// A hijacked agent, or a viewer's credential, begins as many requests as it likes
+// and ends none: the others are served meanwhile.
+func TestWhoSendsSlowlyDelaysNobodyElse(t *testing.T) {
+	a := newAPI(t)
+	call[schemas.ApplyReply](a.plane, schemas.CtlApply, fleetOf(schemas.Principal{ID: "vera", Kind: schemas.KindOperator, Role: schemas.RoleViewer},
+		schemas.Principal{ID: "olga", Kind: schemas.KindOperator, Role: schemas.RoleOperator}))
+	agent, viewer := a.caller("analyst-7"), a.caller("vera")
+	for slow, path := range map[*caller]string{agent: "/v1/tokens", viewer: "/v1/agents/writer-2/lock"} {
+		slow.send(path, map[string]any{}) // for the nonce
+		held, release := io.Pipe()
+		const many = 70
+		begun := make(chan int, 2*many) // statuses, 100 where the body is waited for
+		var all sync.WaitGroup
+		for range many {
+			r := slow.signed("POST", path, io.NopCloser(held))
+			r.Header.Set("Expect", "100-continue")
+			r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got100Continue: func() { begun <- 100 }}))
+			all.Go(func() {
+				res, err := a.client.Do(r)
+				if err != nil {
+					return // cut off at the end
+				}
+				_ = res.Body.Close()
+				begun <- res.StatusCode
+			})
+		}
+		refused := 0
+		for range many { // all have come as far as they come
+			if <-begun == http.StatusTooManyRequests {
+				refused++
+			}
+		}
+		if refused == 0 {
+			t.Error("one principal has as many requests in progress as it likes")
+		}
+		if got := a.caller("writer-2").ok("/v1/tokens", map[string]any{"operation_id": "desk"}); got.AgentID != "writer-2" {
+			t.Errorf("%+v", got)
+		}
+		if res, b := a.caller("olga").send("/v1/agents/writer-2/lock", map[string]any{"lock": "paused", "reason": "because"}); res.StatusCode != http.StatusOK {
+			t.Errorf("%s %s", res.Status, b)
+		}
+		must(t, release.CloseWithError(io.ErrUnexpectedEOF))
+		all.Wait()
+		a.lock(schemas.Active, "writer-2")
+	}
+}
+
+// Whoever stole a credential without its key, from a log, makes proofs with keys of
+// its own: none of them is remembered, so that they fill nothing.
+func TestProofsOfAThiefTakeNoRoom(t *testing.T) {
+	a := newAPI(t)
+	c, thief := a.caller("analyst-7"), a.caller("writer-2")
+	c.send("/v1/tokens", map[string]any{}) // for the nonce
+	r := c.request("/v1/tokens", report())
+	c.prove(r, thief.prover)
+	for range 2 {
+		again := r.Clone(t.Context())
+		again.Body = io.NopCloser(bytes.NewReader(schemas.Marshal(report())))
+		res, b := a.do(again)
+		a.problem("a thief's proof", res, b, http.StatusUnauthorized, "possession not proven")
+	}
+}
+
 // A hijacked agent shows its identity and holds the body of its request back, until
 // it was killed and enrolled anew: what it asks for then is not the next one's. The
 // same for an operator who is locked meanwhile.
