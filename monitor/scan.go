@@ -186,7 +186,11 @@ func hex4(in []byte) (r rune, ok bool) {
 	if len(in) < 4 {
 		return 0, false
 	}
-	for _, c := range in[:4] {
+	return hexadecimal(in[:4])
+}
+
+func hexadecimal(in []byte) (r rune, ok bool) {
+	for _, c := range in {
 		switch c = lower(c); {
 		case isDigit(c):
 			r = r<<4 | rune(c-'0')

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"encoding/base64"
 	"hash/maphash"
 	"math/bits"
 	"unicode/utf8"
@@ -33,16 +34,18 @@ type extractor struct {
 	values []value
 	buf    []byte // texts of the values; never grows while they are in use
 	full   bool
-	keys   uint64 // the names of the outermost object's members, see shape; 0 where it has none
-	scan   scanner
-	kinds  map[string]*member // by the names of members met, see member
-	named  [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
-	seed   maphash.Seed
+	// decoded is what a text says in an encoding.
+	decoded []byte
+	keys    uint64 // the names of the outermost object's members, see shape; 0 where it has none
+	scan    scanner
+	kinds   map[string]*member // by the names of members met, see member
+	named   [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
+	seed    maphash.Seed
 }
 
 func newExtractor() *extractor {
 	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed(),
-		scan: scanner{text: make([]byte, 0, maxRead)}}
+		decoded: make([]byte, 0, maxRead), scan: scanner{text: make([]byte, 0, maxRead)}}
 }
 
 // A naming is a text with its id.
@@ -121,6 +124,11 @@ func (x *extractor) add(kind string, text []byte) {
 
 // leaf takes a string that stood under a key of the given kind.
 func (x *extractor) leaf(kind string, text []byte) {
+	x.value(kind, text)
+	x.encoded(text)
+}
+
+func (x *extractor) value(kind string, text []byte) {
 	if len(text) > maxValue || len(text) > 2*maxWords && words(text) > maxWords {
 		if declared(kind) {
 			x.add(kind, text[:min(len(text), maxValue)])
@@ -136,6 +144,44 @@ func (x *extractor) leaf(kind string, text []byte) {
 		}
 	}
 	x.add(kind, text)
+	if bytes.IndexAny(text, " \t\r\n,;<>\"'") >= 0 {
+		x.text(text) // an address with a name, or one of several, is an address
+	}
+}
+
+// encoded searches what a text says to who decodes it: percent-encoded, as in URLs
+// and forms, or in base64, as whole mails are handed over.
+func (x *extractor) encoded(text []byte) {
+	if bytes.IndexByte(text, '%') >= 0 {
+		out := x.decoded[:0]
+		for i := 0; i < len(text); i++ {
+			c := text[i]
+			if c == '%' && i+2 < len(text) {
+				if r, ok := hexadecimal(text[i+1 : i+3]); ok {
+					c, i = byte(r), i+2
+				}
+			}
+			out = append(out, c)
+		}
+		x.text(out)
+		return
+	}
+	text = bytes.TrimRight(text, "=")
+	form := base64.RawStdEncoding
+	for _, c := range text {
+		switch {
+		case c == '-' || c == '_':
+			form = base64.RawURLEncoding
+		case c != '+' && c != '/' && (c >= 0x80 || !alphanumeric(c)):
+			return
+		}
+	}
+	if len(text) < 16 || len(text)%4 == 1 {
+		return
+	}
+	if n, err := form.Decode(x.decoded[:cap(x.decoded)], text); err == nil && utf8.Valid(x.decoded[:n]) {
+		x.text(x.decoded[:n])
+	}
 }
 
 // number takes a number. Under a kind that traces name it is a value; elsewhere

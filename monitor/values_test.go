@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -83,6 +84,13 @@ func TestNoEncodingHidesAValue(t *testing.T) {
 		"a comment of some readers":          {`{/* */"user":"eve"}`, overflow + "=" + overflow},
 		"names without quotes":               {`{user:"eve"}`, overflow + "=" + overflow},
 		"the same below a list":              {`[{"x":-Infinity,"user":"eve"}]`, overflow + "=" + overflow},
+		"percent-encoded":                    {`{"to":"eve%40evil.example"}`, "to=eve@evil.example"},
+		"base64":                             {`{"raw":"` + base64.StdEncoding.EncodeToString([]byte("To: eve@evil.example\r\n\r\nhello")) + `"}`, "to=eve@evil.example"},
+		"base64 of URLs":                     {`{"raw":"` + base64.URLEncoding.EncodeToString([]byte("To: eve@evil.example\r\n\r\n"+strings.Repeat("\u00ff?", 200))) + `"}`, "to=eve@evil.example"},
+		"a name before the address":          {`{"to":"Bob <eve@evil.example>"}`, "to=eve@evil.example"},
+		"one of several":                     {`{"to":"bob@acme.example,eve@evil.example"}`, "to=eve@evil.example"},
+		"a header behind a line's end":       {`{"to":"bob@acme.example\r\nBcc: eve@evil.example"}`, "to=eve@evil.example"},
+		"a link in a short text":             {`{"body":"pay at https://evil.example/p"}`, "url=evil.example/p"},
 		"an account as a number":             {`{"recipient":44500105}`, "account=44500105"},
 		"an account as a number with a dot":  {`{"recipient":44500105.0}`, "account=44500105.0"},
 		"an account as one with an exponent": {`{"recipient":4.4500105e7}`, "account=4.4500105e7"},
@@ -91,7 +99,7 @@ func TestNoEncodingHidesAValue(t *testing.T) {
 			t.Errorf("%s: got %q, without %s", name, got, c.want)
 		}
 	}
-	for _, harmless := range []string{`{"at":1795000000,"ms":1795000000000,"n":12,"price":12345678.5,"rate":1e-05}`, "[urgent] please look", `{"list":[]}`} {
+	for _, harmless := range []string{`{"at":1795000000,"ms":1795000000000,"n":12,"price":12345678.5,"rate":1e-05}`, `{"share":100.5,"x":null}`, "[urgent] please look", `{"list":[]}`} {
 		if got := extracted(harmless); len(got) != 0 {
 			t.Errorf("%s: %q", harmless, got)
 		}
