@@ -20,6 +20,7 @@ const (
 	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
 	maxReason  = 500      // bytes of an operator's reason
 	maxActor   = 200      // bytes of an operator's name
+	maxOpen    = 1000     // operations of one agent that one agent has opened
 )
 
 // An asker is who asks for a capability: an agent, known by the account that
@@ -80,6 +81,9 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	if err != nil {
 		return schemas.Grant{}, err
 	}
+	if err := room(a, who, req.OperationID); err != nil {
+		return schemas.Grant{}, err
+	}
 	over := overCeiling(req, scope, ceiling, f.now)
 	if len(over) > 0 && !a.Observed() {
 		return schemas.Grant{}, over[0]
@@ -99,6 +103,24 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 		g.Notes = append(g.Notes, "observe mode: "+refusal.Error())
 	}
 	return g, nil
+}
+
+// room refuses an agent one more operation that has very many already: all of the
+// control plane remembers each, with its task, while it lasts.
+func room(a *schemas.Agent, who asker, operation string) error {
+	if who.agent == "" || len(a.Grants) < maxOpen || a.Grants[operation] != nil {
+		return nil
+	}
+	open := 0
+	for _, g := range a.Grants {
+		if g.IssuedBy == who.name {
+			open++
+		}
+	}
+	if open < maxOpen {
+		return nil
+	}
+	return schemas.Refuse(schemas.CodeRate, "%s has opened %d operations of %s that have not ended; give those up that are done (out.token.release), or wait until they expire", who.agent, open, a.ID)
 }
 
 // asked is the grant of what is asked for. In observe mode a tool of it can be
