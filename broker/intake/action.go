@@ -162,8 +162,8 @@ func (i *Intake) decide(t *task, final bool) step {
 	e.To = ad.To
 	if refusal != nil {
 		deny(e, refusal)
-		if e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {
-			return toLog // locked or unknown: there is no behaviour to judge
+		if e.Code == schemas.CodeRate || e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {
+			return toLog // locked, unknown or too much: there is no behaviour to judge
 		}
 	} else if ad.Hold {
 		e.Kind = schemas.MessageHeld
@@ -177,7 +177,23 @@ func (i *Intake) decide(t *task, final bool) step {
 func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	return i.state.Admit(e)
+	ad, refusal := i.state.Admit(e)
+	if refusal == nil && ad.Hold {
+		refusal = i.queued(e.Agent)
+	}
+	return ad, refusal
+}
+
+// maxHeld is how many of a paused agent's actions and answers await a review at a
+// time: what a reviewer can look at, and not what an agent can send.
+const maxHeld = 100
+
+// queued refuses one more; i.mu is held.
+func (i *Intake) queued(agent string) *schemas.Refusal {
+	if n := len(i.state.Agents[agent].Held); n >= maxHeld {
+		return schemas.Refuse(schemas.CodeRate, "%s is paused, and %d of its actions await a review; send again when some are decided", agent, n)
+	}
+	return nil
 }
 
 // awaitGrant waits until the fold has reached what the log says of the agent
