@@ -69,6 +69,10 @@ type firstUse struct {
 	time   time.Time
 }
 
+// queueMost is how many sends of one pair wait. Each is remembered until its
+// recipient takes it, which may be never, and each is cancelled by a kill.
+const queueMost = 10_000
+
 // Redelivery of a send that its recipient left unanswered: after 1 s, doubling
 // to 60 s. A recipient without a connection is tried again after 1 s, doubling
 // to 5 s.
@@ -209,6 +213,9 @@ func (c *Core) refused(e *schemas.Event, it *item) *schemas.Refusal {
 	it.grant, it.reserve = ad.Grant, ad.Reserve
 	if r != nil {
 		return r
+	}
+	if line := c.pairs[pair{e.Agent, e.To}]; !e.Action.Request() && line != nil && len(line.queue) >= queueMost {
+		return schemas.Refuse(schemas.CodeRate, "%d messages to %s wait for it to take them; send again when it has taken some", len(line.queue), e.To)
 	}
 	return c.repeated(e, it)
 }

@@ -531,3 +531,35 @@ func TestReviewsAndRevocationsSurviveARestart(t *testing.T) {
 	f.again()
 	none[Deliver](t, f.step(act("call:buy", "shop")))
 }
+
+// A hijacked agent sends to one that takes nothing, an accomplice or one that is
+// away: what waits is bounded, so that it fills no memory, and its kill ends soon.
+func TestSendsThatNobodyTakesWaitInBoundedNumber(t *testing.T) {
+	f := newFixture(t)
+	send := func(key string) []Effect {
+		f.now = f.now.Add(-time.Second) // all within a moment
+		e := act("send:bob", "bob")
+		e.MsgID = key
+		return f.step(e)
+	}
+	first := only[Deliver](t, send(""))
+	for range queueMost - 1 {
+		if a := only[Answer](t, send("")); code(t, a) != "" {
+			t.Fatalf("%+v", a)
+		}
+	}
+	ends, then := f.logged(send("one more"))
+	if len(ends) != 1 || ends[0].Kind != schemas.MessageCancelled || ends[0].Code != schemas.CodeRate {
+		t.Fatalf("one more ends as %+v", ends)
+	}
+	if a := only[Answer](t, then); code(t, a) != "429" {
+		t.Fatalf("one more is answered %+v", a)
+	}
+	only[Deliver](t, f.step(act("call:buy", "shop"))) // nothing else of it waits
+	taken := answer("bob", first.Event.Seq, "")
+	taken.Action, taken.Final = first.Event.Action, true
+	only[Deliver](t, f.step(taken))
+	if a := only[Answer](t, send("one more")); code(t, a) != "" {
+		t.Fatalf("the refused one, sent again, is answered %+v", a)
+	}
+}
