@@ -532,6 +532,39 @@ func TestReviewsAndRevocationsSurviveARestart(t *testing.T) {
 	none[Deliver](t, f.step(act("call:buy", "shop")))
 }
 
+// The same with requests to one that never answers.
+func TestRequestsThatNobodyAnswersWaitInBoundedNumber(t *testing.T) {
+	f := newFixture(t)
+	ask := func() []Effect {
+		f.now = f.now.Add(-time.Second) // all within a moment
+		return f.step(act("call:buy", "shop"))
+	}
+	first := only[Deliver](t, ask())
+	for range queueMost - 1 {
+		only[Deliver](t, ask())
+	}
+	refused := func() {
+		t.Helper()
+		if ends, then := f.logged(ask()); len(ends) != 1 || ends[0].Code != schemas.CodeRate || code(t, only[Answer](t, then)) != "429" {
+			t.Fatalf("one more ends as %+v", ends)
+		}
+	}
+	refused()
+	refused() // what was refused takes no room
+	only[Deliver](t, f.step(act("call:llm", "model")))
+	kept, err := OpenCore(f.core.Marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.core = kept
+	refused()
+	given := answer("shop", first.Event.Seq, "done")
+	given.Final = true
+	only[Answer](t, f.step(given))
+	only[Deliver](t, ask())
+	refused()
+}
+
 // A hijacked agent sends to one that takes nothing, an accomplice or one that is
 // away: what waits is bounded, so that it fills no memory, and its kill ends soon.
 func TestSendsThatNobodyTakesWaitInBoundedNumber(t *testing.T) {
