@@ -184,7 +184,9 @@ func declared(p schemas.Principal) schemas.Event {
 func TestNoAgentOpensOperationsWithoutEnd(t *testing.T) {
 	var open []schemas.Event
 	for n := range maxOpen {
-		open = append(open, issued(func(g *schemas.Grant) { g.JTI, g.Operation, g.IssuedBy = fmt.Sprint("j-", n), fmt.Sprint("op-", n), "alice" }))
+		open = append(open, issued(func(g *schemas.Grant) {
+			g.JTI, g.Operation, g.IssuedBy = fmt.Sprint("j-", n), fmt.Sprint("op-", n), "alice"
+		}))
 	}
 	alice := asker{agent: "alice", name: "alice"}
 	more := request(func(r *schemas.IssueRequest) { r.OperationID = "one-more" })

@@ -433,7 +433,6 @@ func (v *votes) add(s shape, prev toolID, uses []useOf) {
 // are normalised. A value with a dot, an address or a file as a rule, is not part
 // of a longer one: bob@acme.co is not who bob@acme.co.uk is.
 func inText(text, value []byte) bool {
-	dotted := bytes.IndexByte(value, '.') >= 0
 	for from := 0; len(value) > 0; {
 		i := bytes.Index(text[from:], value)
 		if i < 0 {
@@ -441,7 +440,7 @@ func inText(text, value []byte) bool {
 		}
 		start, end := from+i, from+i+len(value)
 		if (start == 0 || !alphanumeric(text[start-1])) && (end == len(text) || !alphanumeric(text[end])) &&
-			!(dotted && (start > 1 && joins(text[start-1]) && alphanumeric(text[start-2]) || end+1 < len(text) && joins(text[end]) && alphanumeric(text[end+1]))) {
+			!((start > 1 && joins(text[start-1]) && alphanumeric(text[start-2]) || end+1 < len(text) && joins(text[end]) && alphanumeric(text[end+1])) && bytes.IndexByte(value, '.') >= 0) {
 			return true
 		}
 		from = start + 1

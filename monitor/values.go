@@ -124,17 +124,73 @@ func (x *extractor) add(kind string, text []byte) {
 
 // leaf takes a string that stood under a key of the given kind.
 func (x *extractor) leaf(kind string, text []byte) {
-	x.value(kind, text)
-	x.encoded(text)
+	searched := x.value(kind, text)
+	has, digits := flag(0), 0
+	for _, c := range text {
+		has |= flags[c]
+		digits += int(flags[c] >> 7)
+	}
+	switch {
+	case has&separating != 0 && !searched && (has&marking != 0 || digits >= 8 || has&formed == formed && worldWide(text)):
+		x.text(text) // an address with a name, or one of several, is an address
+	case has&other == 0 && len(text) >= 16:
+		x.base64(text, has&ofURLs != 0)
+	}
+	if has&percent != 0 {
+		x.percent(text)
+	}
 }
 
-func (x *extractor) value(kind string, text []byte) {
+// A flag says what a byte of a value hints at.
+type flag uint8
+
+const (
+	separating flag = 1 << iota // several things, one beside the other
+	percent                     // percent-encoding
+	ofURLs                      // base64 as in URLs
+	other                       // no base64
+	marking                     // an address or a path
+	dot
+	double
+	digit
+
+	formed = dot | double // www.
+)
+
+var flags = func() (f [256]flag) {
+	for c := range f {
+		switch c := byte(c); {
+		case isDigit(c):
+			f[c] = digit
+		case c == 'w' || c == 'W':
+			f[c] = double
+		case c == '.':
+			f[c] = dot | other
+		case c == '/':
+			f[c] = marking
+		case c == '@':
+			f[c] = marking | other
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == ',' || c == ';' || c == '<' || c == '>' || c == '"' || c == '\'':
+			f[c] = separating | other
+		case c == '%':
+			f[c] = percent | other
+		case c == '-' || c == '_':
+			f[c] = ofURLs
+		case c != '+' && c != '=' && (c >= 0x80 || !alphanumeric(c)):
+			f[c] = other
+		}
+	}
+	return f
+}()
+
+// value takes it as one value; true where it is none, but text that was searched.
+func (x *extractor) value(kind string, text []byte) bool {
 	if len(text) > maxValue || len(text) > 2*maxWords && words(text) > maxWords {
 		if declared(kind) {
 			x.add(kind, text[:min(len(text), maxValue)])
 		}
 		x.text(text)
-		return
+		return true
 	}
 	if !declared(kind) {
 		if found := inferred(trimPunctuation(text)); found != "" {
@@ -144,42 +200,42 @@ func (x *extractor) value(kind string, text []byte) {
 		}
 	}
 	x.add(kind, text)
-	if bytes.IndexAny(text, " \t\r\n,;<>\"'") >= 0 {
-		x.text(text) // an address with a name, or one of several, is an address
-	}
+	return false
 }
 
-// encoded searches what a text says to who decodes it: percent-encoded, as in URLs
-// and forms, or in base64, as whole mails are handed over.
-func (x *extractor) encoded(text []byte) {
-	if bytes.IndexByte(text, '%') >= 0 {
-		out := x.decoded[:0]
-		for i := 0; i < len(text); i++ {
-			c := text[i]
-			if c == '%' && i+2 < len(text) {
-				if r, ok := hexadecimal(text[i+1 : i+3]); ok {
-					c, i = byte(r), i+2
-				}
+// worldWide reports whether a text holds what begins a host by its name.
+func worldWide(text []byte) bool {
+	for i := 0; i+4 <= len(text); i++ {
+		if text[i+3] == '.' && asciiEqual(text[i:i+4], "www.") {
+			return true
+		}
+	}
+	return false
+}
+
+// percent searches what a text says to who undoes percent-encoding, as in URLs and
+// forms.
+func (x *extractor) percent(text []byte) {
+	out := x.decoded[:0]
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if c == '%' && i+2 < len(text) {
+			if r, ok := hexadecimal(text[i+1 : i+3]); ok {
+				c, i = byte(r), i+2
 			}
-			out = append(out, c)
 		}
-		x.text(out)
-		return
+		out = append(out, c)
 	}
-	text = bytes.TrimRight(text, "=")
+	x.text(out)
+}
+
+// base64 searches what a text says in base64, as whole mails are handed over.
+func (x *extractor) base64(text []byte, ofURLs bool) {
 	form := base64.RawStdEncoding
-	for _, c := range text {
-		switch {
-		case c == '-' || c == '_':
-			form = base64.RawURLEncoding
-		case c != '+' && c != '/' && (c >= 0x80 || !alphanumeric(c)):
-			return
-		}
+	if ofURLs {
+		form = base64.RawURLEncoding
 	}
-	if len(text) < 16 || len(text)%4 == 1 {
-		return
-	}
-	if n, err := form.Decode(x.decoded[:cap(x.decoded)], text); err == nil && utf8.Valid(x.decoded[:n]) {
+	if n, err := form.Decode(x.decoded[:cap(x.decoded)], bytes.TrimRight(text, "=")); err == nil && utf8.Valid(x.decoded[:n]) {
 		x.text(x.decoded[:n])
 	}
 }
@@ -323,18 +379,23 @@ func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 // value has neither. Both are normalised already. What readers of URLs read in
 // different ways, a backslash, is no known domain.
 func domainOf(v value) []byte {
-	host, at := v.text, bytes.IndexByte(v.text, '@')
-	if end := bytes.IndexAny(host, "/?#"); end >= 0 && (v.kind == "url" || at > end) {
-		host = host[:end] // no '@' behind it says where a URL goes
-	} else if v.kind != "url" && at < 0 {
-		return nil
+	host, at, slash := v.text, -1, false
+	for i, c := range host {
+		if c == '@' {
+			at = i
+		} else if (c == '/' || c == '?' || c == '#') && (v.kind == "url" || at < 0 && bytes.IndexByte(host[i:], '@') > 0) {
+			host = host[:i] // no '@' behind it says where a URL goes
+			break
+		}
+		slash = slash || c == '\\'
 	}
-	if bytes.IndexByte(host, '\\') >= 0 {
+	switch {
+	case v.kind != "url" && at < 0 && len(host) == len(v.text):
+		return nil
+	case slash:
 		return host
 	}
-	if at := bytes.LastIndexByte(host, '@'); at >= 0 {
-		host = host[at+1:]
-	}
+	host = host[at+1:]
 	if v.kind == "url" {
 		if port := bytes.IndexByte(host, ':'); port >= 0 {
 			host = host[:port]

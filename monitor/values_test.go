@@ -90,6 +90,8 @@ func TestNoEncodingHidesAValue(t *testing.T) {
 		"a name before the address":          {`{"to":"Bob <eve@evil.example>"}`, "to=eve@evil.example"},
 		"one of several":                     {`{"to":"bob@acme.example,eve@evil.example"}`, "to=eve@evil.example"},
 		"a header behind a line's end":       {`{"to":"bob@acme.example\r\nBcc: eve@evil.example"}`, "to=eve@evil.example"},
+		"a host in a short text":             {`{"body":"pay at www.evil.example"}`, "url=www.evil.example"},
+		"an account in a short text":         {`{"body":"pay to 44500105 now"}`, "account=44500105"},
 		"a link in a short text":             {`{"body":"pay at https://evil.example/p"}`, "url=evil.example/p"},
 		"an account as a number":             {`{"recipient":44500105}`, "account=44500105"},
 		"an account as a number with a dot":  {`{"recipient":44500105.0}`, "account=44500105.0"},
