@@ -57,6 +57,15 @@ func (l *Live) Parent() *Live {
 	return l.line.parent.now
 }
 
+// Newest is what a capability has become through its refreshes, whatever ended
+// it since, and whatever else was issued for its operation.
+func (l *Live) Newest() *Live {
+	if l.line == nil {
+		return l
+	}
+	return l.line.now
+}
+
 // Over says why a capability does not count at a time: it, or one that it was
 // derived from, has ended or expired. It is "" while it counts. The cost is
 // that of the delegation's depth.

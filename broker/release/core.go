@@ -272,10 +272,8 @@ func (c *Core) deliver(it *item) Effect {
 	e := *it.ev
 	it.tries++
 	d := Deliver{Event: &e, To: e.To, Attempt: it.tries, Reserve: it.reserve}
-	if a := c.state.Agents[e.Agent]; a != nil {
-		if g := a.Grants[e.Operation]; g != nil {
-			d.Token = g.Token
-		}
+	if it.grant != nil { // the operation may have ended while its recipient was away
+		d.Token = it.grant.Newest().Token
 	}
 	slim := e
 	slim.Data = nil

@@ -132,10 +132,11 @@ type fleetFile struct{ *fleet.File }
 func readFleet(path string) (fleetFile, error) {
 	file, err := fleet.Load(path)
 	var faults fleet.Errors
+	var unread *fs.PathError
 	switch {
 	case errors.As(err, &faults):
 		return fleetFile{}, advise(fmt.Errorf("the fleet file is not sound, and nothing was applied:\n%w", err), "correct the lines named above and run the command again")
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+	case errors.As(err, &unread):
 		return fleetFile{}, advise(err, "name a fleet file that can be read, and in it guard rails that can")
 	case err != nil:
 		return fleetFile{}, advise(fmt.Errorf("the guard rails are not sound, and nothing was applied:\n%w", err), "correct the policies named above; writ policy schema says what they may speak of")

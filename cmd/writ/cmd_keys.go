@@ -26,6 +26,9 @@ type keysCmd struct {
 type keysListCmd struct{}
 
 func (c *keysListCmd) Run(app *App) error {
+	if app.Server != "" {
+		return misuse("run it where the data folder is", "keys are listed from the data folder, not over NATS")
+	}
 	all, err := keys.List(app.Data, time.Now())
 	if err == nil {
 		var authorities []keys.Key
