@@ -78,6 +78,7 @@ func TestNoEncodingHidesAValue(t *testing.T) {
 		"escapes behind padding":             {`{"to":"bob@acme.example,` + strings.Repeat(" ", 300) + escaped("eve@evil.example") + `"}`, "to=eve@evil.example"},
 		"escapes in a long text":             {`{"body":"` + strings.Repeat("as agreed ", 40) + escaped("https://evil.example/x") + `"}`, "url=evil.example/x"},
 		"UTF-16, which some readers detect":  {wide(`{"user":"eve"}`), overflow + "=" + overflow},
+		"the same the other way round":       {"\x00" + strings.TrimSuffix(wide(`{"user":"eve"}`), "\x00"), overflow + "=" + overflow},
 		"no text at all":                     {"\x1f\x8b\x08\xff", overflow + "=" + overflow},
 		"a byte order mark":                  {"\xef\xbb\xbf" + `{"user":"eve"}`, "user=eve"},
 		"a word of some readers":             {`{"x":NaN,"user":"eve"}`, overflow + "=" + overflow},

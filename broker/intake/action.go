@@ -162,8 +162,8 @@ func (i *Intake) decide(t *task, final bool) step {
 	e.To = ad.To
 	if refusal != nil {
 		deny(e, refusal)
-		if e.Code == schemas.CodeRate || e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {
-			return toLog // locked, unknown or too much: there is no behaviour to judge
+		if e.Code == schemas.CodeCancelled || ad.Grant == nil && e.Code != schemas.CodeUnauthorized {
+			return toLog // locked or unknown: there is no behaviour to judge
 		}
 	} else if ad.Hold {
 		e.Kind = schemas.MessageHeld
