@@ -130,7 +130,7 @@ func outdatedNow(s *schemas.State, a *schemas.Agent, g schemas.Grant, rails *gua
 	if what := Exceeds(g, a.Ceiling, now); what != "" {
 		return "the ceiling no longer admits " + what
 	}
-	return OffRails(rails, a, g)
+	return OffRails(rails, s.Principal, a, g)
 }
 
 // checkPrincipals holds a declaration against the grammar: the file was

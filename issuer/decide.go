@@ -22,6 +22,7 @@ const (
 	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
 	maxReason  = 500      // bytes of an operator's reason
 	maxActor   = 200      // bytes of an operator's name
+	maxOpen    = 1000     // operations of one agent that one agent has opened
 )
 
 // An asker is who asks for a capability: an agent, known by the account that
@@ -82,6 +83,9 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 	if err != nil {
 		return schemas.Grant{}, err
 	}
+	if err := room(a, who, req.OperationID); err != nil {
+		return schemas.Grant{}, err
+	}
 	over := overCeiling(req, scope, ceiling, f.now)
 	if len(over) > 0 && !a.Observed() {
 		return schemas.Grant{}, over[0]
@@ -93,7 +97,7 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 			return g, err
 		}
 	}
-	over = append(over, overLater(f.rails, a, ceiling, &g)...)
+	over = append(over, overLater(f.rails, s, a, ceiling, &g)...)
 	if len(over) > 0 && !a.Observed() {
 		return g, over[0]
 	}
@@ -101,6 +105,24 @@ func decideIssue(s *schemas.State, who asker, req schemas.IssueRequest, f fresh)
 		g.Notes = append(g.Notes, "observe mode: "+refusal.Error())
 	}
 	return g, nil
+}
+
+// room refuses an agent one more operation that has very many already: all of the
+// control plane remembers each, with its task, while it lasts.
+func room(a *schemas.Agent, who asker, operation string) error {
+	if who.agent == "" || len(a.Grants) < maxOpen || a.Grants[operation] != nil {
+		return nil
+	}
+	open := 0
+	for _, g := range a.Grants {
+		if g.IssuedBy == who.name {
+			open++
+		}
+	}
+	if open < maxOpen {
+		return nil
+	}
+	return schemas.Refuse(schemas.CodeRate, "%s has opened %d operations of %s that have not ended; give those up that are done (out.token.release), or wait until they expire", who.agent, open, a.ID)
 }
 
 // asked is the grant of what is asked for. In observe mode a tool of it can be
@@ -130,11 +152,11 @@ func asked(who asker, a *schemas.Agent, ceiling *schemas.Ceiling, scope []string
 // overLater lists what can be refused once the whole grant is known: what
 // outlives an exception that it rests on, and what guard rails forbid. Those in
 // shadow mode are noted.
-func overLater(rails *guard.Rails, a *schemas.Agent, ceiling *schemas.Ceiling, g *schemas.Grant) (over []error) {
+func overLater(rails *guard.Rails, s *schemas.State, a *schemas.Agent, ceiling *schemas.Ceiling, g *schemas.Grant) (over []error) {
 	if x := outlived(ceiling, *g); x != nil {
 		over = append(over, schemas.Refuse(schemas.CodeForbidden, "%s is an exception of %s until %s (%s); ask for a ttl that ends before", x.Scope, a.ID, x.Until.Format(time.RFC3339), x.Reason))
 	}
-	forbidden, shadow := rails.Decide(railQuestion(a, *g))
+	forbidden, shadow := rails.Decide(railQuestion(s.Principal, a, *g))
 	for _, f := range forbidden {
 		over = append(over, schemas.Refuse(schemas.CodeForbidden, "%s to %s", f, a.ID))
 	}
@@ -144,22 +166,35 @@ func overLater(rails *guard.Rails, a *schemas.Agent, ceiling *schemas.Ceiling, g
 	return over
 }
 
-// OffRails says which guard rail forbids a grant, "" where none does.
-func OffRails(rails *guard.Rails, a *schemas.Agent, g schemas.Grant) string {
-	forbidden, _ := rails.Decide(railQuestion(a, g))
+// OffRails says which guard rail forbids a grant, "" where none does. others are
+// the principals of the fleet, nil for who is none.
+func OffRails(rails *guard.Rails, others func(id string) *schemas.Principal, a *schemas.Agent, g schemas.Grant) string {
+	forbidden, _ := rails.Decide(railQuestion(others, a, g))
 	if len(forbidden) == 0 {
 		return ""
 	}
 	return forbidden[0].String()
 }
 
-func railQuestion(a *schemas.Agent, g schemas.Grant) guard.Question {
-	q := guard.Question{Agent: a.ID, Owner: a.Owner, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
-		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Chain: g.Act}
-	if a.Ceiling != nil {
-		q.Jobs = a.Ceiling.Jobs
+func railQuestion(others func(id string) *schemas.Principal, a *schemas.Agent, g schemas.Grant) guard.Question {
+	self := known(a.Principal)
+	return guard.Question{Agent: a.ID, Owner: self.Owner, Jobs: self.Jobs, Scope: g.Scope, Operation: g.Operation, Job: g.Job, Task: g.Task,
+		TTLSeconds: int64(g.Expires.Sub(g.NotBefore) / time.Second), MaxTokens: g.MaxTokens, IssuedBy: g.IssuedBy, Chain: g.Act,
+		Others: func(id string) *guard.Agent {
+			p := others(id)
+			if p == nil {
+				return nil
+			}
+			return known(*p)
+		}}
+}
+
+func known(p schemas.Principal) *guard.Agent {
+	a := &guard.Agent{Owner: p.Owner}
+	if p.Ceiling != nil {
+		a.Jobs = p.Ceiling.Jobs
 	}
-	return q
+	return a
 }
 
 // outlived finds an exception that ends before a grant that rests on it. Of
@@ -440,7 +475,7 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	}
 	g := renew(old, ceiling, req.PublicKey, f)
 	if !a.Observed() {
-		g.Scope = f.rails.Without(railQuestion(a, g))
+		g.Scope = f.rails.Without(railQuestion(s.Principal, a, g))
 	}
 	if !g.Expires.After(g.NotBefore) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s can't be renewed: that of %s, from which it was derived, ends within this second", req.OperationID, g.ParentAgent)

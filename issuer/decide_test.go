@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -176,6 +177,37 @@ func issued(change func(*schemas.Grant)) schemas.Event {
 
 func declared(p schemas.Principal) schemas.Event {
 	return schemas.Event{Kind: schemas.AgentDeclared, Agent: p.ID, Data: schemas.Marshal(p)}
+}
+
+// A hijacked agent opens operations without an end, each with a task as long as
+// they may be: beyond a bound it is refused, and nobody else.
+func TestNoAgentOpensOperationsWithoutEnd(t *testing.T) {
+	var open []schemas.Event
+	for n := range maxOpen {
+		open = append(open, issued(func(g *schemas.Grant) {
+			g.JTI, g.Operation, g.IssuedBy = fmt.Sprint("j-", n), fmt.Sprint("op-", n), "alice"
+		}))
+	}
+	alice := asker{agent: "alice", name: "alice"}
+	more := request(func(r *schemas.IssueRequest) { r.OperationID = "one-more" })
+	if _, err := decideIssue(fleetState(t, open[1:]...), alice, more, now); err != nil {
+		t.Errorf("the last that fits: %v", err)
+	}
+	s := fleetState(t, open...)
+	_, err := decideIssue(s, alice, more, now)
+	refused(t, err, 429, "has opened 1000 operations of alice")
+	for name, c := range map[string]struct {
+		who asker
+		op  string
+	}{"one that it has": {alice, "op-7"}, "another's": {asker{agent: "orchestrator", name: "orchestrator"}, "one-more"}, "an operator's": {operatorAsks, "one-more"}} {
+		if _, err := decideIssue(s, c.who, request(func(r *schemas.IssueRequest) { r.OperationID = c.op }), now); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ended := schemas.Event{Kind: schemas.OperationEnded, Agent: "alice", Operation: "op-7", JTI: "j-7"}
+	if _, err := decideIssue(fleetState(t, append(open, ended)...), alice, more, now); err != nil {
+		t.Errorf("behind an end: %v", err)
+	}
 }
 
 func TestDecideRefreshIsNeverWider(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nkeys"
@@ -26,7 +27,8 @@ import (
 var openAPI []byte
 
 const (
-	httpAtOnce = 64 // requests in progress; more are told to come again
+	httpAtOnce = 64 // requests that are carried out; more are told to come again
+	httpOfOne  = 8  // requests of one principal in progress, from its proof to the answer
 	httpWithin = 30 * time.Second
 )
 
@@ -50,7 +52,7 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issuer: %w", err)
 	}
-	h := &face{i: i, proofs: proofs}
+	h := &face{i: i, proofs: proofs, open: map[string]int{}}
 	mux := http.NewServeMux()
 	agents := make(chan struct{}, httpAtOnce)
 	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
@@ -88,6 +90,28 @@ func document(w http.ResponseWriter, contentType string, body []byte) {
 type face struct {
 	i      *Issuer
 	proofs *dpop.Checker
+
+	mu   sync.Mutex     // guards the field below
+	open map[string]int // requests in progress, by principal
+}
+
+// enter takes a principal's place for a request; false where it has none left.
+func (h *face) enter(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open[id] >= httpOfOne {
+		return false
+	}
+	h.open[id]++
+	return true
+}
+
+func (h *face) leave(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open[id]--; h.open[id] == 0 {
+		delete(h.open, id)
+	}
 }
 
 // A route is who may ask under a path, how often, and what is done.
@@ -101,14 +125,6 @@ type route struct {
 }
 
 func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
-	select {
-	case to.slots <- struct{}{}:
-		defer func() { <-to.slots }()
-	default:
-		w.Header().Set("Retry-After", "1")
-		problem(w, schemas.Refuse(schemas.CodeUnavailable, "the issuer has too much to do; ask again"))
-		return
-	}
 	if r.Method != to.method {
 		w.Header().Set("Allow", to.method)
 		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: schemas.CodeMalformed, Detail: "only " + to.method + " is possible here"}.Write(w)
@@ -125,6 +141,12 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 		problem(w, to.over())
 		return
 	}
+	if !h.enter(who.ID) {
+		w.Header().Set("Retry-After", "1")
+		problem(w, schemas.Refuse(schemas.CodeRate, "%d requests of %s are in progress; wait for an answer", httpOfOne, who.ID))
+		return
+	}
+	defer h.leave(who.ID)
 	data, err := read(w, r, to)
 	if err != nil {
 		h.fail(w, r, err)
@@ -136,9 +158,7 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 		challenge(w, fmt.Errorf("identity: %w", err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), httpWithin)
-	defer cancel()
-	answer, err := to.do(ctx, who, data)
+	answer, err := to.carryOut(r.Context(), who, data)
 	if err != nil {
 		h.fail(w, r, err)
 		return
@@ -148,6 +168,22 @@ func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	_, _ = w.Write(schemas.Marshal(answer)) // the client went away
 }
+
+// carryOut does what was asked, if not too much is done already. Nobody holds one
+// of these places by sending, or reading, slowly.
+func (to route) carryOut(ctx context.Context, who accounts.Identity, data []byte) (any, error) {
+	select {
+	case to.slots <- struct{}{}:
+		defer func() { <-to.slots }()
+	default:
+		return nil, busy
+	}
+	ctx, cancel := context.WithTimeout(ctx, httpWithin)
+	defer cancel()
+	return to.do(ctx, who, data)
+}
+
+var busy = schemas.Refuse(schemas.CodeUnavailable, "the issuer has too much to do; ask again")
 
 func challenge(w http.ResponseWriter, err error) {
 	status := httpcap.Challenge(w, "", false, err)
@@ -167,22 +203,24 @@ func (h *face) authenticate(r *http.Request, whose func(r *http.Request, token s
 	if who, err = whose(r, token); err != nil {
 		return who, "", fmt.Errorf("identity: %w", err)
 	}
-	proof, err := h.proofs.Check(r, token)
-	if err != nil {
-		return who, "", err
-	}
+	_, err = h.proofs.Check(r, token, func(p dpop.Proof) (string, error) { return who.ID, signedBy(p, who) })
+	return who, token, err
+}
+
+// signedBy refuses a proof of another key than that of the credential.
+func signedBy(p dpop.Proof, who accounts.Identity) error {
 	shown := ""
-	if proof.Ed25519 != nil {
-		key, err := nkeys.Encode(nkeys.PrefixByteUser, proof.Ed25519)
+	if p.Ed25519 != nil {
+		key, err := nkeys.Encode(nkeys.PrefixByteUser, p.Ed25519)
 		if err != nil {
-			return who, "", fmt.Errorf("encode a key: %w", err)
+			return fmt.Errorf("encode a key: %w", err)
 		}
 		shown = string(key)
 	}
 	if shown != who.PublicKey {
-		return who, "", fmt.Errorf("identity: %w: the proof is signed with another key than %s", capability.ErrPossession, who.PublicKey)
+		return fmt.Errorf("identity: %w: the proof is signed with another key than %s", capability.ErrPossession, who.PublicKey)
 	}
-	return who, token, nil
+	return nil
 }
 
 // identityOf holds a user JWT against what the server itself holds it against at
@@ -293,7 +331,9 @@ func (i *Issuer) giveUp(ctx context.Context, who asker, body []byte) (any, error
 
 func (h *face) fail(w http.ResponseWriter, r *http.Request, err error) {
 	refusal := bus.AsRefusal(err)
-	if refusal.Code == schemas.CodeUnavailable {
+	if refusal == busy {
+		w.Header().Set("Retry-After", "1")
+	} else if refusal.Code == schemas.CodeUnavailable {
 		h.i.Logger.Error("request over HTTP failed", "path", r.URL.Path, "error", err)
 		refusal = schemas.Refuse(schemas.CodeUnavailable, "the issuer could not do it now; ask again")
 	}

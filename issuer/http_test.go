@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -508,6 +509,90 @@ func TestOneRateForBothWays(t *testing.T) {
 	}
 	if got := writer.ok("/v1/tokens", map[string]any{"operation_id": "desk"}); got.AgentID != "writer-2" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// slowly begins requests whose bodies don't come, and gives the statuses that they
+// have come to, 100 where the body is awaited. end ends them.
+func (c *caller) slowly(path string, many int) (statuses map[int]int, end func()) {
+	c.t.Helper()
+	c.send(path, map[string]any{}) // for the nonce
+	held, release := io.Pipe()
+	begun := make(chan int, 2*many)
+	var all sync.WaitGroup
+	for range many {
+		r := c.signed("POST", path, io.NopCloser(held))
+		r.Header.Set("Expect", "100-continue")
+		r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got100Continue: func() { begun <- 100 }}))
+		all.Go(func() {
+			res, err := c.client.Do(r)
+			if err != nil {
+				return // cut off at the end
+			}
+			_ = res.Body.Close()
+			begun <- res.StatusCode
+		})
+	}
+	statuses = map[int]int{}
+	for range many {
+		statuses[<-begun]++
+	}
+	return statuses, func() {
+		must(c.t, release.CloseWithError(io.ErrUnexpectedEOF))
+		all.Wait()
+	}
+}
+
+// A hijacked agent, a mob of them, or a viewer's credential, begins as many requests
+// as it likes and ends none: the others are served meanwhile.
+func TestWhoSendsSlowlyDelaysNobodyElse(t *testing.T) {
+	a := newAPI(t)
+	fleet := []schemas.Principal{{ID: "vera", Kind: schemas.KindOperator, Role: schemas.RoleViewer}, {ID: "olga", Kind: schemas.KindOperator, Role: schemas.RoleOperator}}
+	for n := range 9 {
+		fleet = append(fleet, schemas.Principal{ID: fmt.Sprint("mob-", n), Kind: schemas.KindAgent})
+	}
+	call[schemas.ApplyReply](a.plane, schemas.CtlApply, fleetOf(fleet...))
+	others := func() {
+		t.Helper()
+		if got := a.caller("writer-2").ok("/v1/tokens", map[string]any{"operation_id": "desk"}); got.AgentID != "writer-2" {
+			t.Errorf("%+v", got)
+		}
+		if res, b := a.caller("olga").send("/v1/agents/writer-2/lock", map[string]any{"lock": "paused", "reason": "because"}); res.StatusCode != http.StatusOK {
+			t.Errorf("%s %s", res.Status, b)
+		}
+		a.lock(schemas.Active, "writer-2")
+	}
+	for id, path := range map[string]string{"analyst-7": "/v1/tokens", "vera": "/v1/agents/writer-2/lock"} {
+		statuses, end := a.caller(id).slowly(path, 70)
+		if statuses[http.StatusTooManyRequests] == 0 {
+			t.Errorf("%s has as many requests in progress as it likes: %v", id, statuses)
+		}
+		others()
+		end()
+	}
+	for n := range 9 {
+		statuses, end := a.caller(fmt.Sprint("mob-", n)).slowly("/v1/tokens", 8)
+		defer end()
+		if statuses[100] != 8 {
+			t.Fatalf("%d: %v", n, statuses)
+		}
+	}
+	others()
+}
+
+// Whoever stole a credential without its key, from a log, makes proofs with keys of
+// its own: none of them is remembered, so that they fill nothing.
+func TestProofsOfAThiefTakeNoRoom(t *testing.T) {
+	a := newAPI(t)
+	c, thief := a.caller("analyst-7"), a.caller("writer-2")
+	c.send("/v1/tokens", map[string]any{}) // for the nonce
+	r := c.request("/v1/tokens", report())
+	c.prove(r, thief.prover)
+	for range 2 {
+		again := r.Clone(t.Context())
+		again.Body = io.NopCloser(bytes.NewReader(schemas.Marshal(report())))
+		res, b := a.do(again)
+		a.problem("a thief's proof", res, b, http.StatusUnauthorized, "possession not proven")
 	}
 }
 

@@ -56,8 +56,8 @@ import (
 // may do, and what became of its actions. Accepted ones change nothing here,
 // and are most of the log.
 var Filters = []string{"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>",
-	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
-	"ev.*.message.expired", "ev.*.release.mark"}
+	"ev.*.operation.>", "ev.*.risk.>", "ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.message.expired", "ev.*.response.held", "ev.*.response.denied",
+	"ev.*.release.mark"}
 
 // Options of an Issuer. All but Now are needed, Callout and CA where TLS is on.
 type Options struct {

@@ -67,6 +67,36 @@ func TestNewGuardRailsEndWhatTheyForbid(t *testing.T) {
 	}
 }
 
+// What guard rails say of a recipient holds for the one that the fleet file
+// declares, at the request, at a refresh, and when it is declared another's.
+func TestGuardRailsSeeTheRecipient(t *testing.T) {
+	sends := declared(aliceAs(func(c *schemas.Ceiling) { c.Scope = append(c.Scope, "send:mole", "send:stranger") }))
+	mole := schemas.Principal{ID: "mole", Kind: schemas.KindAgent, Owner: "x@partner.example"}
+	f := now
+	f.rails = railsOf(t, `@id("not-to-partners") forbid (principal, action == Action::"send", resource) when { resource.owner like "*@partner.example" };`)
+	s := fleetState(t, sends, declared(mole))
+	ask := request(func(r *schemas.IssueRequest) { r.Scope = []string{"send:stranger"} })
+	if _, err := decideIssue(s, operatorAsks, ask, f); err != nil {
+		t.Errorf("to another: %v", err)
+	}
+	ask.Scope = append(ask.Scope, "send:mole")
+	_, err := decideIssue(s, operatorAsks, ask, f)
+	refused(t, err, 403, "guard rail not-to-partners forbids send:mole to alice")
+
+	held := issued(func(g *schemas.Grant) { g.Scope = []string{"send:mole", "send:stranger"} })
+	s = fleetState(t, sends, declared(mole), held)
+	if revoke := outdated(s, f.rails, noon); len(revoke) != 1 || revoke[0].why != "guard rail not-to-partners forbids send:mole" {
+		t.Errorf("revoked %+v", revoke)
+	}
+	if g, err := decideRefresh(s, "alice", schemas.RefreshRequest{OperationID: "op"}, f); err != nil || !slices.Equal(g.Scope, []string{"send:stranger"}) {
+		t.Errorf("refreshed to %v, %v", g.Scope, err)
+	}
+	mole.Owner = "a@acme.example"
+	if revoke := outdated(fleetState(t, sends, declared(mole), held), f.rails, noon); len(revoke) != 0 {
+		t.Errorf("revoked %+v", revoke)
+	}
+}
+
 // An agent gets through others what it would not be given itself: guard rails see
 // all through whom a capability came, and how many they are, also where it is
 // refreshed and where the rails come later.

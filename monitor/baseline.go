@@ -431,7 +431,8 @@ func (v *votes) add(s shape, prev toolID, uses []useOf) {
 }
 
 // inText reports whether a value stands in a text as words of its own; both
-// are normalised.
+// are normalised. A value with a dot, an address or a file as a rule, is not part
+// of a longer one: bob@acme.co is not who bob@acme.co.uk is.
 func inText(text, value []byte) bool {
 	for from := 0; len(value) > 0; {
 		i := bytes.Index(text[from:], value)
@@ -439,13 +440,16 @@ func inText(text, value []byte) bool {
 			return false
 		}
 		start, end := from+i, from+i+len(value)
-		if (start == 0 || !alphanumeric(text[start-1])) && (end == len(text) || !alphanumeric(text[end])) {
+		if (start == 0 || !alphanumeric(text[start-1])) && (end == len(text) || !alphanumeric(text[end])) &&
+			!((start > 1 && joins(text[start-1]) && alphanumeric(text[start-2]) || end+1 < len(text) && joins(text[end]) && alphanumeric(text[end+1])) && bytes.IndexByte(value, '.') >= 0) {
 			return true
 		}
 		from = start + 1
 	}
 	return false
 }
+
+func joins(c byte) bool { return c == '.' || c == '-' || c == '_' || c == '+' }
 
 func alphanumeric(c byte) bool {
 	return isDigit(c) || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80

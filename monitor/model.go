@@ -499,7 +499,7 @@ func (r *run) answeredBy(agent string) bool {
 func (m *Model) output(e *schemas.Event) {
 	if asker := m.own(e.To); asker != nil {
 		if r := asker.runs[e.Operation]; r != nil && !r.ended {
-			r.output(m.trait(e.Action).tool, e.Data)
+			r.output(m.trait(e.Action).tool, e.Data, m.extract)
 			asker.answeredWith(r, e)
 			r.last = e.Seq
 		}

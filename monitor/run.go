@@ -150,8 +150,9 @@ func (r *run) source(tool toolID) uint8 {
 
 // output remembers which words a tool's output brought. Words that look like
 // values come first, so that padding can't crowd them out; when even they are
-// too many, whatever is not remembered counts as brought by it.
-func (r *run) output(tool toolID, body []byte) {
+// too many, whatever is not remembered counts as brought by it. Escapes of JSON are
+// undone, as those of the values are that are looked for.
+func (r *run) output(tool toolID, body []byte, x *extractor) {
 	if r.outputs == 1<<16-1 {
 		return
 	}
@@ -162,6 +163,7 @@ func (r *run) output(tool toolID, body []byte) {
 	if len(body) > maxRead {
 		body, r.flooded = body[:maxRead], r.outputs
 	}
+	body = x.plain(body)
 	src := r.source(tool)
 	var word [maxValue]byte
 	for _, salient := range []bool{true, false} {

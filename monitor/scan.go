@@ -11,7 +11,7 @@ type scanner struct {
 	pos   int
 	depth int
 	x     *extractor
-	text  [2 * maxValue]byte // one short string without its escapes
+	text  []byte // one string without its escapes, which is never longer than with them
 }
 
 // value reads one value under a key; false where there is none.
@@ -33,12 +33,10 @@ func (s *scanner) value(kind string) bool {
 		for s.pos < len(s.in) && numeric(s.in[s.pos]) {
 			s.pos++
 		}
-		if declared(kind) {
-			s.x.add(kind, s.in[from:s.pos])
-		}
+		s.x.number(kind, s.in[from:s.pos])
 		return true
 	}
-	for _, word := range []string{"true", "false", "null"} {
+	for _, word := range [...]string{"true", "false", "null"} {
 		if end := s.pos + len(word); end <= len(s.in) && string(s.in[s.pos:end]) == word {
 			s.pos = end
 			return true
@@ -52,8 +50,15 @@ func numeric(c byte) bool {
 }
 
 // nested reads an object or a list. The members of a list are of the list's
-// own kind.
-func (s *scanner) nested(end byte, kind string) bool {
+// own kind. What began as an object and can't be read on as one may be read by a
+// more lenient reader than this (of NaN, of comments, of names without quotes), to
+// whom the rest says something: it counts as not read.
+func (s *scanner) nested(end byte, kind string) (ok bool) {
+	defer func() {
+		if !ok && end == '}' {
+			s.x.full = true
+		}
+	}()
 	if s.depth == maxDepth {
 		s.x.full = true
 		return false
@@ -113,9 +118,8 @@ func (s *scanner) space() {
 	}
 }
 
-// str reads a string. One without escapes is returned as it stands, one with
-// escapes is undone as far as the buffer reaches; what is longer is text
-// anyway, and is returned raw. False where the closing quote is missing.
+// str reads a string, and undoes its escapes. The text holds until the next
+// string. False where the closing quote is missing.
 func (s *scanner) str() (text []byte, ok bool) {
 	s.pos++
 	from, escaped := s.pos, false
@@ -135,19 +139,13 @@ func (s *scanner) str() (text []byte, ok bool) {
 	if !escaped {
 		return raw, true
 	}
-	if plain, fits := s.unescape(raw); fits {
-		return plain, true
-	}
-	return raw, true
+	return s.unescape(raw), true
 }
 
-// unescape undoes JSON's escapes; false where the result does not fit.
-func (s *scanner) unescape(raw []byte) ([]byte, bool) {
+// unescape undoes JSON's escapes.
+func (s *scanner) unescape(raw []byte) []byte {
 	out := s.text[:0]
 	for i := 0; i < len(raw); i++ {
-		if len(out)+utf8.UTFMax > len(s.text) {
-			return nil, false
-		}
 		if raw[i] != '\\' || i+1 == len(raw) {
 			out = append(out, raw[i])
 			continue
@@ -165,7 +163,8 @@ func (s *scanner) unescape(raw []byte) ([]byte, bool) {
 			out = append(out, raw[i])
 		}
 	}
-	return out, true
+	s.text = out
+	return out
 }
 
 // codepoint reads the digits behind "\u", with a low surrogate's if they
@@ -187,7 +186,11 @@ func hex4(in []byte) (r rune, ok bool) {
 	if len(in) < 4 {
 		return 0, false
 	}
-	for _, c := range in[:4] {
+	return hexadecimal(in[:4])
+}
+
+func hexadecimal(in []byte) (r rune, ok bool) {
+	for _, c := range in {
 		switch c = lower(c); {
 		case isDigit(c):
 			r = r<<4 | rune(c-'0')

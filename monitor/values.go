@@ -2,13 +2,14 @@ package monitor
 
 import (
 	"bytes"
+	"encoding/base64"
 	"hash/maphash"
 	"math/bits"
 	"unicode/utf8"
 )
 
-// Bounds of what is read of one body. What goes past them makes the body count
-// as one that holds an unknown value.
+// Bounds of what is read of one body. What goes past them, or can't be read,
+// makes the body count as one that holds an unknown value.
 const (
 	maxRead   = 64 << 10 // bytes
 	maxLeaves = 128      // values
@@ -33,15 +34,18 @@ type extractor struct {
 	values []value
 	buf    []byte // texts of the values; never grows while they are in use
 	full   bool
-	keys   uint64 // the names of the outermost object's members, see shape; 0 where it has none
-	scan   scanner
-	kinds  map[string]*member // by the names of members met, see member
-	named  [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
-	seed   maphash.Seed
+	// decoded is what a text says in an encoding.
+	decoded []byte
+	keys    uint64 // the names of the outermost object's members, see shape; 0 where it has none
+	scan    scanner
+	kinds   map[string]*member // by the names of members met, see member
+	named   [1 << 8]naming     // values whose ids were asked for, by hashes of their texts
+	seed    maphash.Seed
 }
 
 func newExtractor() *extractor {
-	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed()}
+	return &extractor{values: make([]value, 0, maxLeaves+1), buf: make([]byte, 0, maxRead), kinds: map[string]*member{}, seed: maphash.MakeSeed(),
+		decoded: make([]byte, 0, maxRead), scan: scanner{text: make([]byte, 0, maxRead)}}
 }
 
 // A naming is a text with its id.
@@ -73,6 +77,10 @@ func (x *extractor) read(body []byte) []value {
 	if x.full {
 		body = body[:maxRead]
 	}
+	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")) // many readers of JSON pass it over
+	if bytes.IndexByte(body, 0) >= 0 || !utf8.Valid(body) {
+		x.full = true // UTF-16, compressed, whatever: who it is for reads it, and this can't
+	}
 	s := &x.scan
 	s.in, s.pos, s.depth, s.x = body, 0, 0, x
 	s.space()
@@ -85,6 +93,15 @@ func (x *extractor) read(body []byte) []value {
 		x.values = append(x.values, value{kind: overflow, text: []byte(overflow)})
 	}
 	return x.values
+}
+
+// plain is a body, of at most maxRead bytes, without JSON's escapes, where it can
+// be JSON. It holds until the next body is read.
+func (x *extractor) plain(body []byte) []byte {
+	if from := bytes.TrimLeft(body, " \t\r\n\xef\xbb\xbf"); len(from) == 0 || bytes.IndexByte([]byte(`{["`), from[0]) < 0 || bytes.IndexByte(from, '\\') < 0 {
+		return body
+	}
+	return x.scan.unescape(body)
 }
 
 // add takes one value, if there is room.
@@ -107,12 +124,73 @@ func (x *extractor) add(kind string, text []byte) {
 
 // leaf takes a string that stood under a key of the given kind.
 func (x *extractor) leaf(kind string, text []byte) {
+	searched := x.value(kind, text)
+	has, digits := flag(0), 0
+	for _, c := range text {
+		has |= flags[c]
+		digits += int(flags[c] >> 7)
+	}
+	switch {
+	case has&separating != 0 && !searched && (has&marking != 0 || digits >= 8 || has&formed == formed && worldWide(text)):
+		x.text(text) // an address with a name, or one of several, is an address
+	case has&other == 0 && len(text) >= 16:
+		x.base64(text, has&ofURLs != 0)
+	}
+	if has&percent != 0 {
+		x.percent(text)
+	}
+}
+
+// A flag says what a byte of a value hints at.
+type flag uint8
+
+const (
+	separating flag = 1 << iota // several things, one beside the other
+	percent                     // percent-encoding
+	ofURLs                      // base64 as in URLs
+	other                       // no base64
+	marking                     // an address or a path
+	dot
+	double
+	digit
+
+	formed = dot | double // www.
+)
+
+var flags = func() (f [256]flag) {
+	for c := range f {
+		switch c := byte(c); {
+		case isDigit(c):
+			f[c] = digit
+		case c == 'w' || c == 'W':
+			f[c] = double
+		case c == '.':
+			f[c] = dot | other
+		case c == '/':
+			f[c] = marking
+		case c == '@':
+			f[c] = marking | other
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == ',' || c == ';' || c == '<' || c == '>' || c == '"' || c == '\'':
+			f[c] = separating | other
+		case c == '%':
+			f[c] = percent | other
+		case c == '-' || c == '_':
+			f[c] = ofURLs
+		case c != '+' && c != '=' && (c >= 0x80 || !alphanumeric(c)):
+			f[c] = other
+		}
+	}
+	return f
+}()
+
+// value takes it as one value; true where it is none, but text that was searched.
+func (x *extractor) value(kind string, text []byte) bool {
 	if len(text) > maxValue || len(text) > 2*maxWords && words(text) > maxWords {
 		if declared(kind) {
 			x.add(kind, text[:min(len(text), maxValue)])
 		}
 		x.text(text)
-		return
+		return true
 	}
 	if !declared(kind) {
 		if found := inferred(trimPunctuation(text)); found != "" {
@@ -122,6 +200,74 @@ func (x *extractor) leaf(kind string, text []byte) {
 		}
 	}
 	x.add(kind, text)
+	return false
+}
+
+// worldWide reports whether a text holds what begins a host by its name.
+func worldWide(text []byte) bool {
+	for i := 0; i+4 <= len(text); i++ {
+		if text[i+3] == '.' && asciiEqual(text[i:i+4], "www.") {
+			return true
+		}
+	}
+	return false
+}
+
+// percent searches what a text says to who undoes percent-encoding, as in URLs and
+// forms.
+func (x *extractor) percent(text []byte) {
+	out := x.decoded[:0]
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if c == '%' && i+2 < len(text) {
+			if r, ok := hexadecimal(text[i+1 : i+3]); ok {
+				c, i = byte(r), i+2
+			}
+		}
+		out = append(out, c)
+	}
+	x.text(out)
+}
+
+// base64 searches what a text says in base64, as whole mails are handed over.
+func (x *extractor) base64(text []byte, ofURLs bool) {
+	form := base64.RawStdEncoding
+	if ofURLs {
+		form = base64.RawURLEncoding
+	}
+	if n, err := form.Decode(x.decoded[:cap(x.decoded)], bytes.TrimRight(text, "=")); err == nil && utf8.Valid(x.decoded[:n]) {
+		x.text(x.decoded[:n])
+	}
+}
+
+// number takes a number. Under a kind that traces name it is a value; elsewhere
+// it is one where it could be an account's, which is the same account as a number
+// and as a string.
+func (x *extractor) number(kind string, text []byte) {
+	if !declared(kind) {
+		if !numbersAccount(text) {
+			return
+		}
+		kind = "account"
+	}
+	x.add(kind, text[:min(len(text), maxValue)])
+}
+
+// numbersAccount reports whether a number could be an account's: a whole one of
+// eight digits, or one that is written so that it does not show. What could as
+// well be a time, in seconds or milliseconds of these years, is taken for one.
+func numbersAccount(t []byte) bool {
+	if e := bytes.IndexAny(t, "eE"); e > 0 {
+		return e+1 < len(t) && t[e+1] != '-' || account(t[:e])
+	}
+	if dot := bytes.IndexByte(t, '.'); dot >= 0 {
+		if len(bytes.Trim(t[dot+1:], "0")) > 0 {
+			return false
+		}
+		t = t[:dot]
+	}
+	time := (len(t) == 10 || len(t) == 13) && t[0] == '1' && t[1] >= '5'
+	return account(t) && !time
 }
 
 // A member is what the name of an object's member says.
@@ -230,20 +376,32 @@ func account(t []byte) bool {
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // domainOf is the host of a URL or the domain of a mail address, nil where the
-// value has neither. Both are normalised already.
+// value has neither. Both are normalised already. What readers of URLs read in
+// different ways, a backslash, is no known domain.
 func domainOf(v value) []byte {
-	if at := bytes.LastIndexByte(v.text, '@'); at >= 0 {
-		return v.text[at+1:]
+	host, at, slash := v.text, -1, false
+	for i, c := range host {
+		if c == '@' {
+			at = i
+		} else if (c == '/' || c == '?' || c == '#') && (v.kind == "url" || at < 0 && bytes.IndexByte(host[i:], '@') > 0) {
+			host = host[:i] // no '@' behind it says where a URL goes
+			break
+		}
+		slash = slash || c == '\\'
 	}
-	if v.kind != "url" {
+	switch {
+	case v.kind != "url" && at < 0 && len(host) == len(v.text):
 		return nil
+	case slash:
+		return host
 	}
-	for i, c := range v.text {
-		if c == '/' || c == '?' || c == '#' || c == ':' {
-			return v.text[:i]
+	host = host[at+1:]
+	if v.kind == "url" {
+		if port := bytes.IndexByte(host, ':'); port >= 0 {
+			host = host[:port]
 		}
 	}
-	return v.text
+	return host
 }
 
 // normal makes two ways of writing one value equal, in place: ASCII lower case

@@ -91,7 +91,7 @@ func TestAChildReservesItsBudgetAndGivesBackWhatItDidNotUse(t *testing.T) {
 	w.grant("bob", "part", handed("alice", "op", "j-op"), func(g *Grant) { g.MaxTokens = 60 })
 	w.free("alice", "op", 40)
 	w.free("bob", "part", 60)
-	if _, r := w.s.Admit("alice", "op", Action{VerbCall, "pandas"}, Digest{1}, 41, w.now); r == nil || r.Code != CodeBudget {
+	if _, r := w.s.Admit(&Event{Agent: "alice", Operation: "op", Action: Action{VerbCall, "pandas"}, Digest: Digest{1}, Reserve: 41, Time: w.now}); r == nil || r.Code != CodeBudget {
 		t.Errorf("the parent uses what its child has reserved: %v", r)
 	}
 	w.answer("bob", "part", w.use("bob", "part", "j-part", 50), 15)
@@ -123,7 +123,7 @@ func TestAnObservedChildSpendsNoMoreThanItsParentHandedOn(t *testing.T) {
 	w.declare(Principal{ID: "bob", Kind: KindAgent, Mode: ModeObserve})
 	w.grant("bob", "part", handed("alice", "op", "j-op"), func(g *Grant) { g.MaxTokens = 20 })
 	w.use("bob", "part", "j-part", 20)
-	if _, r := w.s.Admit("bob", "part", Action{VerbCall, "pandas"}, Digest{1}, 10, w.now); r == nil || r.Code != CodeBudget {
+	if _, r := w.s.Admit(&Event{Agent: "bob", Operation: "part", Action: Action{VerbCall, "pandas"}, Digest: Digest{1}, Reserve: 10, Time: w.now}); r == nil || r.Code != CodeBudget {
 		t.Errorf("an observed child uses its parent's tokens beyond what it was handed: %v", r)
 	}
 	w.free("alice", "op", 80)
@@ -209,7 +209,7 @@ func TestBudgetsAreNeverOverspentByCallersAtTheSameTime(t *testing.T) {
 				if r.IntN(8) == 0 {
 					stated = 0
 				}
-				ad, refusal := w.s.Admit(id, op, Action{VerbCall, "pandas"}, Digest{1}, stated, w.now)
+				ad, refusal := w.s.Admit(&Event{Agent: id, Operation: op, Action: Action{VerbCall, "pandas"}, Digest: Digest{1}, Reserve: stated, Time: w.now})
 				seq := w.use(id, op, "j-"+op, stated)
 				if refusal != nil {
 					if refusal.Code != CodeBudget {

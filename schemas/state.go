@@ -61,6 +61,7 @@ type Live struct {
 type approvalKey struct {
 	operation, action string
 	digest            Digest
+	contentType       string // who is sent the same bytes as something else reads something else
 }
 
 type approval struct {
@@ -348,7 +349,7 @@ func (a *Agent) judge(e *Event) {
 }
 
 func keyOf(e *Event) approvalKey {
-	return approvalKey{e.Operation, e.Action.String(), e.Digest}
+	return approvalKey{e.Operation, e.Action.String(), e.Digest, e.ContentType}
 }
 
 // Spend forgets the approval that an accepted action used up, for a reader who
@@ -427,12 +428,13 @@ type Admission struct {
 	Hold     bool   // the agent is paused: log and hold
 }
 
-// Admit decides whether agent may carry out an action at a given time, using at
-// most so many tokens (0 where it states none). It is the one place that
-// decides: intake asks it early, release asks it again, in log order, and
-// release's answer counts.
-func (s *State) Admit(agent, operation string, action Action, digest Digest, tokens int64, at time.Time) (Admission, *Refusal) {
+// Admit decides whether the agent of an event may carry out its action at the
+// event's time, using at most as many tokens as it reserves (0 where it states
+// none). It is the one place that decides: intake asks it early, release asks it
+// again, in log order, and release's answer counts.
+func (s *State) Admit(e *Event) (Admission, *Refusal) {
 	var ad Admission
+	agent, operation, action, at := e.Agent, e.Operation, e.Action, e.Time
 	a := s.Agents[agent]
 	if a == nil || a.Kind != KindAgent {
 		return ad, Refuse(CodeUnauthorized, "%s is no agent of this fleet; declare it in the fleet file and run writ apply", agent)
@@ -480,14 +482,14 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, tok
 			return ad, Refuse(CodeNotFound, "%s is %s and receives nothing", to, r.Lock)
 		}
 		if r.Meter == MeterTokens {
-			n, refusal := g.toReserve(a, r, tokens, at)
+			n, refusal := g.toReserve(a, r, e.Reserve, at)
 			if refusal != nil && (!a.Observed() || g.Parent() != nil) { // a parent's budget is not the observed agent's
 				return ad, refusal
 			}
 			ad.Reserve = n // none where it is over and only observed
 		}
 	}
-	if ap, ok := a.approvals[approvalKey{operation, action.String(), digest}]; ok && at.Before(ap.expires) {
+	if ap, ok := a.approvals[keyOf(e)]; ok && at.Before(ap.expires) {
 		ad.Approval = ap.seq
 		return ad, nil
 	}
@@ -498,7 +500,7 @@ func (s *State) Admit(agent, operation string, action Action, digest Digest, tok
 // Accept decides about an action that intake let through, by the state at its
 // place in the log: Admit, and that what intake found still holds.
 func (s *State) Accept(e *Event) (Admission, *Refusal) {
-	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	ad, r := s.Admit(e)
 	switch {
 	case r != nil:
 	case !ad.Grant.Admitted(e):
@@ -535,6 +537,14 @@ func (s *State) Route(action Action) string {
 		}
 		prefix = prefix[:cut]
 	}
+}
+
+// Principal is how a principal is declared; nil for who is none.
+func (s *State) Principal(id string) *Principal {
+	if a := s.Agents[id]; a != nil {
+		return &a.Principal
+	}
+	return nil
 }
 
 // Source finds a source of signals; nil where none is declared so.

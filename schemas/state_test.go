@@ -67,7 +67,7 @@ func (w *world) admit(agent, op, action string, digest Digest) (Admission, *Refu
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return w.s.Admit(agent, op, a, digest, 0, w.now)
+	return w.s.Admit(&Event{Agent: agent, Operation: op, Action: a, Digest: digest, Time: w.now})
 }
 
 // code is 0 for admitted, else the refusal's.
@@ -269,6 +269,11 @@ func TestAnApprovalAdmitsExactlyOneRepetition(t *testing.T) {
 	}
 	if approved("op", "read:data.x", Digest{2}) || approved("op", "read:data.y", Digest{1}) || approved("other", "read:data.x", Digest{1}) {
 		t.Error("an approval admits another argument, action or operation")
+	}
+	// The same bytes under another type are other arguments: a form with another
+	// boundary, what was JSON as YAML.
+	if ad, r := w.s.Admit(&Event{Agent: "alice", Operation: "op", Action: Action{VerbRead, "data.x"}, Digest: Digest{1}, ContentType: "multipart/form-data; boundary=b", Time: w.now}); r != nil || ad.Approval != 0 || !ad.Hold {
+		t.Errorf("an approval admits another content type: %+v, %v", ad, r)
 	}
 	w.now = noon.Add(ApprovalTTL - 1)
 	if !approved("op", "read:data.x", Digest{1}) {

@@ -50,6 +50,7 @@ type approvalFile struct {
 	Operation string    `json:"operation"`
 	Action    string    `json:"action"`
 	Digest    Digest    `json:"digest"`
+	Type      string    `json:"content_type"`
 	Seq       uint64    `json:"seq"`
 	Expires   time.Time `json:"expires"`
 }
@@ -72,10 +73,10 @@ func (s *State) Keep(held []*Live) []byte {
 			af.Accounts[op] = k.account(a.accounts[op])
 		}
 		for key, v := range a.approvals {
-			af.Approvals = append(af.Approvals, approvalFile{key.operation, key.action, key.digest, v.seq, v.expires})
+			af.Approvals = append(af.Approvals, approvalFile{key.operation, key.action, key.digest, key.contentType, v.seq, v.expires})
 		}
 		slices.SortFunc(af.Approvals, func(a, b approvalFile) int {
-			return cmp.Or(cmp.Compare(a.Operation, b.Operation), cmp.Compare(a.Action, b.Action), bytes.Compare(a.Digest[:], b.Digest[:]))
+			return cmp.Or(cmp.Compare(a.Operation, b.Operation), cmp.Compare(a.Action, b.Action), bytes.Compare(a.Digest[:], b.Digest[:]), cmp.Compare(a.Type, b.Type))
 		})
 		f.Agents[id] = af
 	}
@@ -112,7 +113,7 @@ func OpenState(b []byte) (s *State, held []*Live, err error) {
 			a.accounts[op] = o.account(n)
 		}
 		for _, p := range af.Approvals {
-			a.approvals[approvalKey{p.Operation, p.Action, p.Digest}] = approval{p.Seq, p.Expires}
+			a.approvals[approvalKey{p.Operation, p.Action, p.Digest, p.Type}] = approval{p.Seq, p.Expires}
 		}
 		s.Agents[id] = a
 	}

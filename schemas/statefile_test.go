@@ -24,7 +24,7 @@ func TestEveryFieldOfTheStateIsKept(t *testing.T) {
 		{reflect.TypeFor[reservation](), []string{"line", "agent", "request", "to", "left", "day", "time"}},
 		{reflect.TypeFor[lapse](), []string{"seq", "when"}},
 		{reflect.TypeFor[approval](), []string{"seq", "expires"}},
-		{reflect.TypeFor[approvalKey](), []string{"operation", "action", "digest"}},
+		{reflect.TypeFor[approvalKey](), []string{"operation", "action", "digest", "contentType"}},
 	} {
 		var got []string
 		for i := range c.of.NumField() {
@@ -46,7 +46,7 @@ func TestAKeptStateIsTheState(t *testing.T) {
 		Spent:  map[string]int64{"op": 5}, LastSeq: 6, Risk: 70, RiskTime: at,
 		Held:    map[uint64]*Event{7: {Kind: MessageHeld, Agent: "a", Seq: 7, Time: at, Digest: Sum([]byte("x")), Verdict: []byte("{}"), Latency: 5}},
 		Causes:  map[uint64]*Event{5: {Kind: MessageDenied, Agent: "a", Seq: 5, Time: at, To: "shop", Lock: Suspended, Actor: "rita"}},
-		invited: map[string]time.Time{"i": at}, approvals: map[approvalKey]approval{{"op", "call:buy", Sum([]byte("x"))}: {7, at}}}
+		invited: map[string]time.Time{"i": at}, approvals: map[approvalKey]approval{{"op", "call:buy", Sum([]byte("x")), "text/plain"}: {7, at}}}
 	// A capability, one that was derived from it, and one that release still
 	// holds although another has taken its place.
 	a, spent := s.Agents["a"], &account{used: 7, claimed: 20}

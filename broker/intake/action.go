@@ -189,7 +189,23 @@ func (i *Intake) decide(t *task, final bool) step {
 func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	return i.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	ad, refusal := i.state.Admit(e)
+	if refusal == nil && ad.Hold {
+		refusal = i.queued(e.Agent)
+	}
+	return ad, refusal
+}
+
+// maxHeld is how many of a paused agent's actions and answers await a review at a
+// time: what a reviewer can look at, and not what an agent can send.
+const maxHeld = 100
+
+// queued refuses one more; i.mu is held.
+func (i *Intake) queued(agent string) *schemas.Refusal {
+	if n := len(i.state.Agents[agent].Held); n >= maxHeld {
+		return schemas.Refuse(schemas.CodeRate, "%s is paused, and %d of its actions await a review; send again when some are decided", agent, n)
+	}
+	return nil
 }
 
 // newsOf is the newest event that decided something about an agent.

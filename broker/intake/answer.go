@@ -42,7 +42,7 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 	if d := e.Time.Sub(asked.time); d >= time.Microsecond {
 		e.Latency = d
 	}
-	lock, streams, agent, metered := i.responder(e.Agent)
+	lock, streams, agent, metered, refusal := i.responder(e.Agent)
 	e.Final = !streams || len(t.msg.Data) == 0
 	if !metered {
 		e.Tokens = 0
@@ -50,6 +50,10 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 	switch lock {
 	case schemas.Active:
 	case schemas.Paused:
+		if refusal != nil {
+			e.Kind, e.Code, e.Reason = schemas.ResponseDenied, refusal.Code, refusal.Text
+			return toLog
+		}
 		e.Kind = schemas.ResponseHeld
 	default:
 		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeCancelled, fmt.Sprintf("%s is %s", e.Agent, lock)
@@ -71,14 +75,14 @@ func (i *Intake) stray(t *task, r *schemas.Refusal) {
 }
 
 // responder says what is known of who answers.
-func (i *Intake) responder(id string) (lock schemas.Lock, streams, agent, metered bool) {
+func (i *Intake) responder(id string) (lock schemas.Lock, streams, agent, metered bool, queued *schemas.Refusal) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
 	a := i.state.Agents[id]
 	if a == nil {
-		return schemas.Killed, false, false, false
+		return schemas.Killed, false, false, false, nil
 	}
-	return a.Lock, a.Streams, a.Kind == schemas.KindAgent, a.Meter == schemas.MeterTokens
+	return a.Lock, a.Streams, a.Kind == schemas.KindAgent, a.Meter == schemas.MeterTokens, i.queued(id)
 }
 
 // asked is what an answer must fit.

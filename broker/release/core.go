@@ -21,6 +21,7 @@ type Core struct {
 	state *schemas.State
 	open  map[uint64]*item   // accepted or held, and not yet closed
 	pairs map[pair]*pairLine // sends, in order, one outstanding
+	asks  map[pair]int       // accepted requests that are open
 	ids   map[string]*seen   // idempotency keys, by agent
 	due   dueHeap
 }
@@ -69,6 +70,11 @@ type firstUse struct {
 	time   time.Time
 }
 
+// queueMost is how many sends, and how many requests, of one pair wait. Each is
+// remembered until its recipient takes it, which may be never, and each is
+// cancelled by a kill.
+const queueMost = 10_000
+
 // Redelivery of a send that its recipient left unanswered: after 1 s, doubling
 // to 60 s. A recipient without a connection is tried again after 1 s, doubling
 // to 5 s.
@@ -80,7 +86,7 @@ const (
 
 // NewCore is the core before the first event.
 func NewCore() *Core {
-	return &Core{state: schemas.NewState(), open: map[uint64]*item{}, pairs: map[pair]*pairLine{}, ids: map[string]*seen{}}
+	return &Core{state: schemas.NewState(), open: map[uint64]*item{}, pairs: map[pair]*pairLine{}, asks: map[pair]int{}, ids: map[string]*seen{}}
 }
 
 // An Effect is one thing to be done in the world.
@@ -191,6 +197,7 @@ func (c *Core) lockOf(agent string) schemas.Lock {
 func (c *Core) accepted(e *schemas.Event) []Effect {
 	it := &item{ev: e, next: e.Expires}
 	c.open[e.Seq] = it
+	c.ask(it, 1)
 	if r := c.refused(e, it); r != nil {
 		return c.end(e.Seq, schemas.MessageCancelled, r)
 	}
@@ -210,7 +217,25 @@ func (c *Core) refused(e *schemas.Event, it *item) *schemas.Refusal {
 	if r != nil {
 		return r
 	}
+	p := pair{e.Agent, e.To}
+	if line := c.pairs[p]; !e.Action.Request() && line != nil && len(line.queue) >= queueMost {
+		return schemas.Refuse(schemas.CodeRate, "%d messages to %s wait for it to take them; send again when it has taken some", len(line.queue), e.To)
+	}
+	if n := c.asks[p] - 1; e.Action.Request() && n >= queueMost { // without this one
+		return schemas.Refuse(schemas.CodeRate, "%d requests to %s wait for an answer; ask again when it has given some", n, e.To)
+	}
 	return c.repeated(e, it)
+}
+
+// ask counts a request that was accepted, or, below 0, no longer is open.
+func (c *Core) ask(it *item, n int) {
+	if it.ev.Kind != schemas.MessageAccepted || !it.ev.Action.Request() {
+		return
+	}
+	p := pair{it.ev.Agent, it.ev.To}
+	if c.asks[p] += n; c.asks[p] == 0 {
+		delete(c.asks, p)
+	}
 }
 
 // repeated finds a second use of an idempotency key.
@@ -458,6 +483,7 @@ func (c *Core) closed(e *schemas.Event) []Effect {
 // close forgets an action; the next of its pair goes out.
 func (c *Core) close(it *item, now time.Time) []Effect {
 	delete(c.open, it.ev.Seq)
+	c.ask(it, -1)
 	if it.ev.Action.Request() || it.ev.Kind == schemas.ResponseHeld {
 		return nil
 	}

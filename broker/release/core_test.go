@@ -396,6 +396,9 @@ func TestAnApprovalAdmitsOneRepetitionOfExactlyThatAction(t *testing.T) {
 	changed := repeat
 	changed.Data, changed.Digest = []byte("other"), schemas.Sum([]byte("other"))
 	none[Deliver](t, f.step(changed))
+	retyped := repeat
+	retyped.ContentType = "application/yaml"
+	none[Deliver](t, f.step(retyped))
 	only[Deliver](t, f.step(repeat))
 	none[Deliver](t, f.step(repeat))
 	f.step(schemas.Event{Kind: schemas.ReviewApproved, Agent: "alice", Ref: reviewed})
@@ -565,4 +568,69 @@ func TestReviewsAndRevocationsSurviveARestart(t *testing.T) {
 	f.step(schemas.Event{Kind: schemas.AgentResumed, Agent: "alice", Reason: "why"})
 	f.again()
 	none[Deliver](t, f.step(act("call:buy", "shop")))
+}
+
+// The same with requests to one that never answers.
+func TestRequestsThatNobodyAnswersWaitInBoundedNumber(t *testing.T) {
+	f := newFixture(t)
+	ask := func() []Effect {
+		f.now = f.now.Add(-time.Second) // all within a moment
+		return f.step(act("call:buy", "shop"))
+	}
+	first := only[Deliver](t, ask())
+	for range queueMost - 1 {
+		only[Deliver](t, ask())
+	}
+	refused := func() {
+		t.Helper()
+		if ends, then := f.logged(ask()); len(ends) != 1 || ends[0].Code != schemas.CodeRate || code(t, only[Answer](t, then)) != "429" {
+			t.Fatalf("one more ends as %+v", ends)
+		}
+	}
+	refused()
+	refused() // what was refused takes no room
+	only[Deliver](t, f.step(act("call:llm", "model")))
+	kept, err := OpenCore(f.core.Marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.core = kept
+	refused()
+	given := answer("shop", first.Event.Seq, "done")
+	given.Final = true
+	only[Answer](t, f.step(given))
+	only[Deliver](t, ask())
+	refused()
+}
+
+// A hijacked agent sends to one that takes nothing, an accomplice or one that is
+// away: what waits is bounded, so that it fills no memory, and its kill ends soon.
+func TestSendsThatNobodyTakesWaitInBoundedNumber(t *testing.T) {
+	f := newFixture(t)
+	send := func(key string) []Effect {
+		f.now = f.now.Add(-time.Second) // all within a moment
+		e := act("send:bob", "bob")
+		e.MsgID = key
+		return f.step(e)
+	}
+	first := only[Deliver](t, send(""))
+	for range queueMost - 1 {
+		if a := only[Answer](t, send("")); code(t, a) != "" {
+			t.Fatalf("%+v", a)
+		}
+	}
+	ends, then := f.logged(send("one more"))
+	if len(ends) != 1 || ends[0].Kind != schemas.MessageCancelled || ends[0].Code != schemas.CodeRate {
+		t.Fatalf("one more ends as %+v", ends)
+	}
+	if a := only[Answer](t, then); code(t, a) != "429" {
+		t.Fatalf("one more is answered %+v", a)
+	}
+	only[Deliver](t, f.step(act("call:buy", "shop"))) // nothing else of it waits
+	taken := answer("bob", first.Event.Seq, "")
+	taken.Action, taken.Final = first.Event.Action, true
+	only[Deliver](t, f.step(taken))
+	if a := only[Answer](t, send("one more")); code(t, a) != "" {
+		t.Fatalf("the refused one, sent again, is answered %+v", a)
+	}
 }

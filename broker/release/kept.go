@@ -104,6 +104,7 @@ func OpenCore(b []byte) (*Core, error) {
 			return nil, fmt.Errorf("release: the kept fold has no event for what is open under %d", seq)
 		}
 		c.open[seq] = &item{it.Event, it.Stage, it.Tries, it.Next, it.Told, it.First, grants[n], it.Reserve, it.EndKind, it.Refusal}
+		c.ask(c.open[seq], 1)
 		c.schedule(seq)
 	}
 	for _, p := range f.Pairs {

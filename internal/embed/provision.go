@@ -27,13 +27,12 @@ const (
 // folds.
 var ControlFilters = []string{
 	"ev.*.agent.>", "ev.*.token.>", "ev.*.review.>", "ev.*.policy.>", "ev.*.operation.>", "ev.*.risk.>",
-	"ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.response.held", "ev.*.response.denied",
+	"ev.*.message.held", "ev.*.message.denied", "ev.*.message.cancelled", "ev.*.message.expired", "ev.*.response.held", "ev.*.response.denied",
 }
 
 // IssuerFilters are what the issuer folds: it also tells what became of an
 // agent's actions.
-var IssuerFilters = append(append([]string{}, ControlFilters...),
-	"ev.*.message.expired", "ev.*.release.mark")
+var IssuerFilters = append(append([]string{}, ControlFilters...), "ev.*.release.mark")
 
 // Filters are the filter subjects of a role's consumer; none means all.
 func Filters(role keys.Role) []string {

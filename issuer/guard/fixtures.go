@@ -18,7 +18,9 @@ type Fixture struct {
 	Agent      string   `yaml:"agent"`
 	Owner      string   `yaml:"owner"`
 	Jobs       []string `yaml:"jobs"`
-	Scope      string   `yaml:"scope"` // exact verb:resource
+	Scope      string   `yaml:"scope"`    // exact verb:resource
+	ToOwner    string   `yaml:"to_owner"` // of the agent that the scope names
+	ToJobs     []string `yaml:"to_jobs"`
 	Operation  string   `yaml:"operation"`
 	Job        string   `yaml:"job"`
 	Task       string   `yaml:"task"`
@@ -100,7 +102,8 @@ func (r *Rails) Test(fixtures []Fixture) []Result {
 
 func (r *Rails) test(f Fixture) Result {
 	q := Question{Agent: f.Agent, Owner: f.Owner, Jobs: f.Jobs, Scope: []string{f.Scope}, Operation: f.Operation, Job: f.Job,
-		Task: f.Task, TTLSeconds: f.TTLSeconds, MaxTokens: f.MaxTokens, IssuedBy: f.IssuedBy, Chain: f.Chain}
+		Task: f.Task, TTLSeconds: f.TTLSeconds, MaxTokens: f.MaxTokens, IssuedBy: f.IssuedBy, Chain: f.Chain,
+		Others: func(string) *Agent { return &Agent{f.ToOwner, f.ToJobs} }}
 	if f.Delegated && len(f.Chain) == 0 {
 		q.Chain = []string{f.IssuedBy}
 	}

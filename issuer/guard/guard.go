@@ -14,6 +14,10 @@
 //	forbid (principal, action, resource in Data::"data.hr.pay")
 //	unless { context.job == "payroll" };
 //
+//	@id("nothing-goes-to-partners")
+//	forbid (principal, action in [Action::"send", Action::"ask"], resource)
+//	when { resource.owner like "*@partner.example" };
+//
 //	@id("contractors-hand-nothing-on")
 //	forbid (principal, action == Action::"write", resource)
 //	when { context.depth > 1 || context.chain.contains("contractor") };
@@ -171,6 +175,23 @@ type Question struct {
 	MaxTokens  int64
 	IssuedBy   string
 	Chain      []string // the agents that handed it on, in whatever order
+	// Others tells of the agents that the scopes name: a policy may speak of the
+	// owner of whom something goes to. nil for one that nobody knows.
+	Others func(agent string) *Agent
+}
+
+// An Agent is what policies may speak of one.
+type Agent struct {
+	Owner string
+	Jobs  []string // of its ceiling
+}
+
+func (a Agent) entity(uid types.EntityUID) types.Entity {
+	jobs := make([]types.Value, len(a.Jobs))
+	for i, j := range a.Jobs {
+		jobs[i] = types.String(j)
+	}
+	return types.Entity{UID: uid, Attributes: types.NewRecord(types.RecordMap{"owner": types.String(a.Owner), "jobs": types.NewSet(jobs...)})}
 }
 
 // A Finding is what a policy says against one scope.
@@ -203,7 +224,7 @@ func (r *Rails) Decide(q Question) (forbidden, shadow []Finding) {
 			forbidden = append(forbidden, Finding{Scope: scope, Error: r.broken})
 			continue
 		}
-		req, err := request(q.Agent, scope, entities)
+		req, err := request(q, scope, entities)
 		if err != nil {
 			forbidden = append(forbidden, Finding{Scope: scope, Error: err.Error()})
 			continue
@@ -247,29 +268,24 @@ func sorted(f []Finding) []Finding {
 
 func world(q Question) (types.EntityMap, types.Record) {
 	agent := types.NewEntityUID("Agent", types.String(q.Agent))
-	jobs := make([]types.Value, len(q.Jobs))
-	for i, j := range q.Jobs {
-		jobs[i] = types.String(j)
-	}
 	chain := make([]types.Value, len(q.Chain))
 	for i, a := range q.Chain {
 		chain[i] = types.String(a)
 	}
-	return types.EntityMap{agent: {UID: agent, Attributes: types.NewRecord(types.RecordMap{
-			"owner": types.String(q.Owner), "jobs": types.NewSet(jobs...),
-		})}}, types.NewRecord(types.RecordMap{
-			"operation": types.String(q.Operation), "job": types.String(q.Job), "task": types.String(q.Task),
-			"ttl_seconds": types.Long(q.TTLSeconds), "max_tokens": types.Long(q.MaxTokens),
-			"issued_by": types.String(q.IssuedBy), "delegated": types.Boolean(len(q.Chain) > 0),
-			"chain": types.NewSet(chain...), "depth": types.Long(len(q.Chain)),
-		})
+	return types.EntityMap{agent: Agent{q.Owner, q.Jobs}.entity(agent)}, types.NewRecord(types.RecordMap{
+		"operation": types.String(q.Operation), "job": types.String(q.Job), "task": types.String(q.Task),
+		"ttl_seconds": types.Long(q.TTLSeconds), "max_tokens": types.Long(q.MaxTokens),
+		"issued_by": types.String(q.IssuedBy), "delegated": types.Boolean(len(q.Chain) > 0),
+		"chain": types.NewSet(chain...), "depth": types.Long(len(q.Chain)),
+	})
 }
 
 // request is one scope in Cedar's terms. Of nested data, each name is in the
-// one before its last dot.
-func request(agent, scope string, entities types.EntityMap) (cedar.Request, error) {
+// one before its last dot. An agent that nobody knows has no attributes: a policy
+// that asks for one can't be evaluated, and so forbids.
+func request(q Question, scope string, entities types.EntityMap) (cedar.Request, error) {
 	verb, resource, _ := strings.Cut(scope, ":")
-	req := cedar.Request{Principal: types.NewEntityUID("Agent", types.String(agent)), Action: types.NewEntityUID("Action", types.String(verb))}
+	req := cedar.Request{Principal: types.NewEntityUID("Agent", types.String(q.Agent)), Action: types.NewEntityUID("Action", types.String(verb))}
 	switch verb {
 	case schemas.VerbCall:
 		req.Resource = types.NewEntityUID("Tool", types.String(resource))
@@ -277,8 +293,10 @@ func request(agent, scope string, entities types.EntityMap) (cedar.Request, erro
 		req.Resource = nested(resource, entities)
 	case schemas.VerbSend, schemas.VerbAsk:
 		req.Resource = types.NewEntityUID("Agent", types.String(resource))
-		if _, known := entities[req.Resource]; !known {
-			entities[req.Resource] = types.Entity{UID: req.Resource, Attributes: types.NewRecord(types.RecordMap{"owner": types.String(""), "jobs": types.NewSet()})}
+		if _, known := entities[req.Resource]; !known && q.Others != nil {
+			if a := q.Others(resource); a != nil {
+				entities[req.Resource] = a.entity(req.Resource)
+			}
 		}
 	case schemas.VerbMemory:
 		req.Resource = types.NewEntityUID("Memory", types.String(resource))

@@ -159,6 +159,33 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// Policies speak of whom something goes to as well. Who is unknown is let off
+// nothing by that.
+func TestPoliciesSeeWhomSomethingGoesTo(t *testing.T) {
+	r := parse(t, `@id("not-to-outsiders") forbid (principal, action in [Action::"send", Action::"ask"], resource)
+when { resource.owner like "*@partner.example" || resource.jobs.contains("publish") };`)
+	fleet := map[string]*Agent{"writer": {Owner: "a@acme.example"}, "mole": {Owner: "x@partner.example"}, "printer": {Jobs: []string{"publish"}}}
+	q := Question{Agent: "self", Scope: []string{"send:writer", "send:mole", "ask:printer", "ask:nobody", "send:self", "call:mole"},
+		Others: func(id string) *Agent { return fleet[id] }}
+	forbidden, _ := r.Decide(q)
+	if got := texts(forbidden); got != "not-to-outsiders ask:nobody, not-to-outsiders ask:printer, not-to-outsiders send:mole" {
+		t.Errorf("forbidden: %s", got)
+	}
+	fixtures, err := ParseFixtures("f.yaml", []byte(`
+- {name: within, scope: "send:x", to_owner: a@acme.example, expect: pass}
+- {name: out, scope: "send:x", to_owner: a@partner.example, expect: forbid}
+- {name: published, scope: "ask:x", to_jobs: [publish], expect: forbid}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range r.Test(fixtures) {
+		if !got.OK {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
 func TestFixturesTellWhatDecided(t *testing.T) {
 	fixtures, err := ParseFixtures("f.yaml", []byte(`
 - {name: bash, scope: "call:bash", expect: forbid, policy: no-bash}

@@ -84,14 +84,20 @@ func (c *Checker) nonces() (fresh, last string) {
 }
 
 // Check checks the proof that came with a request and a token, and takes note
-// of it: the same one is refused from then on. Who calls it has verified the
-// token before: only those who hold one can fill the memory.
-func (c *Checker) Check(r *http.Request, token string) (Proof, error) {
+// of it: the same one is refused from then on. whose says who holds the token,
+// and refuses a key that the token is not bound to: a thief of a token makes as
+// many keys as it likes, and so does who is given tokens. Only holders can fill
+// the memory, and each of them a part of it.
+func (c *Checker) Check(r *http.Request, token string, whose func(Proof) (holder string, err error)) (Proof, error) {
 	p, claimed, err := c.read(r, token)
 	if err != nil {
 		return Proof{}, fmt.Errorf("check DPoP proof: %w", err)
 	}
-	if err := c.seen.add(p.Thumbprint, claimed.ID, c.now()); err != nil {
+	holder, err := whose(p)
+	if err != nil {
+		return Proof{}, err
+	}
+	if err := c.seen.add(holder, p.Thumbprint, claimed.ID, c.now()); err != nil {
 		return Proof{}, fmt.Errorf("check DPoP proof: %w", err)
 	}
 	return p, nil

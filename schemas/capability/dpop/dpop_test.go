@@ -45,6 +45,8 @@ func checker(t testing.TB, change ...func(*Options)) *Checker {
 	return c
 }
 
+func anybody(p Proof) (string, error) { return p.Thumbprint, nil }
+
 func prover(t testing.TB) *Prover {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(nil)
@@ -123,7 +125,7 @@ func TestBothAlgorithmsProvePossession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := checker(t).Check(request(made), token)
+		got, err := checker(t).Check(request(made), token, anybody)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +173,7 @@ func TestAProofIsForOneRequest(t *testing.T) {
 		"as far ahead as possible":   {func(c *claims) { c.Issued = now.Add(MaxSkew).Unix() }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := checker(t).Check(request(proof(t, prover(t), c.change)), token)
+			_, err := checker(t).Check(request(proof(t, prover(t), c.change)), token, anybody)
 			only(t, err, c.want)
 		})
 	}
@@ -182,7 +184,7 @@ func TestURLsAreComparedNormalised(t *testing.T) {
 		"HTTPS://API.example/v1/x", "https://api.example:443/v1/x", origin + "/v1/x?another=query#fragment",
 		origin + "/v1/./x", origin + "/v1/y/../x", origin + "/v1/%78", origin + "/%76%31/x", origin + "/v1/%2e/x",
 	} {
-		_, err := checker(t).Check(request(proof(t, prover(t), func(c *claims) { c.URL = same })), token)
+		_, err := checker(t).Check(request(proof(t, prover(t), func(c *claims) { c.URL = same })), token, anybody)
 		if err != nil {
 			t.Errorf("%s: %v", same, err)
 		}
@@ -205,19 +207,19 @@ func TestURLsAreComparedNormalised(t *testing.T) {
 func TestAProofIsSpentOnce(t *testing.T) {
 	c, p := checker(t), prover(t)
 	one := proof(t, p)
-	if _, err := c.Check(request(one), token); err != nil {
+	if _, err := c.Check(request(one), token, anybody); err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.Check(request(one), token)
+	_, err := c.Check(request(one), token, anybody)
 	only(t, err, ErrReplay)
 	// The same jti in a new proof of the same key is the same proof; of another
 	// key it is another's.
 	again := func(cl *claims) { cl.ID = "chosen" }
-	_, err = c.Check(request(proof(t, p, again)), token)
+	_, err = c.Check(request(proof(t, p, again)), token, anybody)
 	only(t, err, nil)
-	_, err = c.Check(request(proof(t, p, again, func(cl *claims) { cl.Issued-- })), token)
+	_, err = c.Check(request(proof(t, p, again, func(cl *claims) { cl.Issued-- })), token, anybody)
 	only(t, err, ErrReplay)
-	_, err = c.Check(request(proof(t, prover(t), again)), token)
+	_, err = c.Check(request(proof(t, prover(t), again)), token, anybody)
 	only(t, err, nil)
 }
 
@@ -228,7 +230,7 @@ func TestOfManyReplaysAtOnceOneIsTaken(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 32 {
 		wg.Go(func() {
-			if _, err := c.Check(request(one), token); err == nil {
+			if _, err := c.Check(request(one), token, anybody); err == nil {
 				taken.Add(1)
 			}
 		})
@@ -244,47 +246,71 @@ func TestAProofIsRememberedAsLongAsItCouldBeTaken(t *testing.T) {
 	clock := now
 	c := checker(t, func(o *Options) { o.Now = func() time.Time { return clock } })
 	one := proof(t, prover(t), func(cl *claims) { cl.Issued = now.Add(MaxSkew).Unix() })
-	if _, err := c.Check(request(one), token); err != nil {
+	if _, err := c.Check(request(one), token, anybody); err != nil {
 		t.Fatal(err)
 	}
 	for after := time.Duration(0); after <= MaxAge+2*MaxSkew; after += 500 * time.Millisecond {
 		clock = now.Add(after)
-		if _, err := c.Check(request(one), token); !errors.Is(err, ErrReplay) && !errors.Is(err, ErrTime) {
+		if _, err := c.Check(request(one), token, anybody); !errors.Is(err, ErrReplay) && !errors.Is(err, ErrTime) {
 			t.Fatalf("after %s: %v", after, err)
 		}
 	}
 	if len(c.seen.ids) != 1 {
 		t.Fatalf("%d are remembered", len(c.seen.ids))
 	}
-	if _, err := c.Check(request(proof(t, prover(t), func(cl *claims) { cl.Issued = clock.Unix() })), token); err != nil {
+	if _, err := c.Check(request(proof(t, prover(t), func(cl *claims) { cl.Issued = clock.Unix() })), token, anybody); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.seen.ids) != 1 || len(c.seen.byKey) != 1 {
-		t.Errorf("%d proofs of %d keys are remembered, of which one could be taken", len(c.seen.ids), len(c.seen.byKey))
+	if len(c.seen.ids) != 1 || len(c.seen.of) != 1 {
+		t.Errorf("%d proofs of %d keys are remembered, of which one could be taken", len(c.seen.ids), len(c.seen.of))
 	}
 }
 
 // A flood of proofs fills the memory: then everything new is refused, and
-// nothing that was seen is forgotten. One key alone can't fill it.
+// nothing that was seen is forgotten. One holder alone can't fill it, with however
+// many keys.
 func TestAFullMemoryRefuses(t *testing.T) {
 	var s seen
-	for n := range maxSeenKey {
-		if err := s.add("flooder", fmt.Sprint(n), now); err != nil {
+	for n := range maxSeenHolder {
+		if err := s.add("flooder", fmt.Sprint("key ", n%100), fmt.Sprint(n), now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	only(t, s.add("flooder", "one more", now), ErrFull)
-	if err := s.add("another", "first", now); err != nil {
+	only(t, s.add("flooder", "new key", "one more", now), ErrFull)
+	if err := s.add("another", "k", "first", now); err != nil {
 		t.Fatal(err)
 	}
 	for k := 0; len(s.queue) < maxSeen; k++ {
-		if err := s.add(fmt.Sprint("key ", k%1000), fmt.Sprint(k), now); err != nil {
+		if err := s.add(fmt.Sprint("holder ", k%1000), "k", fmt.Sprint(k), now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	only(t, s.add("newcomer", "x", now), ErrFull)
-	only(t, s.add("another", "first", now), ErrReplay)
-	only(t, s.add("newcomer", "x", now.Add(seenFor+time.Second)), nil)
+	only(t, s.add("newcomer", "k", "x", now), ErrFull)
+	only(t, s.add("another", "k", "first", now), ErrReplay)
+	only(t, s.add("newcomer", "k", "x", now.Add(seenFor+time.Second)), nil)
+}
+
+// Who stole a token makes proofs with keys of its own: they are refused, and take
+// no room.
+func TestAThiefsProofsAreNotRemembered(t *testing.T) {
+	c, own := checker(t), prover(t)
+	whose := func(p Proof) (string, error) {
+		if p.Thumbprint != own.Thumbprint() {
+			return "", errors.New("another's key")
+		}
+		return "alice", nil
+	}
+	for range 10 {
+		if _, err := c.Check(request(proof(t, prover(t))), token, whose); err == nil || err.Error() != "another's key" {
+			t.Fatal(err)
+		}
+	}
+	if len(c.seen.ids) != 0 {
+		t.Errorf("%d proofs of a thief are remembered", len(c.seen.ids))
+	}
+	if _, err := c.Check(request(proof(t, own)), token, whose); err != nil || c.seen.of["alice"] != 1 {
+		t.Errorf("%v, %v", err, c.seen.of)
+	}
 }
 
 func TestANonceTiesAProofToOneChecker(t *testing.T) {
@@ -294,22 +320,22 @@ func TestANonceTiesAProofToOneChecker(t *testing.T) {
 	with := func(nonce string) string {
 		return proof(t, p, func(cl *claims) { cl.Nonce, cl.Issued = nonce, clock.Unix() })
 	}
-	_, err := c.Check(request(with("")), token)
+	_, err := c.Check(request(with("")), token, anybody)
 	only(t, err, ErrNonce)
 	nonce := c.NonceFor()
-	_, err = c.Check(request(with(nonce)), token)
+	_, err = c.Check(request(with(nonce)), token, anybody)
 	only(t, err, nil)
 	// Whoever restarts the service, to have a proof taken twice.
-	_, err = checker(t, demanding).Check(request(with(nonce)), token)
+	_, err = checker(t, demanding).Check(request(with(nonce)), token, anybody)
 	only(t, err, ErrNonce)
 	clock = clock.Add(nonceTurn)
 	if c.NonceFor() == nonce {
 		t.Error("the nonce did not turn")
 	}
-	_, err = c.Check(request(with(nonce)), token)
+	_, err = c.Check(request(with(nonce)), token, anybody)
 	only(t, err, nil)
 	clock = clock.Add(nonceTurn)
-	_, err = c.Check(request(with(nonce)), token)
+	_, err = c.Check(request(with(nonce)), token, anybody)
 	only(t, err, ErrNonce)
 	if got := checker(t).NonceFor(); got != "" {
 		t.Errorf("nonce %q, where none is demanded", got)
@@ -318,11 +344,11 @@ func TestANonceTiesAProofToOneChecker(t *testing.T) {
 
 func TestOneProofAndOneToken(t *testing.T) {
 	p := prover(t)
-	_, err := checker(t).Check(request(), token)
+	_, err := checker(t).Check(request(), token, anybody)
 	only(t, err, ErrMissing)
-	_, err = checker(t).Check(request(proof(t, p), proof(t, p)), token)
+	_, err = checker(t).Check(request(proof(t, p), proof(t, p)), token, anybody)
 	only(t, err, ErrMalformed)
-	_, err = checker(t).Check(request(proof(t, p)), "")
+	_, err = checker(t).Check(request(proof(t, p)), "", anybody)
 	only(t, err, ErrToken)
 }
 
@@ -373,7 +399,7 @@ func TestForgedProofsAreRefused(t *testing.T) {
 		return signed(t, s, payload)
 	}
 	good := eddsa(head(nil), payload)
-	if _, err := checker(t).Check(request(good), token); err != nil {
+	if _, err := checker(t).Check(request(good), token, anybody); err != nil {
 		t.Fatal(err)
 	}
 	parts := strings.Split(good, ".")
@@ -412,7 +438,7 @@ func TestForgedProofsAreRefused(t *testing.T) {
 		"over-long":                   {strings.Repeat("a", MaxProof) + good, ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := checker(t).Check(request(c.proof), token)
+			_, err := checker(t).Check(request(c.proof), token, anybody)
 			only(t, err, c.want)
 		})
 	}

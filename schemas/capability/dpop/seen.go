@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// How many proofs are remembered, in all and of one key: whoever floods shuts
+// How many proofs are remembered, in all and of one holder: whoever floods shuts
 // itself out, and nobody else.
 const (
-	maxSeen    = 1 << 17
-	maxSeenKey = 1 << 13
+	maxSeen       = 1 << 17
+	maxSeenHolder = 1 << 13
 )
 
 // seenFor is how long a proof is remembered: as long as it could be accepted.
@@ -22,20 +22,20 @@ const seenFor = MaxAge + MaxSkew + time.Second
 type seen struct {
 	mu    sync.Mutex
 	ids   map[id]bool
-	byKey map[string]int
-	queue []entry // by time
+	of    map[string]int // by holder
+	queue []entry        // by time
 }
 
 // An id is the digest of a key's thumbprint and a jti.
 type id [sha256.Size]byte
 
 type entry struct {
-	id   id
-	key  string
-	till time.Time
+	id     id
+	holder string
+	till   time.Time
 }
 
-func (s *seen) add(thumbprint, jti string, now time.Time) error {
+func (s *seen) add(holder, thumbprint, jti string, now time.Time) error {
 	one := id(sha256.Sum256([]byte(thumbprint + "." + jti)))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,17 +43,17 @@ func (s *seen) add(thumbprint, jti string, now time.Time) error {
 	switch {
 	case s.ids[one]:
 		return fmt.Errorf("%w: make a new one for each request", ErrReplay)
-	case s.byKey[thumbprint] >= maxSeenKey:
-		return fmt.Errorf("%w: %d with this key within %s; slow down", ErrFull, maxSeenKey, seenFor)
+	case s.of[holder] >= maxSeenHolder:
+		return fmt.Errorf("%w: %d of this holder within %s; slow down", ErrFull, maxSeenHolder, seenFor)
 	case len(s.queue) >= maxSeen:
 		return fmt.Errorf("%w: this service can remember no more for now; try again", ErrFull)
 	}
 	if s.ids == nil {
-		s.ids, s.byKey = map[id]bool{}, map[string]int{}
+		s.ids, s.of = map[id]bool{}, map[string]int{}
 	}
 	s.ids[one] = true
-	s.byKey[thumbprint]++
-	s.queue = append(s.queue, entry{one, thumbprint, now.Add(seenFor)})
+	s.of[holder]++
+	s.queue = append(s.queue, entry{one, holder, now.Add(seenFor)})
 	return nil
 }
 
@@ -64,8 +64,8 @@ func (s *seen) forget(now time.Time) {
 	for n < len(s.queue) && now.After(s.queue[n].till) {
 		e := s.queue[n]
 		delete(s.ids, e.id)
-		if s.byKey[e.key]--; s.byKey[e.key] == 0 {
-			delete(s.byKey, e.key)
+		if s.of[e.holder]--; s.of[e.holder] == 0 {
+			delete(s.of, e.holder)
 		}
 		n++
 	}

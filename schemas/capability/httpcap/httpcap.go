@@ -122,8 +122,8 @@ var (
 )
 
 // Check gives the capability of a request. The token is verified before its
-// proof is looked at: what forged tokens bring along is not remembered. The
-// proof is spent.
+// proof is looked at, and the proof's key before it is remembered: what forged and
+// stolen tokens bring along takes no room. The proof is spent.
 func (g *Guard) Check(r *http.Request, need Need) (*capability.Claims, error) {
 	scheme, token, err := Authorization(r)
 	if err != nil {
@@ -139,12 +139,16 @@ func (g *Guard) Check(r *http.Request, need Need) (*capability.Claims, error) {
 	}
 	want.Delivered, want.CertThumbprint = false, certificate(r)
 	if scheme == schemeDPoP {
-		proof, err := g.proofs.Check(r, token)
+		proof, err := g.proofs.Check(r, token, func(p dpop.Proof) (string, error) {
+			if claims.Confirmation.JKT == "" {
+				return "", fmt.Errorf("%w: the capability is bound to no DPoP key", capability.ErrPossession)
+			}
+			want.DPoPThumbprint = p.Thumbprint
+			_, err := g.o.Keys.Verify(r.Context(), token, want)
+			return claims.AgentID, err
+		})
 		if err != nil {
 			return nil, err
-		}
-		if claims.Confirmation.JKT == "" {
-			return nil, fmt.Errorf("%w: the capability is bound to no DPoP key", capability.ErrPossession)
 		}
 		want.DPoPThumbprint = proof.Thumbprint
 	}

@@ -299,6 +299,22 @@ func TestAProofIsTakenOnce(t *testing.T) {
 	}
 }
 
+// A service, or who reads its log, has tokens without their keys, and makes proofs
+// with keys of its own: none of them is remembered, so that they fill nothing.
+func TestProofsOfAThiefTakeNoRoom(t *testing.T) {
+	w := newWorld(t)
+	thief, err := dpop.NewProver(key(9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := w.sign(w.claims())
+	r := w.request(token)
+	r.Header.Set(dpop.Header, w.prove(thief, "GET", origin+"/sales", token))
+	for range 2 {
+		w.refused("a thief's proof", sales, r, 401, capability.ErrPossession)
+	}
+}
+
 func TestChallengesAreThoseOfTheRFCs(t *testing.T) {
 	w := newWorld(t)
 	token := w.sign(w.claims())

@@ -70,7 +70,7 @@ func TestClockSetBackRevivesNoCapability(t *testing.T) {
 	if delivered(p.tell(back, called(back))) {
 		t.Error("an ended capability counts again")
 	}
-	if _, refusal := p.state.Admit("alice", "op", schemas.Action{Verb: "call", Resource: "echo"}, schemas.Digest{}, 0, back); refusal == nil || refusal.Code != schemas.CodeUnauthorized {
+	if _, refusal := p.state.Admit(&schemas.Event{Agent: "alice", Operation: "op", Action: schemas.Action{Verb: "call", Resource: "echo"}, Time: back}); refusal == nil || refusal.Code != schemas.CodeUnauthorized {
 		t.Errorf("got %v", refusal)
 	}
 }

@@ -1,6 +1,7 @@
 package adversary
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -47,5 +48,41 @@ func TestAUsedApprovalStandsInNobodysWay(t *testing.T) {
 	if _, refusal := ask(t, alice, same); refusal != nil {
 		t.Errorf("resumed, and refused: %v", refusal)
 	}
+	r.sound()
+}
+
+// A paused agent that goes on sending must neither bury what others await a review
+// for, nor fill the memory of whoever keeps what is held.
+func TestAPausedAgentFillsNoReview(t *testing.T) {
+	r, alice, _ := stage(t)
+	call[schemas.Receipt](r, schemas.CtlLock, schemas.LockRequest{AgentID: "alice", Lock: schemas.Paused, Reason: "test", Actor: "rig"})
+	codes := map[int]int{}
+	sent := 0
+	more := func() int {
+		t.Helper()
+		sent++
+		_, refusal := ask(t, alice, &nats.Msg{Subject: "out.op.call.echo", Data: fmt.Append(nil, sent)})
+		if refusal == nil {
+			t.Fatal("a paused agent is served")
+		}
+		return refusal.Code
+	}
+	for range 150 {
+		codes[more()]++
+	}
+	if codes[schemas.CodeHeld] < 100 || codes[schemas.CodeHeld] > 110 || codes[schemas.CodeRate] != 150-codes[schemas.CodeHeld] {
+		t.Errorf("answers by code: %v", codes)
+	}
+	rep := call[schemas.ReviewsReply](r, schemas.CtlReviews, schemas.PageRequest{Limit: 1000})
+	if len(rep.Reviews) != codes[schemas.CodeHeld] {
+		t.Errorf("%d await a review, %d were held", len(rep.Reviews), codes[schemas.CodeHeld])
+	}
+	if status := call[schemas.StatusReply](r, schemas.CtlStatus, schemas.StatusRequest{AgentID: "alice"}); status.Agents[0].State != schemas.Paused {
+		t.Errorf("what is too much counts against the agent: %+v", status.Agents[0])
+	}
+	for _, v := range rep.Reviews[:20] {
+		call[schemas.ReviewReply](r, schemas.CtlReview, schemas.ReviewRequest{Seq: v.Seq, Approve: false, Reason: "no", Actor: "rig"})
+	}
+	until(t, "there is room again", func() bool { return more() == schemas.CodeHeld })
 	r.sound()
 }

@@ -155,6 +155,10 @@ func (p *Process) newWebhooks(base string, reader keys.Role) (*hooks.Sender, err
 		}}), nil
 }
 
+// scrapes bounds who reads the metrics at a time: each reads all agents, and
+// anybody who reaches the port can ask.
+const scrapes = 4
+
 func handler(asker *nats.Conn, i *issuer.Issuer, api http.Handler, tiles ledger.Tiles, hooks prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
 	if tiles != nil {
@@ -177,7 +181,7 @@ func handler(asker *nats.Conn, i *issuer.Issuer, api http.Handler, tiles ledger.
 	mux.HandleFunc("POST /signals", takeTokens(asker))
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{asker, i}, hooks)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes}))
 	return mux
 }
 

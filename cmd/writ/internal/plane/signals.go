@@ -14,7 +14,7 @@ import (
 )
 
 // tokensOpen bounds pushed tokens that are being verified: anybody who reaches
-// the port can send some.
+// the port can send some. Nobody holds a place by sending slowly.
 const tokensOpen = 16
 
 // takeTokens takes security event tokens as they are pushed (RFC 8935). It
@@ -24,13 +24,6 @@ func takeTokens(asker *nats.Conn) http.HandlerFunc {
 	open := make(chan struct{}, tokensOpen)
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		select {
-		case open <- struct{}{}:
-			defer func() { <-open }()
-		default:
-			later(w, http.StatusServiceUnavailable)
-			return
-		}
 		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != secevent.MediaType {
 			refuseToken(w, secevent.InvalidRequest, "push one token with the content type "+secevent.MediaType)
 			return
@@ -38,6 +31,13 @@ func takeTokens(asker *nats.Conn) http.HandlerFunc {
 		token, err := io.ReadAll(http.MaxBytesReader(w, r.Body, secevent.MaxToken))
 		if err != nil {
 			refuseToken(w, secevent.InvalidRequest, "the token can't be read whole, or is too large")
+			return
+		}
+		select {
+		case open <- struct{}{}:
+			defer func() { <-open }()
+		default:
+			later(w, http.StatusServiceUnavailable)
 			return
 		}
 		reply, err := bus.Call[schemas.TokenReply](r.Context(), asker, schemas.CtlToken, schemas.TokenRequest{Token: string(token)})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,6 +33,36 @@ func pushed(t *testing.T, p *Plane, kind, token string) (code int, err string) {
 		must(t, json.Unmarshal(body, &answer))
 	}
 	return r.StatusCode, answer.Err
+}
+
+// Whoever reaches the port sends tokens without an end, and as many as it likes:
+// they keep no source from being heard.
+func TestTokensThatAreSentSlowlyDelayNoSource(t *testing.T) {
+	p, err := Start(t.Context(), Options{Data: t.TempDir(), Actor: "test"})
+	must(t, err)
+	defer func() { must(t, p.Stop(t.Context())) }()
+	begun := make(chan struct{}, 2*tokensOpen)
+	for range cap(begun) {
+		body, end := io.Pipe()
+		defer end.Close()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.HTTP()+"/signals", body)
+		must(t, err)
+		r.Header.Set("Content-Type", secevent.MediaType)
+		r.Header.Set("Expect", "100-continue")
+		r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got100Continue: func() { begun <- struct{}{} }}))
+		go func() {
+			if res, err := http.DefaultClient.Do(r); err == nil { // refused, or cut off
+				_ = res.Body.Close()
+				begun <- struct{}{}
+			}
+		}()
+	}
+	for range cap(begun) {
+		<-begun
+	}
+	if code, e := pushed(t, p, secevent.MediaType, "x.y.z"); code != http.StatusBadRequest {
+		t.Errorf("a source is not heard: %d %s", code, e)
+	}
 }
 
 // An identity provider pushes: what it is declared with counts, once, also over a

@@ -333,7 +333,7 @@ func (c *Check) denial(e *schemas.Event) *claim {
 	case schemas.CodeUnauthorized, schemas.CodeBudget, schemas.CodeForbidden, schemas.CodeNotFound, schemas.CodeCancelled:
 		if e.Action != (schemas.Action{}) {
 			return &claim{e, fmt.Sprintf("it is denied with code %d, and what came before it does not deny it so", e.Code), func(s *schemas.State) bool {
-				_, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+				_, r := s.Admit(e)
 				return r != nil && r.Code == e.Code
 			}}
 		}
@@ -371,7 +371,7 @@ func grant(e *schemas.Event, rails *rails) *claim {
 		if a == nil || s.Lockdown != "" || a.Lock != schemas.Active {
 			return false
 		}
-		return a.Observed() || issuer.Exceeds(g, a.Ceiling, e.Time) == "" && issuer.OffRails(rails.of(s.Guardrails), a, g) == ""
+		return a.Observed() || issuer.Exceeds(g, a.Ceiling, e.Time) == "" && issuer.OffRails(rails.of(s.Guardrails), s.Principal, a, g) == ""
 	}}
 }
 

@@ -107,7 +107,7 @@ func (p *Policy) decide(s *schemas.State, e *schemas.Event, strict bool) outcome
 		return judged(s, e, decideAnswer(s, e))
 	}
 	o := outcome{Verdict: accept}
-	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
+	ad, r := s.Admit(e)
 	if r == nil {
 		r = p.admits(s, e, ad, strict)
 	}
@@ -208,7 +208,7 @@ func (p *Policy) decideGrant(s *schemas.State, e *schemas.Event, strict bool) ou
 		return outcome{Verdict: refuse, Why: what + " is beyond the ceiling"}
 	}
 	if q := p.principal(e.Agent); !q.Observed() {
-		if why := issuer.OffRails(p.Rails, &schemas.Agent{Principal: *q}, g); why != "" {
+		if why := issuer.OffRails(p.Rails, p.principal, &schemas.Agent{Principal: *q}, g); why != "" {
 			return outcome{Verdict: refuse, Why: why}
 		}
 	}

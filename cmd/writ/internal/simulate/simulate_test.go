@@ -385,7 +385,7 @@ func random(t *testing.T, seed uint64) *history {
 			must(t, err)
 			body := fmt.Appendf(nil, `{"to":"x%d"}`, rng.IntN(9))
 			e := &schemas.Event{Kind: ok, Agent: agent, Operation: ops[agent], JTI: "jti-" + ops[agent], Action: a, Digest: schemas.Sum(body), Data: body, Time: h.now.Add(time.Second)}
-			ad, r := s.Admit(agent, e.Operation, a, e.Digest, 0, e.Time)
+			ad, r := s.Admit(e)
 			e.To, e.Ref = ad.To, ad.Approval
 			if r != nil {
 				e.Kind, e.Code, e.Reason = denied, r.Code, r.Text
