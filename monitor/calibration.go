@@ -135,7 +135,7 @@ func (c *calibration) bits(score fixed) fixed {
 // shows, such as how high harmless scores can be, those of others do.
 type measure struct{ own, fleet *calibration }
 
-const fleetRuns = 60
+const fleetRuns = 15
 
 // bits is −log2 of the p-value by both.
 func (m measure) bits(score fixed) fixed {

@@ -58,7 +58,7 @@
 // of it, and once more as if its job were new: a new job is held against the
 // latter. Below 20 such runs this risk stays under 70, for nothing is known yet,
 // and below 153 under 90: that one run in 154 comes so far is more than they can
-// say. The runs of the whole fleet stand in for sixty more of an agent's own; and
+// say. The runs of the whole fleet stand in for fifteen more of an agent's own; and
 // above the 95th percentile risk rises the slower the fewer runs are there.
 //
 // Refusals are a channel of their own, which needs no history: a forbidden
