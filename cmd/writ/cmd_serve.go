@@ -108,7 +108,7 @@ func (c *serveCmd) checkHTTP() error {
 		return nil
 	}
 	if c.HTTP != defaultHTTP || c.HTTPURL != "" || c.apartTLSFlags != (apartTLSFlags{}) {
-		return misuse("leave --http, --http-url and --tls-… out", "the %s serves nothing over HTTP; the issuer does", c.Service)
+		return misuse("leave --http and --http-url out, and with them --tls-cert, --tls-key and --tls-client-ca", "the %s serves nothing over HTTP; the issuer does", c.Service)
 	}
 	return nil
 }
