@@ -50,7 +50,7 @@ type Model struct {
 	uses     []useOf
 	stems    []uint32
 	mine     map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	packing  []byte          // room to put aside
+	packing  []byte          // room to put aside, and to fetch
 	resident int             // agents, and jobs of one, in memory
 	jobs     int
 	nobody   *agent // stands for an agent without history; never changed
@@ -376,6 +376,12 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
+	switch {
+	case !c.sink:
+		score = -maxScore // it was not scored: nothing of it calibrates, though a reviewer approves it
+	case v.Model != m.version:
+		score = m.anew(&c, uses, &v)
+	}
 	scoreNew := score
 	if c.sink && c.template != nil {
 		f := m.features(&c, view{c.agent.baseline, nil, c.template}, uses)
@@ -386,7 +392,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(&c); set != nil {
+		if set, known := m.measureOf(&c); known {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}
@@ -415,6 +421,18 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		a.hold(e.Seq, &heldAction{run: r, shape: c.shape, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
 		r.prev = c.tool
 	}
+}
+
+// anew scores what another version of the model judged: scores of two versions can't
+// be held against one another, and what was harmless to one calibrates the other by
+// what it says itself. The risk is what either says, whichever is more: who was
+// suspected then teaches nothing now, and who would be suspected now neither.
+func (m *Model) anew(c *considered, uses []useOf, v *brief) fixed {
+	f := m.features(c, view{b: c.agent.baseline, t: c.template}, uses)
+	own := schemas.Verdict{Score: m.weights.score(&f)}
+	m.judgeScore(c, &own)
+	v.ActionRisk = max(v.ActionRisk, own.ActionRisk)
+	return own.Score
 }
 
 // openRun is the run that an action belongs to; what an agent answers to one

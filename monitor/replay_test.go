@@ -65,7 +65,7 @@ func TestReplayCountsWhatAnotherModelJudged(t *testing.T) {
 	for i, e := range events {
 		if len(e.Verdict) > 0 && changed < 40 {
 			c := *e
-			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-5.`), []byte(`"model_version":"linear-4.`), 1)
+			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-6.`), []byte(`"model_version":"linear-5.`), 1)
 			events[i] = &c
 			changed++
 		}

@@ -85,6 +85,7 @@ type ReadRequest struct {
 	Trace string `json:"trace,omitempty"`
 	Limit int    `json:"limit,omitempty"` // 1 to 1,000; 100 where 0
 	Data  bool   `json:"data,omitempty"`  // with bodies, but for those too long for an answer (over 512 KiB)
+	Begin int    `json:"begin,omitempty"` // with so many bytes of those too, 512 Ki at most
 }
 
 // Record is one event as the ledger keeps it.

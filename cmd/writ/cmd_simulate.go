@@ -49,7 +49,7 @@ func (c *simulateCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	step, done := app.progress("simulated: event")
-	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true}, step)
+	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true, Begin: schemas.MaxJudged + 1}, step)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,7 @@ type Judged struct {
 	Run      *traces.Run
 	Verdicts []schemas.Verdict
 	tight    bool // its token listed what the task needs
+	novel    bool // its job was new
 }
 
 // Positive reports whether a run was hijacked, and can be seen to be.
@@ -96,7 +97,7 @@ type group struct {
 func Judge(ctx context.Context, o Options) ([]Judged, error) {
 	var out []Judged
 	for _, r := range o.Test {
-		out = append(out, Judged{Run: r, tight: o.Capability})
+		out = append(out, Judged{Run: r, tight: o.Capability, novel: o.Protocol == Novel})
 	}
 	if o.bodies == nil {
 		o.bodies = bodiesOf(o)
