@@ -109,7 +109,7 @@ var registry = kong.NewRegistry().RegisterDefaults()
 // would be the present folder.
 func namedPath(ctx *kong.DecodeContext, target reflect.Value) error {
 	if value, ok := ctx.Scan.Peek().Value.(string); ok && value == "" && !ctx.Value.HasDefault {
-		return errors.New("the path is empty; give the present folder as .")
+		return errors.New("the path is empty; write . for the present folder")
 	}
 	return registry.ForNamedType("path", target.Type()).Decode(ctx, target)
 }
