@@ -40,7 +40,7 @@ var jobs = map[keys.Role]job{
 	keys.RoleRelease:  {answer: true, appends: []string{"message.cancelled", "message.expired", "release.mark"}, hear: []string{"writ.ctl.health"}},
 	keys.RoleDeliver:  {deliver: true, hear: []string{"out._r.*"}},
 	keys.RoleMonitor:  {appends: []string{"risk.", "review.requested"}, hear: []string{schemas.Assess, "writ.ctl.monitor.", "writ.ctl.health"}},
-	keys.RoleIssuer:   {answer: true, appends: []string{"agent.", "token.", "review.approved", "review.denied", "review.endorsed", "policy.", "operation."}, hear: []string{"writ.out.*.token.", "writ.op.*.", "writ.ctl.issuer.", "writ.ctl.health"}},
+	keys.RoleIssuer:   {answer: true, appends: []string{"agent.", "token.", "review.approved", "review.denied", "review.endorsed", "review.vouched", "policy.", "operation."}, hear: []string{"writ.out.*.token.", "writ.op.*.", "writ.ctl.issuer.", "writ.ctl.health"}},
 	keys.RoleSystem:   {push: true, hear: []string{"$SYS.ACCOUNT.*.DISCONNECT", "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE"}},
 	keys.RoleMemory:   {memory: true},
 	keys.RoleOperator: {operate: true},
