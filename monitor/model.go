@@ -121,6 +121,10 @@ func (m *Model) apply(e *schemas.Event) error {
 		m.agent(e.Agent).dropRuns()
 	case schemas.AgentResumed:
 		m.agent(e.Agent).pardon()
+	case schemas.AgentEnrolled:
+		if e.Ref != 0 { // the kill that it undoes: another incarnation begins, without the risk of the former
+			m.agent(e.Agent).pardon()
+		}
 	case schemas.ReviewApproved:
 		m.approved(e)
 	case schemas.ReviewDenied:
