@@ -145,6 +145,7 @@ func (i *Issuer) serveWarrants(ctx context.Context) (*nats.Subscription, error) 
 type Served struct {
 	Nodes  []string // servers that took it
 	Closed int      // connections
+	Before bool     // every server had the account killed already, and nobody was in it: nothing was killed
 }
 
 // ServeWarrant kills by a death warrant, by the word of the servers alone: no
@@ -160,6 +161,10 @@ func ServeWarrant(ctx context.Context, nc *nats.Conn, token string) (Served, err
 	if err := w.count(ctx); err != nil {
 		return s, err
 	}
+	before, err := w.askClaims(d.Account)
+	if err != nil {
+		return s, err
+	}
 	list, err := w.connections(ctx, d.Account)
 	if err != nil {
 		return s, err
@@ -169,5 +174,13 @@ func ServeWarrant(ctx context.Context, nc *nats.Conn, token string) (Served, err
 	if err == nil {
 		s.Nodes, err = w.pushed(ctx, q)
 	}
-	return s, errors.Join(err, w.clear(ctx, d.Account))
+	err = errors.Join(err, w.clear(ctx, d.Account))
+	// What the servers had is asked first and read last: no kill waits for it.
+	tokens, _, unheard := w.heardClaims(ctx, before)
+	s.Before = unheard == nil && len(tokens) >= w.want() && s.Closed == 0
+	for _, had := range tokens {
+		was, _, dead := accounts.ReadDeath(had)
+		s.Before = s.Before && dead == nil && was.Account == d.Account
+	}
+	return s, err
 }
