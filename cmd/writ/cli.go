@@ -133,13 +133,23 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+
 	var g grammar
-	parser, err := newParser(&g, stdout, stderr)
+	term := newTerminal(stdout, stderr)
+	term.stdout.failed = end
+	parser, err := newParser(&g, term.stdout, stderr)
 	if err != nil {
 		panic(err) // the grammar is part of the program: a test builds it
 	}
+	parser.Exit = func(code int) { // of --help
+		if term.stdout.err != nil {
+			code = term.fail(term.stdout.lost())
+		}
+		os.Exit(code)
+	}
 	kongcompletion.Register(parser)
-	term := newTerminal(stdout, stderr)
 	if len(args) == 0 {
 		args = []string{"--help"}
 		parser.Stdout = stderr
@@ -158,6 +168,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	keys.OpenWith(app.opensKeys(ctx))
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run(app)
+	if lost := term.stdout.err; lost != nil && (err == nil || ctx.Err() != nil || errors.Is(err, lost) || errors.Is(err, errShown)) {
+		return term.fail(term.stdout.lost())
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = &advised{errors.New("interrupted before it was done"), "run the command again; writ log shows what was carried out"}
 	}
