@@ -481,7 +481,18 @@ type RiskReply struct {
 	Time    time.Time `json:"time"`
 	Action  string    `json:"action"`
 	Verdict
-	History []RiskPoint `json:"history,omitempty"` // oldest first, bounded
+	History []RiskPoint  `json:"history,omitempty"` // oldest first, bounded
+	Signals []RiskSaying `json:"signals,omitempty"` // what counts of what is said from outside
+}
+
+// A RiskSaying is a signal from outside that counts at present.
+type RiskSaying struct {
+	Source string    `json:"source"`
+	Event  string    `json:"event"`
+	Reason string    `json:"reason"`
+	Points int       `json:"points"` // of risk when it was said; below 0 where it speaks for the agent
+	Now    int       `json:"now"`    // what is left of them, without sign
+	Time   time.Time `json:"time"`   // when it was said
 }
 
 type RiskPoint struct {

@@ -135,10 +135,39 @@ func (c *riskCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	if app.JSON {
-		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History)})
+		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Signals), app.behind(ctx, reply)})
 	}
-	app.risk(reply)
+	app.risk(reply, app.behind(ctx, reply))
 	return nil
+}
+
+// behind is the event that set a risk without an action of the agent: what the
+// server refused, or a signal. It is nil where there is none, or it is told
+// already, erased or archived.
+func (a *App) behind(ctx context.Context, r schemas.RiskReply) *riskCause {
+	if r.Seq == 0 || r.Action != "" {
+		return nil
+	}
+	at := func(seq uint64) *schemas.Event {
+		page, err := call[schemas.ReadReply](ctx, a, schemas.CtlRead, schemas.ReadRequest{From: seq, To: seq, Limit: 1})
+		if err != nil || len(page.Records) != 1 {
+			return nil
+		}
+		e, err := decodeRecord(page.Records[0])
+		if err != nil {
+			return nil
+		}
+		return e
+	}
+	set := at(r.Seq)
+	if set == nil || set.Ref == 0 {
+		return nil
+	}
+	e := at(set.Ref)
+	if e == nil {
+		return nil
+	}
+	return &riskCause{e.Seq, e.Time, e.Kind, e.Reason}
 }
 
 // points writes fixed point in units of 1/65536.
