@@ -95,7 +95,7 @@ func (c *serveCmd) notStarted(ctx context.Context, app *App, err error) error {
 	if ctx.Err() != nil {
 		return advise(fmt.Errorf("interrupted before the %s was up", c.Service), "run it again; nothing was lost")
 	}
-	err = fmt.Errorf("the %s did not start: %w", c.Service, err)
+	err = whyNot(app.Data, fmt.Errorf("the %s did not start: %w", c.Service, err))
 	switch {
 	case errors.Is(err, plane.ErrCreds), errors.Is(err, os.ErrNotExist), errors.Is(err, keys.ErrPermissions):
 		return advise(err, "docs/cli.md says under writ serve which files each service needs")

@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -61,6 +62,18 @@ func split(address string, secure bool) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// ErrListenHTTP is matched where nobody can listen at the address of the HTTP port.
+var ErrListenHTTP = errors.New("listen for HTTP")
+
+// CheckProxy reports what is no address of a proxy: scheme://host[:port].
+func CheckProxy(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is not http://host or https://host", address)
+	}
+	return nil
+}
+
 // TilesPath is where the ledger's tiles (C2SP tlog-tiles) are served.
 const TilesPath = "/log"
 
@@ -85,7 +98,7 @@ func (p *Process) startHTTP(ctx context.Context, i *issuer.Issuer, f face) error
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: %w", err)
+		return fmt.Errorf("%w: %w", ErrListenHTTP, err)
 	}
 	p.http = "http://" + embed.Reachable(l.Addr())
 	if f.tls != nil {
