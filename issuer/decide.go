@@ -18,7 +18,6 @@ const (
 	defaultTTL = 300      // seconds, where neither request nor ceiling says
 	maxTask    = 16 << 10 // bytes of a task's text
 	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
-	maxReason  = 500      // bytes of an operator's reason
 	maxActor   = 200      // bytes of an operator's name
 )
 

@@ -38,9 +38,11 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 		}
 		defer c.count()
 	}
-	if r.Seq, r.Nodes, r.Partial, err = i.enforce(ctx, req, c); err != nil {
+	var d lockDecision
+	if d, r.Nodes, r.Partial, err = i.enforce(ctx, req, c); err != nil {
 		return r, err
 	}
+	r.Seq, r.Already = d.seq, d.kind == ""
 	i.complete(ctx, &r)
 	if c != nil {
 		r.ConnectionsClosed = c.count()
@@ -51,11 +53,10 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 
 // enforce logs a lock and carries it out on the servers; those that took it
 // are named.
-func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census) (seq uint64, nodes []string, partial bool, err error) {
+func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census) (d lockDecision, nodes []string, partial bool, err error) {
 	defer i.pushes.mine(req.AgentID)()
-	d, err := i.logLock(ctx, req)
-	if err != nil {
-		return 0, []string{}, true, err
+	if d, err = i.logLock(ctx, req); err != nil {
+		return d, []string{}, true, err
 	}
 	if c != nil {
 		c.settle()
@@ -64,7 +65,7 @@ func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census
 	if err != nil {
 		i.Logger.Error("lock not carried out in full", "agent_id", req.AgentID, "lock", req.Lock, "seq", d.seq, "error", err)
 	}
-	return d.seq, append([]string{}, nodes...), err != nil, nil
+	return d, append([]string{}, nodes...), err != nil, nil
 }
 
 func cutsOff(l schemas.Lock) bool { return l == schemas.Suspended || l == schemas.Killed }

@@ -77,7 +77,7 @@ func (i *Issuer) fulfil(ctx context.Context, id string, d accounts.Death) error 
 	req := schemas.LockRequest{AgentID: id, Lock: schemas.Killed, Actor: "warrant", Reason: "its account is killed on the servers, which the log did not say"}
 	if d.By != "" {
 		req.Actor = clipTo(maxActor, "warrant/"+d.By)
-		req.Reason = clipTo(maxReason, d.Reason)
+		req.Reason = clipTo(schemas.MaxReason, d.Reason)
 	}
 	l, err := i.logLock(ctx, req)
 	if err != nil {

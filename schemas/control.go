@@ -204,6 +204,7 @@ type LockdownReply struct {
 	ElapsedMS       float64  `json:"elapsed_ms"`
 	Checkpoint      string   `json:"checkpoint"` // signed; covers Seq
 	Partial         bool     `json:"partial"`
+	Already         bool     `json:"already,omitempty"` // it was so since Seq, and nothing was logged
 }
 
 // RotateRequest has another key sign capabilities, or agents' users, from now
@@ -255,6 +256,7 @@ type Receipt struct {
 	Partial           bool     `json:"partial"`    // a server did not
 	Revoked           []string `json:"revoked"`    // capabilities that it ended, those derived from the agent's included
 	Effect            string   `json:"effect,omitempty"`
+	Already           bool     `json:"already,omitempty"` // it was so since Seq, and nothing was logged
 }
 
 // TokensRequest asks for the capabilities that count, sorted by agent and
@@ -472,6 +474,9 @@ type AgentRisk struct {
 	Risk    int    `json:"risk"`
 	Seq     uint64 `json:"seq"`
 }
+
+// MaxReason is how many bytes an operator's reason may have.
+const MaxReason = 500
 
 // RiskReply explains an agent's present risk.
 type RiskReply struct {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
@@ -154,6 +155,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		args = []string{"--help"}
 		parser.Stdout = stderr
 		parser.Exit = func(int) { os.Exit(exitUsage) }
+	}
+	if i := slices.IndexFunc(args, func(a string) bool { return !utf8.ValidString(a) }); i >= 0 {
+		term.json = slices.Contains(args, "--json")
+		// The parser would put other characters in their place, unsaid.
+		return term.fail(misuse("set the terminal, or what calls writ, to UTF-8", "argument %d is not UTF-8: %q", i+1, args[i]))
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {

@@ -70,7 +70,7 @@ type keysRotateCmd struct {
 
 type rotateCapabilityCmd struct {
 	Compromised bool   `help:"A thief may have the keys: replace them all, so that nothing signed before verifies any more."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
@@ -95,7 +95,7 @@ func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
 
 type rotateAccountsCmd struct {
 	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, and everybody has to be enrolled anew."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
@@ -120,7 +120,7 @@ func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
 
 type rotateCACmd struct {
 	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, nor what the keys of agents' accounts signed, and everybody has to be enrolled anew."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
@@ -144,7 +144,7 @@ func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
 }
 
 type rotateOperatorCmd struct {
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateOperatorCmd) Run(app *App) error {

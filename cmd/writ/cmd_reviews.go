@@ -83,7 +83,7 @@ func observed(f schemas.Factor) string {
 
 type reviewApproveCmd struct {
 	Seq    uint64 `arg:"" help:"Sequence of the held action."`
-	Reason string `placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason string `placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *reviewApproveCmd) Run(ctx context.Context, app *App) error {
@@ -97,7 +97,7 @@ func (c *reviewApproveCmd) Run(ctx context.Context, app *App) error {
 
 type reviewDenyCmd struct {
 	Seq    uint64 `arg:"" help:"Sequence of the held action."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and the agent is told."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, and the agent is told."`
 }
 
 func (c *reviewDenyCmd) Run(ctx context.Context, app *App) error {

@@ -26,7 +26,7 @@ type warrantCmd struct {
 type warrantMakeCmd struct {
 	Agent  string `arg:"" help:"An agent of the fleet."`
 	Out    string `required:"" type:"path" placeholder:"FILE" help:"Where to keep the warrant: a new file."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, now and where the warrant is served."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, now and where the warrant is served."`
 }
 
 func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
