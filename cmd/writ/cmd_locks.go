@@ -78,8 +78,12 @@ func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock) error {
 		app.receipt(receipt)
 	}
 	if err == nil && receipt.Partial {
-		err = advise(errors.New("the lock is in the log and nothing behind it is delivered, but not every NATS server has confirmed that it cut the agent off"),
-			"run the command again; writ doctor says which part of the control plane is down")
+		missing := "not every NATS server has confirmed that it cut the agent off"
+		if lock == schemas.Active || lock == schemas.Paused { // nobody is cut off
+			missing = "release or the ledger has not confirmed that it got there"
+		}
+		err = advise(fmt.Errorf("the lock is in the log and nothing behind it is delivered, but %s", missing),
+			"run the command again; writ doctor says which part of the control plane is down, and whether the disk is full")
 	}
 	return err
 }

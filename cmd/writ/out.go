@@ -127,9 +127,15 @@ func nextFor(err error) string {
 	case schemas.CodeMalformed:
 		return "correct the value and run the command again"
 	case schemas.CodeForbidden:
-		return "stay within the ceiling, or raise it in the fleet file and run writ apply"
+		return "leave it to somebody who may, or have an admin change what is allowed in the fleet file (writ apply)"
+	case schemas.CodeUnauthorized:
+		return "ask an operator for credentials that count: writ enroll ID"
+	case schemas.CodeCancelled, schemas.CodeHeld:
+		return "writ status shows who is locked, and whether the fleet is locked down"
+	case schemas.CodeRate:
+		return "wait, and run the command again"
 	}
-	return "writ status shows the agent's state"
+	return "change what the message names, and run the command again" // a conflict, too much: it says what is in the way
 }
 
 // fail prints an error, and gives the exit code.
