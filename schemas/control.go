@@ -385,6 +385,7 @@ type Review struct {
 	Digest    string    `json:"payload_sha256"`
 	TwoPerson bool      `json:"two_person,omitempty"`  // two operators must approve
 	Endorsed  string    `json:"endorsed_by,omitempty"` // who did so first
+	Paused    bool      `json:"paused,omitempty"`      // held for the agent was paused before, whatever the risk
 }
 
 type ReviewsReply struct {
