@@ -277,8 +277,7 @@ func (i *Issuer) apply(ctx context.Context, req schemas.ApplyRequest) (schemas.A
 	for n, d := range p.declare {
 		ids[n] = d.ID
 	}
-	_, err = i.pushes.several(ctx, ids)
-	return reply, err
+	return reply, persist(ctx, nil, ids, i.pushes.several)
 }
 
 // revokeOutdated ends what is no longer admitted, once all that is declared is

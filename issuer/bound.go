@@ -71,9 +71,9 @@ func chainOf(r *http.Request) []*x509.Certificate {
 }
 
 // shownOver is the fingerprint of a connection's certificate, "" where none was
-// shown, or where nobody looks at it.
-func (i *Issuer) shownOver(r *http.Request) string {
-	if chain := chainOf(r); i.CA != nil && len(chain) > 0 {
+// shown that TLS itself verified.
+func shownOver(r *http.Request) string {
+	if chain := chainOf(r); len(chain) > 0 {
 		return ca.Fingerprint(chain[0].Raw)
 	}
 	return ""

@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -216,6 +217,7 @@ func (i *Issuer) statuses(s *schemas.State, only, after string) []schemas.AgentS
 		if a.Lock != schemas.Active {
 			st.Reason = a.LockReason
 		}
+		st.Causes = slices.Sorted(maps.Keys(a.Causes))
 		if end, ok := i.svids[id]; ok {
 			st.SVIDExpires = &end
 		}

@@ -1,7 +1,9 @@
 package issuer
 
 import (
+	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -29,18 +31,18 @@ type asker struct {
 	// certificate is the SHA-256, hex, of the one that its connection showed;
 	// "" where none was seen.
 	certificate string
-	// incarnation is that of its credential; nil where the server stamped the
-	// account, whose connection alone gets the answer.
-	incarnation *string
+	// incarnation is that of the account that the server stamped, or of the
+	// credential that was shown.
+	incarnation string
 }
 
-// stands refuses who bears the name no more: its credential was read a moment
-// ago, and since then it was killed, and the name enrolled anew.
+// stands refuses who bears the name no more: it asked, or its credential was
+// read, a moment ago, and since then it was killed, and the name enrolled anew.
 func (who asker) stands(s *schemas.State) error {
-	if who.incarnation == nil {
+	if who.agent == "" {
 		return nil
 	}
-	if a := s.Agents[who.agent]; a == nil || a.Incarnation != *who.incarnation {
+	if a := s.Agents[who.agent]; a == nil || a.Incarnation != who.incarnation {
 		return schemas.Refuse(schemas.CodeUnauthorized, "%s was enrolled anew; use the newer credential", who.agent)
 	}
 	return nil
@@ -442,7 +444,22 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	if !g.Expires.After(g.NotBefore) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s can't be renewed: that of %s, from which it was derived, ends within this second", req.OperationID, g.ParentAgent)
 	}
+	if req == (schemas.RefreshRequest{OperationID: req.OperationID}) && repeats(g, old.Grant) {
+		return old.Grant, nil
+	}
 	return g, nil
+}
+
+// repeats says of what a refresh would grant that the last refresh granted as
+// much, a moment ago: whoever asked got no answer in time, and asks again. Two
+// refreshes in a row would void what was sent under the first of the three.
+func repeats(g, last schemas.Grant) bool {
+	life := last.Expires.Sub(last.NotBefore)
+	if last.Refreshes == "" || g.NotBefore.Sub(last.NotBefore) > life/10 || g.Expires.Sub(g.NotBefore) != life {
+		return false
+	}
+	g.JTI, g.Refreshes, g.NotBefore, g.Expires, g.Token, g.Notes = last.JTI, last.Refreshes, last.NotBefore, last.Expires, last.Token, last.Notes
+	return reflect.DeepEqual(g, last)
 }
 
 // renew is the grant that replaces an old one under the present ceiling.
@@ -502,7 +519,7 @@ func Exceeds(g schemas.Grant, c *schemas.Ceiling, now time.Time) string {
 	return ""
 }
 
-func sorted(list []string) []string {
+func sorted[T cmp.Ordered](list []T) []T {
 	out := slices.Clone(list)
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -12,7 +13,8 @@ type lockDecision struct {
 	kind   schemas.Kind // the event to append; "" where the lock is on already
 	lock   schemas.Lock // what holds afterwards
 	before schemas.Lock
-	seq    uint64 // of the event that put it on, where it is on already
+	seq    uint64           // of the event that put it on, where it is on already
+	vouch  []*schemas.Event // to append before it
 }
 
 var lockKinds = map[schemas.Lock]schemas.Kind{
@@ -38,6 +40,9 @@ func decideLock(s *schemas.State, req schemas.LockRequest) (lockDecision, error)
 	if err := checkReason(req.Reason); err != nil {
 		return lockDecision{}, err
 	}
+	if len(req.Vouch) > 0 && req.Lock != schemas.Active {
+		return lockDecision{}, schemas.Refuse(schemas.CodeMalformed, "vouch goes with lock active alone: who vouches for what suspended an agent lets it go on")
+	}
 	kind, ok := lockKinds[req.Lock]
 	if !ok {
 		return lockDecision{}, schemas.Refuse(schemas.CodeMalformed, "lock %.40q is none of active, paused, suspended, killed", string(req.Lock))
@@ -55,7 +60,12 @@ func decideLock(s *schemas.State, req schemas.LockRequest) (lockDecision, error)
 	case req.Lock != schemas.Active && lockOrder[req.Lock] < lockOrder[a.Lock]:
 		return d, schemas.Refuse(schemas.CodeConflict, "%s is %s already, which is stronger; resume it first", a.ID, a.Lock)
 	}
-	return d, nil
+	var err error
+	d.vouch, err = decideVouch(a, req)
+	if slices.ContainsFunc(d.vouch, func(e *schemas.Event) bool { return e.Kind == schemas.ReviewEndorsed }) {
+		d.kind, d.lock, d.seq = "", a.Lock, a.LockSeq // until a second operator has vouched
+	}
+	return d, err
 }
 
 func checkReason(reason string) error {
@@ -66,6 +76,34 @@ func checkReason(reason string) error {
 		return schemas.Refuse(schemas.CodeMalformed, "the reason has %d bytes, %d are possible", len(reason), schemas.MaxReason)
 	}
 	return nil
+}
+
+// decideVouch says which events vouch for the actions that a request names, or,
+// where two operators must, which are the first half of that. All of them can be
+// vouched for, or none is.
+func decideVouch(a *schemas.Agent, req schemas.LockRequest) ([]*schemas.Event, error) {
+	var events []*schemas.Event
+	for _, seq := range sorted(req.Vouch) {
+		cause := a.Causes[seq]
+		if cause == nil {
+			return nil, schemas.Refuse(schemas.CodeNotFound, "event %d is no action that suspended %s and can be vouched for: it is of another agent, was refused for more than its risk, has been vouched for, or is one of too long ago; see writ risk %s", seq, a.ID, a.ID)
+		}
+		kind, err := consent(a, cause, req.Actor, schemas.ReviewVouched)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, decided(kind, cause, req.Reason, req.Actor))
+	}
+	return events, nil
+}
+
+// decided is the event of a decision on an action. It names the very action, by
+// the digest of its body too.
+func decided(kind schemas.Kind, of *schemas.Event, reason, actor string) *schemas.Event {
+	return &schemas.Event{
+		Kind: kind, Agent: of.Agent, Ref: of.Seq, Operation: of.Operation, Action: of.Action, Digest: of.Digest,
+		Trace: of.Trace, Reason: schemas.HeaderText(reason), Actor: actor,
+	}
 }
 
 // decideReview finds the held action of a review and says which event ends it,
@@ -87,44 +125,46 @@ func decideReview(s *schemas.State, req schemas.ReviewRequest) (*schemas.Event, 
 	}
 	if req.Approve {
 		var err error
-		if kind, err = approval(s.Agents[held.Agent], held, req.Actor); err != nil {
+		if kind, err = consent(s.Agents[held.Agent], held, req.Actor, kind); err != nil {
 			return nil, err
 		}
 	}
-	return &schemas.Event{
-		Kind: kind, Agent: held.Agent, Ref: held.Seq, Operation: held.Operation, Action: held.Action, Digest: held.Digest,
-		Trace: held.Trace, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor,
-	}, nil
+	return decided(kind, held, req.Reason, req.Actor), nil
 }
 
-// approval says what an operator's consent to a held action is: where two must
-// approve, it takes another person than the first.
-func approval(a *schemas.Agent, held *schemas.Event, actor string) (schemas.Kind, error) {
+// consent says what an operator's consent to an action is, held or vouched for:
+// the whole, or where two must approve the first half, and then it takes another
+// person.
+func consent(a *schemas.Agent, of *schemas.Event, actor string, whole schemas.Kind) (schemas.Kind, error) {
 	switch {
 	case !a.TwoPerson:
-	case held.Actor == "":
+	case of.Actor == "":
 		return schemas.ReviewEndorsed, nil
-	case person(held.Actor) == person(actor):
-		return "", schemas.Refuse(schemas.CodeConflict, "%s approved action %d already; what %s does needs a second operator's approval", held.Actor, held.Seq, held.Agent)
+	case person(of.Actor) == person(actor):
+		return "", schemas.Refuse(schemas.CodeConflict, "%s approved action %d already; what %s does needs a second operator's approval", of.Actor, of.Seq, of.Agent)
 	}
-	return schemas.ReviewApproved, nil
+	return whole, nil
 }
 
 // Reviewed reports whether a state decides a review as an event says: what it is
-// of is held, and where two operators must approve, two have.
+// of is held, or suspended its agent where it is vouched for, and where two
+// operators must approve, two have.
 func Reviewed(s *schemas.State, e *schemas.Event) bool {
 	a := s.Agents[e.Agent]
 	if a == nil {
 		return false
 	}
-	held := a.Held[e.Ref]
-	if held == nil || held.Operation != e.Operation || held.Action != e.Action {
+	of, whole := a.Held[e.Ref], schemas.ReviewApproved
+	if cause := a.Causes[e.Ref]; of == nil && cause != nil {
+		of, whole = cause, schemas.ReviewVouched
+	}
+	if of == nil || of.Operation != e.Operation || of.Action != e.Action || of.Digest != e.Digest {
 		return false
 	}
 	if e.Kind == schemas.ReviewDenied {
-		return true
+		return whole == schemas.ReviewApproved
 	}
-	kind, err := approval(a, held, e.Actor)
+	kind, err := consent(a, of, e.Actor, whole)
 	return err == nil && kind == e.Kind
 }
 

@@ -293,6 +293,91 @@ func TestLockRequestsAreChecked(t *testing.T) {
 	}
 }
 
+// cause is an action of alice's that suspended her.
+func cause(change func(*schemas.Event)) schemas.Event {
+	e := schemas.Event{Kind: schemas.MessageDenied, Agent: "alice", Operation: "op", Action: schemas.Action{Verb: "write", Resource: "report"}, To: "lab",
+		Digest: schemas.Sum([]byte("x")), Lock: schemas.Suspended, Code: schemas.CodeCancelled, Reason: "risk 95"}
+	if change != nil {
+		change(&e)
+	}
+	return e
+}
+
+// Who resumes an agent vouches for that very action, once, and for no other. Each
+// row is somebody who wants the monitor to learn more than an operator looked at.
+func TestDecideVouch(t *testing.T) {
+	for name, c := range map[string]struct {
+		events []schemas.Event // behind the cause
+		ask    func(*schemas.LockRequest)
+		code   int // 0: it is vouched for
+		text   string
+	}{
+		"what suspended it":      {nil, nil, 0, ""},
+		"an agent resumed since": {[]schemas.Event{lockedBy(schemas.AgentResumed, "alice")}, nil, 0, ""},
+		"twice in one request":   {nil, func(r *schemas.LockRequest) { r.Vouch = append(r.Vouch, r.Vouch[0]) }, 0, ""},
+		"an event of no agent":   {nil, func(r *schemas.LockRequest) { r.Vouch[0] = 1 }, 404, "can be vouched for"},
+		"one of the future":      {nil, func(r *schemas.LockRequest) { r.Vouch[0] += 1000 }, 404, "can be vouched for"},
+		"one good, one bad":      {nil, func(r *schemas.LockRequest) { r.Vouch = append(r.Vouch, 1) }, 404, "can be vouched for"},
+		"another agent's":        {nil, func(r *schemas.LockRequest) { r.AgentID = "orchestrator" }, 404, "of another agent"},
+		"a second time":          {[]schemas.Event{{Kind: schemas.ReviewVouched, Agent: "alice", Ref: 0}}, nil, 404, "has been vouched for"},
+		"behind a kill":          {[]schemas.Event{lockedBy(schemas.AgentKilled, "alice")}, nil, 409, "killed"},
+		"behind a kill and an enrolment": {[]schemas.Event{lockedBy(schemas.AgentKilled, "alice"), {Kind: schemas.AgentEnrolled, Agent: "alice"}},
+			nil, 404, "can be vouched for"},
+		"with another lock": {nil, func(r *schemas.LockRequest) { r.Lock = schemas.Suspended }, 400, "lock active alone"},
+		"without a reason":  {nil, func(r *schemas.LockRequest) { r.Reason = "" }, 400, "reason"},
+	} {
+		before := fleetState(t)
+		at := before.Seq + 1
+		events := append([]schemas.Event{cause(nil)}, c.events...)
+		for i := range events {
+			switch events[i].Kind {
+			case schemas.ReviewVouched:
+				events[i].Ref = at
+			case schemas.AgentEnrolled:
+				events[i].Ref = at + 1
+			}
+		}
+		req := schemas.LockRequest{AgentID: "alice", Lock: schemas.Active, Vouch: []uint64{at}, Reason: "known", Actor: "ada"}
+		if c.ask != nil {
+			c.ask(&req)
+		}
+		d, err := decideLock(fleetState(t, events...), req)
+		if c.code != 0 {
+			if err == nil {
+				t.Errorf("%s: it is vouched for", name)
+			}
+			refused(t, err, c.code, c.text)
+			continue
+		}
+		if err != nil || len(d.vouch) != 1 {
+			t.Errorf("%s: %+v, %v", name, d, err)
+			continue
+		}
+		if e := d.vouch[0]; e.Kind != schemas.ReviewVouched || e.Ref != at || e.Digest != schemas.Sum([]byte("x")) || e.Actor != "ada" || e.Reason != "known" || e.Operation != "op" {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+}
+
+// What was refused for more than its risk, or not at all, is nobody's to vouch for.
+func TestOnlyWhatSuspendedAnAgentCanBeVouchedFor(t *testing.T) {
+	for name, change := range map[string]func(*schemas.Event){
+		"refused by its capability": func(e *schemas.Event) { e.To = "" },
+		"paused":                    func(e *schemas.Event) { e.Lock = schemas.Paused },
+		"refused, and no lock":      func(e *schemas.Event) { e.Lock = "" },
+		"held":                      func(e *schemas.Event) { e.Kind, e.Lock = schemas.MessageHeld, schemas.Paused },
+		"a change of risk":          func(e *schemas.Event) { e.Kind = schemas.RiskChanged },
+	} {
+		s := fleetState(t, cause(change))
+		_, err := decideLock(s, schemas.LockRequest{AgentID: "alice", Lock: schemas.Active, Vouch: []uint64{s.Seq}, Reason: "known", Actor: "ada"})
+		if err == nil {
+			t.Errorf("%s: it can be vouched for", name)
+			continue
+		}
+		refused(t, err, 404, "can be vouched for")
+	}
+}
+
 func heldEvent() schemas.Event {
 	return schemas.Event{Kind: schemas.MessageHeld, Agent: "alice", Operation: "op", Action: schemas.Action{Verb: "write", Resource: "report"}, Digest: schemas.Sum([]byte("x"))}
 }

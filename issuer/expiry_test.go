@@ -27,7 +27,8 @@ var makers = map[string][]string{
 	"keys.fill note.GenerateKey":                              {kindSigning},
 	"keys.staticAccount jwt.NewAccountClaims":                 {kindOperator},
 	"keys.creds jwt.NewUserClaims":                            {kindRole},
-	"keys.WeightsSigner note.GenerateKey":                     {kindSigning},
+	"keys.makeWeights note.GenerateKey":                       {kindSigning},
+	"keys.NextLedger note.GenerateKey":                        {kindSigning},
 	"witness.makeKey note.GenerateKey":                        {kindSigning},
 	"accounts.killed jwt.NewAccountClaims":                    {kindAccount, kindWarrant},
 	"accounts.asked jwt.NewUserClaims":                        nil, // those of the roles

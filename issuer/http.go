@@ -56,10 +56,11 @@ func (i *Issuer) Handler(origins []string) (http.Handler, error) {
 	for path, what := range map[string]string{"/v1/tokens": "issue", "/v1/tokens/refresh": "refresh", "/v1/tokens/revoke": "revoke"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			h.serve(w, r, route{method: http.MethodPost, slots: agents, who: i.identityOf, limits: i.limits, over: tooMany, do: func(ctx context.Context, who accounts.Identity, data []byte) (any, error) {
+				asks := asker{agent: who.ID, name: who.ID, certificate: shownOver(r), incarnation: who.Incarnation}
 				if what == "revoke" {
-					return i.giveUp(ctx, who.ID, data)
+					return i.giveUp(ctx, asks, data)
 				}
-				return i.tokenFor(ctx, asker{agent: who.ID, name: who.ID, certificate: i.shownOver(r), incarnation: &who.Incarnation}, what, data)
+				return i.tokenFor(ctx, asks, what, data)
 			}})
 		})
 	}
@@ -269,13 +270,13 @@ type revokeRequest struct {
 // giveUp ends the operation of a token of the agent's own. One that is no live
 // token of its own is no error (RFC 7009, section 2.2): there is nothing to
 // end.
-func (i *Issuer) giveUp(ctx context.Context, agent string, body []byte) (any, error) {
+func (i *Issuer) giveUp(ctx context.Context, who asker, body []byte) (any, error) {
 	var req revokeRequest
 	if err := schemas.Unmarshal(body, &req); err != nil {
 		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
 	operation := view(i, func(s *schemas.State) string {
-		if a := s.Agents[agent]; a != nil {
+		if a := s.Agents[who.agent]; a != nil {
 			for operation, live := range a.Grants {
 				if live.Token == req.Token && req.Token != "" && live.Ended == "" {
 					return operation
@@ -287,7 +288,7 @@ func (i *Issuer) giveUp(ctx context.Context, agent string, body []byte) (any, er
 	if operation == "" {
 		return schemas.Ack{}, nil
 	}
-	return i.tokenFor(ctx, asker{agent: agent, name: agent}, "release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
+	return i.tokenFor(ctx, who, "release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
 }
 
 func (h *face) fail(w http.ResponseWriter, r *http.Request, err error) {

@@ -21,9 +21,11 @@ type reviewBody struct {
 	Reason  string `json:"reason"`
 }
 
-// lockBody puts a lock on, or with active takes it off.
+// lockBody puts a lock on, or with active takes it off, and then may vouch for
+// actions that suspended the agent.
 type lockBody struct {
 	Lock   schemas.Lock `json:"lock"`
+	Vouch  []uint64     `json:"vouch"`
 	Reason string       `json:"reason"`
 }
 
@@ -75,7 +77,7 @@ func readLock(r *http.Request, data []byte) (any, error) {
 	if err := schemas.Unmarshal(data, &body); err != nil {
 		return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
-	return schemas.LockRequest{AgentID: r.PathValue("id"), Lock: body.Lock, Reason: body.Reason}, nil
+	return schemas.LockRequest{AgentID: r.PathValue("id"), Lock: body.Lock, Vouch: body.Vouch, Reason: body.Reason}, nil
 }
 
 func readPage(r *http.Request, _ []byte) (any, error) { return pageOf(r, nil) }

@@ -3,6 +3,7 @@ package issuer_test
 import (
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -65,6 +66,18 @@ func TestOperatorsDecideAndLockOverHTTP(t *testing.T) {
 	if s := answer[schemas.StatusReply](viewer, res, b); len(s.Agents) != 1 || s.Agents[0].State != schemas.Suspended || s.Agents[0].Reason != "odd" {
 		t.Errorf("status %+v", s)
 	}
+	cause := p.suspend("writer-2")
+	res, b = viewer.get("/v1/status?agent_id=writer-2")
+	if s := answer[schemas.StatusReply](viewer, res, b); len(s.Agents) != 1 || !slices.Equal(s.Agents[0].Causes, []uint64{cause}) {
+		t.Errorf("status %+v", s)
+	}
+	res, b = op.send("/v1/agents/writer-2/lock", map[string]any{"lock": "active", "vouch": []uint64{cause}, "reason": "known"})
+	if r := answer[schemas.Receipt](op, res, b); r.State != schemas.Active || !slices.Equal(r.Vouched, []uint64{cause}) {
+		t.Errorf("receipt %+v", r)
+	}
+	if e := p.lastEvent("ev.writer-2.review.vouched"); e.Actor != "operator-1" || e.Ref != cause {
+		t.Errorf("event %+v", e)
+	}
 	res, b = viewer.get("/v1/status?limit=2")
 	if s := answer[schemas.StatusReply](viewer, res, b); len(s.Agents) != 2 || s.Next != s.Agents[1].AgentID {
 		t.Errorf("status %+v", s)
@@ -87,6 +100,8 @@ func TestNobodyElseDecidesOverHTTP(t *testing.T) {
 		return func() *http.Request { return c.request("/v1/agents/"+id+"/lock", body) }
 	}
 	kill := map[string]any{"lock": "killed", "reason": "x"}
+	cause := p.suspend("writer-2")
+	vouch := map[string]any{"lock": "active", "vouch": []uint64{cause}, "reason": "x"}
 	op := a.caller("operator-1")
 	op.nonce = viewer.nonce
 	for _, at := range []struct {
@@ -98,6 +113,12 @@ func TestNobodyElseDecidesOverHTTP(t *testing.T) {
 		{"a viewer approves", func() *http.Request { return viewer.request(path, decision(true, "")) }, 403, "viewer-1 is viewer"},
 		{"a reviewer locks", lock(reviewer, "analyst-7", kill), 403, "reviewer-1 is reviewer"},
 		{"an agent approves its own action", func() *http.Request { return agent.request(path, decision(true, "")) }, 401, "bad signature"},
+		{"a viewer vouches", lock(viewer, "writer-2", vouch), 403, "viewer-1 is viewer"},
+		{"a reviewer vouches", lock(reviewer, "writer-2", vouch), 403, "reviewer-1 is reviewer"},
+		{"an agent vouches", lock(agent, "writer-2", vouch), 401, "bad signature"},
+		{"a vouch for another agent's action", lock(op, "analyst-7", vouch), 404, "of another agent"},
+		{"a vouch for nothing", lock(op, "writer-2", map[string]any{"lock": "active", "vouch": []uint64{0}, "reason": "x"}), 404, "event 0"},
+		{"a vouch that locks", lock(op, "writer-2", map[string]any{"lock": "paused", "vouch": []uint64{cause}, "reason": "x"}), 400, "active alone"},
 		{"an agent looks", func() *http.Request { return agent.signed("GET", "/v1/reviews", nil) }, 401, "bad signature"},
 		{"an operator takes a capability", func() *http.Request { return op.request("/v1/tokens", report()) }, 401, "bad signature"},
 		{"an operator kills an admin", lock(op, "admin-1", kill), 403, "admins alone"},

@@ -88,6 +88,9 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
+	if g.Token != "" {
+		return i.again(g, at)
+	}
 	old := view(i, func(s *schemas.State) schemas.Grant {
 		if a := s.Agents[agent]; a != nil && a.Grants[req.OperationID] != nil {
 			return a.Grants[req.OperationID].Grant
@@ -136,14 +139,39 @@ func (i *Issuer) grant(ctx context.Context, g schemas.Grant, at standing, b bind
 	if err := i.stillHolds(ctx, g, at.keys); err != nil {
 		return schemas.IssueReply{}, err
 	}
-	reply := schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
-		ExpiresAt: g.Expires, TraceID: g.TraceID, UserJWT: userJWT, Seq: seq}
+	reply := handedOut(g, userJWT, seq)
 	if user != nil {
 		if reply.Creds, err = accounts.Creds(userJWT, user); err != nil {
 			return schemas.IssueReply{}, err
 		}
 	}
 	return reply, nil
+}
+
+// again hands out a capability that is in the log already, if it still holds.
+func (i *Issuer) again(g schemas.Grant, at standing) (schemas.IssueReply, error) {
+	userJWT, err := i.maker.Operation(g, at.keys, at.iat)
+	if err != nil {
+		return schemas.IssueReply{}, err
+	}
+	if err := i.obstacle(g, at.keys); err != nil { // it may be in use: what ends it is not that it was asked for
+		return schemas.IssueReply{}, err
+	}
+	seq := view(i, func(s *schemas.State) uint64 {
+		if live := s.GrantOf(g.Agent, g.Operation); live != nil && live.JTI == g.JTI {
+			return live.Seq
+		}
+		return 0
+	})
+	if seq == 0 {
+		return schemas.IssueReply{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s has ended; ask for a new one", g.Operation)
+	}
+	return handedOut(g, userJWT, seq), nil
+}
+
+func handedOut(g schemas.Grant, userJWT string, seq uint64) schemas.IssueReply {
+	return schemas.IssueReply{Token: g.Token, JTI: g.JTI, AgentID: g.Agent, OperationID: g.Operation, Scope: append([]string{}, g.Scope...),
+		ExpiresAt: g.Expires, TraceID: g.TraceID, UserJWT: userJWT, Seq: seq}
 }
 
 // signed signs a grant and logs it. No rotation comes in between: what a key
@@ -154,9 +182,13 @@ func (i *Issuer) signed(ctx context.Context, g *schemas.Grant, claims capability
 	if g.Token, err = i.signer.Sign(claims); err != nil {
 		return 0, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 	}
+	body, err := schemas.WriteGrant(*g)
+	if err != nil {
+		return 0, fmt.Errorf("issuer: %w", err)
+	}
 	return i.append(ctx, &schemas.Event{
 		Kind: schemas.TokenIssued, Agent: g.Agent, Operation: g.Operation, JTI: g.JTI, Actor: by, Act: g.Act,
-		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(*g)}, ContentType: jsonType, Data: schemas.Marshal(*g),
+		Trace: schemas.Trace{ID: g.TraceID, Span: i.spanBehind(*g)}, ContentType: jsonType, Data: body,
 	})
 }
 
@@ -204,26 +236,7 @@ func keysOf(a *schemas.Agent) accounts.Keys {
 // stillHolds looks at the state once the grant is in the log. A grant that a
 // lock overtook is ended, or it would count again after a resume.
 func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, k accounts.Keys) error {
-	var why error
-	i.mu.RLock()
-	a := i.state.Agents[g.Agent]
-	switch {
-	case a == nil:
-		why = schemas.Refuse(schemas.CodeNotFound, "%s was removed from the fleet", g.Agent)
-	case i.state.Lockdown != "":
-		why = schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s; nobody gets a capability until an operator lifts it", i.state.Lockdown)
-	case a.Lock != schemas.Active:
-		why = lockRefusal(a)
-	case keysOf(a) != k:
-		why = schemas.Refuse(schemas.CodeCancelled, "the keys of %s were replaced meanwhile; ask again", g.Agent)
-	default:
-		if live := a.Grants[g.Operation]; live != nil && live.JTI == g.JTI {
-			if over := live.Over(i.Now()); over != "" {
-				why = schemas.Refuse(schemas.CodeCancelled, "it ended before it was handed out: %s", over)
-			}
-		}
-	}
-	i.mu.RUnlock()
+	why := i.obstacle(g, k)
 	if why == nil {
 		return nil
 	}
@@ -231,6 +244,29 @@ func (i *Issuer) stillHolds(ctx context.Context, g schemas.Grant, k accounts.Key
 		i.Logger.Error("grant not ended", "agent_id", g.Agent, "jti", g.JTI, "error", err)
 	}
 	return why
+}
+
+// obstacle says why a grant that is about to be handed out must not be.
+func (i *Issuer) obstacle(g schemas.Grant, k accounts.Keys) error {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[g.Agent]
+	switch {
+	case a == nil:
+		return schemas.Refuse(schemas.CodeNotFound, "%s was removed from the fleet", g.Agent)
+	case i.state.Lockdown != "":
+		return schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s; nobody gets a capability until an operator lifts it", i.state.Lockdown)
+	case a.Lock != schemas.Active:
+		return lockRefusal(a)
+	case keysOf(a) != k:
+		return schemas.Refuse(schemas.CodeCancelled, "the keys of %s were replaced meanwhile; ask again", g.Agent)
+	}
+	if live := a.Grants[g.Operation]; live != nil && live.JTI == g.JTI {
+		if over := live.Over(i.Now()); over != "" {
+			return schemas.Refuse(schemas.CodeCancelled, "it ended before it was handed out: %s", over)
+		}
+	}
+	return nil
 }
 
 // endOf is the event that ends an operation. Its id is the capability's, so
@@ -243,10 +279,15 @@ func endOf(g schemas.Grant, reason string) *schemas.Event {
 }
 
 // release ends an operation because its agent gave it up.
-func (i *Issuer) release(ctx context.Context, agent string, req schemas.ReleaseRequest) (schemas.Ack, error) {
+func (i *Issuer) release(ctx context.Context, who asker, req schemas.ReleaseRequest) (schemas.Ack, error) {
+	agent := who.agent
 	defer i.gates.pass(agent)()
 	var live *schemas.Live
 	i.mu.RLock()
+	if err := who.stands(i.state); err != nil {
+		i.mu.RUnlock()
+		return schemas.Ack{}, err
+	}
 	if a := i.state.Agents[agent]; a != nil {
 		live = a.Grants[req.OperationID]
 	}

@@ -19,9 +19,9 @@
 //   - What an agent hands on to another is within a capability of its own in
 //     everything, and ends with it.
 //   - A kill or suspension stands in the log before it is pushed; it is pushed
-//     to all servers and all connections are closed at the same time, and it is
-//     pushed a second later again, for a server that was away. Issuing times of
-//     an account's JWTs strictly rise.
+//     to all servers and all connections are closed at the same time, those that
+//     are known by then even before, and it is pushed a second later again, for a
+//     server that was away. Issuing times of an account's JWTs strictly rise.
 //   - A lock that a verdict put on in the log is carried out in the same way.
 //   - With TLS nobody connects as an agent but with the agent's certificate, the
 //     key of its credentials, and the state's consent, at that moment.
@@ -198,7 +198,7 @@ func (i *Issuer) open(ctx context.Context, g *errgroup.Group, ready func()) erro
 		}
 	}
 	ready()
-	i.tellOperator(ctx)
+	i.tellOffline(ctx)
 	err = i.sweepLoop(ctx)
 	for _, sub := range []*nats.Subscription{tokens, warrants} {
 		if uerr := sub.Unsubscribe(); uerr != nil && i.Inlet.IsConnected() && i.System.IsConnected() {

@@ -119,6 +119,40 @@ func TestRefreshOverlapsAndKeepsToTheOperation(t *testing.T) {
 	}
 }
 
+// An agent gets no answer in time, asks again, and is answered twice. A second
+// refresh would void what it sent under the first of three capabilities, so it
+// gets the same again, if it still holds and nothing else would be granted now.
+func TestARefreshAskedForTwiceIsDoneOnce(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	nc := p.mustClient(p.issue(reportRequest()).Creds)
+	refresh := func() schemas.IssueReply {
+		t.Helper()
+		reply, r := askFor[schemas.IssueReply](t, nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report"})
+		if r != nil {
+			t.Fatal(r)
+		}
+		return reply
+	}
+	once := refresh()
+	twice := refresh()
+	if twice.JTI != once.JTI || twice.Token != once.Token || twice.Seq != once.Seq || !twice.ExpiresAt.Equal(once.ExpiresAt) || twice.UserJWT == "" {
+		t.Errorf("asked for twice: %s of event %d, then %s of event %d", once.JTI, once.Seq, twice.JTI, twice.Seq)
+	}
+	if last := p.lastEvent("ev.analyst-7.token.issued"); last.Seq != once.Seq {
+		t.Errorf("event %d was logged behind %d", last.Seq, once.Seq)
+	}
+	p.clock.advance(once.ExpiresAt.Sub(p.clock.now()) / 5)
+	later := refresh()
+	if later.JTI == once.JTI {
+		t.Error("what is asked for later is the same again")
+	}
+	call[schemas.Receipt](p, schemas.CtlLock, schemas.LockRequest{AgentID: "analyst-7", Lock: schemas.Paused, Reason: "why", Actor: "alice"})
+	if r := ask(t, nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report"}); r == nil || r.Code != schemas.CodeHeld {
+		t.Errorf("a paused agent is given it again: %v", r)
+	}
+}
+
 func TestIdentityIsRenewedByUse(t *testing.T) {
 	p := newPlane(t, embed.Options{})
 	p.apply()

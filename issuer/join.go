@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -78,13 +79,14 @@ func decideInvite(s *schemas.State, req schemas.EnrollRequest, id string, expire
 
 // join registers the key of a principal that holds a join token. The first
 // request that is in the log has used it up.
-func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (schemas.IssueReply, error) {
+func (i *Issuer) join(ctx context.Context, who asker, req schemas.JoinRequest) (schemas.IssueReply, error) {
+	id := who.agent
 	at := i.standing(id)
 	cert, err := i.certificate(id, asker{}, req.CertificateRequest, at.iat)
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if err := i.logJoin(ctx, id, req); err != nil {
+	if err := i.logJoin(ctx, who, req); err != nil {
 		return schemas.IssueReply{}, err
 	}
 	token, expires, err := i.identity(id, req.PublicKey, at)
@@ -96,11 +98,11 @@ func (i *Issuer) join(ctx context.Context, id string, req schemas.JoinRequest) (
 	return reply, err
 }
 
-func (i *Issuer) logJoin(ctx context.Context, id string, req schemas.JoinRequest) error {
-	defer i.locks.pass(id)()
+func (i *Issuer) logJoin(ctx context.Context, who asker, req schemas.JoinRequest) error {
+	defer i.locks.pass(who.agent)()
 	now := i.Now()
 	i.mu.RLock()
-	e, err := decideJoin(i.state, id, req, now)
+	e, err := decideJoin(i.state, who, req, now)
 	i.mu.RUnlock()
 	if err != nil {
 		return err
@@ -110,12 +112,13 @@ func (i *Issuer) logJoin(ctx context.Context, id string, req schemas.JoinRequest
 }
 
 // decideJoin says whether a join token still counts.
-func decideJoin(s *schemas.State, id string, req schemas.JoinRequest, now time.Time) (*schemas.Event, error) {
+func decideJoin(s *schemas.State, who asker, req schemas.JoinRequest, now time.Time) (*schemas.Event, error) {
+	id := who.agent
 	a := s.Agents[id]
 	if a == nil || a.Kind == schemas.KindOperator {
 		return nil, schemas.Refuse(schemas.CodeUnauthorized, "%s is no agent or service of this fleet", clip(id))
 	}
-	if err := lockRefusal(a); err != nil {
+	if err := cmp.Or(who.stands(s), lockRefusal(a)); err != nil {
 		return nil, err
 	}
 	if !nkeys.IsValidPublicUserKey(req.PublicKey) {

@@ -38,11 +38,20 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 		}
 		defer c.count()
 	}
-	var d lockDecision
-	if d, r.Nodes, r.Partial, err = i.enforce(ctx, req, c); err != nil {
+	d, nodes, partial, err := i.enforce(ctx, req, c)
+	if err != nil {
 		return r, err
 	}
-	r.Seq, r.Already = d.seq, d.kind == ""
+	r.Seq, r.State, r.Nodes, r.Partial = d.seq, d.lock, nodes, partial
+	for _, e := range d.vouch {
+		r.Seq = max(r.Seq, e.Seq)
+		if e.Kind == schemas.ReviewEndorsed {
+			r.Endorsed = append(r.Endorsed, e.Ref)
+		} else {
+			r.Vouched = append(r.Vouched, e.Ref)
+		}
+	}
+	r.Already = d.kind == "" && len(d.vouch) == 0
 	i.complete(ctx, &r)
 	if c != nil {
 		r.ConnectionsClosed = c.count()
@@ -59,7 +68,7 @@ func (i *Issuer) enforce(ctx context.Context, req schemas.LockRequest, c *census
 		return d, []string{}, true, err
 	}
 	if c != nil {
-		c.settle()
+		i.wire.cut(c.settle())
 	}
 	nodes, err = i.carryOut(ctx, d, req.AgentID)
 	if err != nil {
@@ -118,13 +127,16 @@ func (i *Issuer) takeCensus(ctx context.Context, id string) (*census, error) {
 	return c, nil
 }
 
-func (c *census) settle() {
+// settle gives the connections that are known when it is time to push.
+func (c *census) settle() []connection {
 	timer := time.NewTimer(censusWait)
 	defer timer.Stop()
 	select {
 	case <-c.heard:
+		return c.list
 	case <-timer.C:
 		c.late = true
+		return nil
 	}
 }
 
@@ -146,8 +158,16 @@ func (i *Issuer) logLock(ctx context.Context, req schemas.LockRequest) (lockDeci
 	i.mu.RLock()
 	d, err := decideLock(i.state, req)
 	i.mu.RUnlock()
-	if err != nil || d.kind == "" {
+	if err != nil {
 		return d, err
+	}
+	for _, e := range d.vouch { // before it goes on: what it does next is judged with that
+		if _, err := i.append(ctx, e); err != nil {
+			return d, err
+		}
+	}
+	if d.kind == "" {
+		return d, nil
 	}
 	e := &schemas.Event{Kind: d.kind, Agent: req.AgentID, Reason: schemas.HeaderText(req.Reason), Actor: req.Actor}
 	if !cutsOff(d.lock) {

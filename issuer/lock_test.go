@@ -386,14 +386,20 @@ func (p *plane) newestEvent(subject string) *schemas.Event {
 // crippled is the issuer's user without the right to log a kill.
 func (p *plane) crippled() *nats.Conn {
 	p.t.Helper()
-	creds, err := keys.Creds(p.data, keys.RoleIssuer)
+	return p.changed(keys.RoleIssuer, keys.CONTROL, func(c *jwt.UserClaims) { c.Pub.Deny.Add(schemas.EventSubject("*", schemas.AgentKilled)) })
+}
+
+// changed is a role's user with other rights.
+func (p *plane) changed(role keys.Role, account string, change func(*jwt.UserClaims)) *nats.Conn {
+	p.t.Helper()
+	creds, err := keys.Creds(p.data, role)
 	must(p.t, err)
 	token, err := jwt.ParseDecoratedJWT(creds)
 	must(p.t, err)
 	claims, err := jwt.DecodeUserClaims(token)
 	must(p.t, err)
-	claims.Pub.Deny.Add(schemas.EventSubject("*", schemas.AgentKilled))
-	seed, err := os.ReadFile(filepath.Join(p.data, keys.Dir, "accounts", keys.CONTROL+".seed"))
+	change(claims)
+	seed, err := os.ReadFile(filepath.Join(p.data, keys.Dir, "accounts", account+".seed"))
 	must(p.t, err)
 	signer, err := nkeys.FromSeed(bytes.TrimSpace(seed))
 	must(p.t, err)
@@ -403,10 +409,44 @@ func (p *plane) crippled() *nats.Conn {
 	must(p.t, err)
 	text, err := accounts.Creds(token, user)
 	must(p.t, err)
-	nc, err := bus.Connect(bus.Options{Role: string(keys.RoleIssuer), Server: p.srv, Creds: []byte(text)})
+	nc, err := bus.Connect(bus.Options{Role: string(role), Server: p.srv, Creds: []byte(text)})
 	must(p.t, err)
 	p.t.Cleanup(nc.Close)
 	return nc
+}
+
+// A server with many accounts takes milliseconds over a killed one: what the agent
+// has open is closed before. Where the servers are slow to say what that is, the
+// push comes first, so that this is tried until they are not.
+func TestConnectionsAreCutBeforeTheAccountIsPushed(t *testing.T) {
+	p := newPlane(t, embed.Options{})
+	p.apply()
+	spy := p.changed(keys.RoleSystem, keys.SYS, func(c *jwt.UserClaims) { c.Sub.Allow.Add("$SYS.REQ.>") })
+	sub, err := spy.SubscribeSync("$SYS.REQ.>")
+	must(t, err)
+	must(t, spy.Flush())
+	for range 20 {
+		a := p.enroll("analyst-7")
+		must(t, a.Flush())
+		for n, _, err := sub.Pending(); n > 0; n, _, err = sub.Pending() { // what enrolling took
+			must(t, err)
+			_, err = sub.NextMsg(time.Second)
+			must(t, err)
+		}
+		p.lock(schemas.Killed, "analyst-7")
+		closed(a)
+		for {
+			m, err := sub.NextMsg(10 * time.Second)
+			must(t, err)
+			if strings.HasSuffix(m.Subject, ".KICK") {
+				return
+			}
+			if m.Subject == "$SYS.REQ.CLAIMS.UPDATE" {
+				break
+			}
+		}
+	}
+	t.Error("the account was pushed before any connection was closed, time after time")
 }
 
 func TestKillThatTheLogDoesNotTakeCutsOffAllTheSame(t *testing.T) {

@@ -195,15 +195,70 @@ func TestTwoPersonsApproveWhereTheFleetAsksForIt(t *testing.T) {
 	}
 }
 
+// Two must vouch where two must approve; until the second does, the agent stays
+// suspended, also across a restart.
+func TestTwoPersonsVouchWhereTheFleetAsksForIt(t *testing.T) {
+	careful := analyst
+	careful.ID, careful.TwoPerson = "careful", true
+	p := withOperators(t, careful, person("second", schemas.RoleOperator))
+	one, two := p.enroll("operator-1"), p.enroll("second")
+	cause := p.suspend("careful")
+	resume := func(nc *nats.Conn, vouch ...uint64) (schemas.Receipt, *schemas.Refusal) {
+		return command[schemas.Receipt](t, nc, schemas.CtlLock, schemas.LockRequest{AgentID: "careful", Lock: schemas.Active, Vouch: vouch, Reason: "known", Actor: "x"})
+	}
+	for name, nc := range map[string]*nats.Conn{"a viewer": p.enroll("viewer-1"), "a reviewer": p.enroll("reviewer-1")} {
+		if _, err := nc.Request(schemas.CtlLock, schemas.Marshal(schemas.LockRequest{AgentID: "careful", Lock: schemas.Active, Vouch: []uint64{cause}, Reason: "known"}), 300*time.Millisecond); err == nil {
+			t.Errorf("%s was answered", name)
+		}
+	}
+	r, refusal := resume(one, cause)
+	if refusal != nil || r.State != schemas.Suspended || !slices.Equal(r.Endorsed, []uint64{cause}) || r.Vouched != nil {
+		t.Fatalf("first: %+v, %v", r, refusal)
+	}
+	if _, refusal := resume(one, cause); refusal == nil || refusal.Code != schemas.CodeConflict {
+		t.Fatalf("the same person again: %v", refusal)
+	}
+	p.stop()
+	p.start()
+	r, refusal = resume(two, cause)
+	if refusal != nil || r.State != schemas.Active || !slices.Equal(r.Vouched, []uint64{cause}) || r.Endorsed != nil || r.Checkpoint == "" {
+		t.Fatalf("second: %+v, %v", r, refusal)
+	}
+	if e := p.lastEvent("ev.careful.review.vouched"); e.Actor != "second" || e.Ref != cause || e.Digest != schemas.Sum([]byte("x")) || e.Reason != "known" {
+		t.Errorf("%+v", e)
+	}
+	if e := p.lastEvent("ev.careful.agent.resumed"); e.Actor != "second" || e.Seq < p.lastEvent("ev.careful.review.vouched").Seq {
+		t.Errorf("%+v", e)
+	}
+	if _, refusal := resume(two, cause); refusal == nil || refusal.Code != schemas.CodeNotFound {
+		t.Errorf("a third: %v", refusal)
+	}
+	p.suspend("careful")
+	if r, refusal := resume(two); refusal != nil || r.State != schemas.Active || r.Vouched != nil {
+		t.Errorf("resumed without a word on the action: %+v, %v", r, refusal)
+	}
+}
+
+// suspend has an action of an agent refused that suspends it, as intake does.
+func (p *plane) suspend(agent string) uint64 {
+	p.t.Helper()
+	return p.judged(agent, schemas.MessageDenied, schemas.Suspended)
+}
+
 // hold has an action of an agent held, as intake does.
 func (p *plane) hold(agent string) uint64 {
+	p.t.Helper()
+	return p.judged(agent, schemas.MessageHeld, schemas.Paused)
+}
+
+func (p *plane) judged(agent string, kind schemas.Kind, lock schemas.Lock) uint64 {
 	p.t.Helper()
 	log, err := bus.NewAppender(p.role(keys.RoleIntake))
 	must(p.t, err)
 	now := time.Now()
-	seq, err := log.Append(p.t.Context(), &schemas.Event{Kind: schemas.MessageHeld, Agent: agent, ID: fmt.Sprint("h-", now.UnixNano()), Source: "intake/1", Time: now,
+	seq, err := log.Append(p.t.Context(), &schemas.Event{Kind: kind, Agent: agent, ID: fmt.Sprint("h-", now.UnixNano()), Source: "intake/1", Time: now,
 		Trace: schemas.Trace{ID: strings.Repeat("a", 32), Span: strings.Repeat("b", 16)}, Operation: "op", Action: schemas.Action{Verb: "call", Resource: "pandas"},
-		To: "pandas", JTI: "j", Request: strings.Repeat("c", 32), Expires: now.Add(time.Minute), Digest: schemas.Sum([]byte("x")), Data: []byte("x"), Code: schemas.CodeHeld, Reason: "odd", Lock: schemas.Paused})
+		To: "pandas", JTI: "j", Request: strings.Repeat("c", 32), Expires: now.Add(time.Minute), Digest: schemas.Sum([]byte("x")), Data: []byte("x"), Code: schemas.CodeHeld, Reason: "odd", Lock: lock})
 	must(p.t, err)
 	<-p.folded(seq)
 	return seq

@@ -304,7 +304,7 @@ func TestAnAgentsIdStaysAnAgents(t *testing.T) {
 		t.Errorf("after its removal: %v", err)
 	}
 	invited := schemas.Event{Kind: schemas.AgentInvited, Agent: "alice", JTI: "j-join", Expires: noon.Add(time.Hour)}
-	_, err = decideJoin(fleetState(t, invited, declared(operator)), "alice", schemas.JoinRequest{ID: "j-join", PublicKey: anyKey}, noon)
+	_, err = decideJoin(fleetState(t, invited, declared(operator)), asker{agent: "alice"}, schemas.JoinRequest{ID: "j-join", PublicKey: anyKey}, noon)
 	refused(t, err, 401, "alice is no agent or service")
 	i := &Issuer{state: fleetState(t, declared(operator))}
 	_, err = i.renewIdentity(t.Context(), asker{agent: "alice"}, schemas.RefreshRequest{PublicKey: anyKey})

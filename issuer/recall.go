@@ -2,17 +2,10 @@ package issuer
 
 import (
 	"context"
-	"errors"
-	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/writ-sh/writ/internal/bus"
 	"github.com/writ-sh/writ/schemas"
 )
-
-// recallPause lies between two questions for what EVENTS has forgotten.
-const recallPause = 500 * time.Millisecond
 
 // recall learns the locks whose events have aged out of EVENTS: while a control
 // plane stands still nobody repeats declarations. Release, which folds the whole
@@ -53,21 +46,7 @@ func (i *Issuer) recall(ctx context.Context, last uint64) error {
 
 // askLocks asks until release answers.
 func (i *Issuer) askLocks(ctx context.Context, req schemas.LocksRequest) (schemas.LocksReply, error) {
-	for told := false; ; {
-		page, err := bus.Call[schemas.LocksReply](ctx, i.Control, schemas.CtlLocks, req)
-		var r *schemas.Refusal
-		down := errors.As(err, &r) && r.Code == schemas.CodeUnavailable || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)
-		if err == nil || !down || ctx.Err() != nil {
-			return page, err
-		}
-		if !told {
-			i.Logger.Warn("EVENTS has lost its beginning, and the ledger's service, which knows the locks of that time, does not answer; waiting for it", "error", err)
-			told = true
-		}
-		select {
-		case <-time.After(recallPause):
-		case <-ctx.Done():
-			return page, ctx.Err()
-		}
-	}
+	return bus.Insist[schemas.LocksReply](ctx, i.Control, schemas.CtlLocks, req, func(err error) {
+		i.Logger.Warn("EVENTS has lost its beginning, and the ledger's service, which knows the locks of that time, does not answer; waiting for it", "error", err)
+	})
 }

@@ -104,17 +104,23 @@ func (i *Issuer) tendAccounts(ctx context.Context, now time.Time) {
 	}
 }
 
-// tellOperator logs a rotation of the operator's signing key, which happened
-// while no issuer ran.
-func (i *Issuer) tellOperator(ctx context.Context) {
-	turn, err := i.Secrets.OperatorTurn()
-	if err == nil && turn != nil {
-		if _, err = i.logTurn(ctx, *turn); err == nil {
-			err = i.Secrets.OperatorTold()
+// tellOffline logs rotations that happened while no issuer ran: of the
+// operator's signing key, and of that of weights.
+func (i *Issuer) tellOffline(ctx context.Context) {
+	for ctx.Err() == nil {
+		turn, told, err := i.Secrets.Untold()
+		if err == nil && turn == nil {
+			return
 		}
-	}
-	if err != nil && ctx.Err() == nil {
-		i.Logger.Warn("rotation of the operator's signing key not logged; trying again with the next start", "error", err)
+		if err == nil {
+			if _, err = i.logTurn(ctx, *turn); err == nil {
+				err = told()
+			}
+		}
+		if err != nil {
+			i.Logger.Warn("a rotation of keys not logged; trying again with the next start", "error", err)
+			return
+		}
 	}
 }
 

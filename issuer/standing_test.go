@@ -3,6 +3,7 @@ package issuer
 import (
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,11 +81,11 @@ func TestWhatWasDecidedBeforeAKillIsSignedForWhoWasKilled(t *testing.T) {
 			t.Errorf("%s is of the account of the next incarnation", what)
 		}
 	}
-	renewed, err := i.renewable(asker{agent: "analyst-7"})
+	renewed, err := i.renewable(asker{agent: "analyst-7", incarnation: "first"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, granted, err := i.decided(asker{agent: "analyst-7"}, func(s *schemas.State, f fresh) (schemas.Grant, error) {
+	g, granted, err := i.decided(asker{agent: "analyst-7", incarnation: "first"}, func(s *schemas.State, f fresh) (schemas.Grant, error) {
 		return decideIssue(s, asker{agent: "analyst-7", name: "analyst-7"}, schemas.IssueRequest{AgentID: "analyst-7", OperationID: "op", Scope: []string{"memory:get"}, PublicKey: public}, f)
 	})
 	if err != nil {
@@ -102,14 +103,36 @@ func TestWhatWasDecidedBeforeAKillIsSignedForWhoWasKilled(t *testing.T) {
 	of("the capability", token)
 
 	// Where the answer would reach the thief, there is none at all.
-	before := "first"
-	thief := asker{agent: "analyst-7", name: "analyst-7", incarnation: &before}
+	thief := asker{agent: "analyst-7", name: "analyst-7", incarnation: "first"}
 	var r *schemas.Refusal
 	if _, err := i.renewable(thief); !errors.As(err, &r) || r.Code != schemas.CodeUnauthorized {
 		t.Errorf("renewed: %v", err)
 	}
 	if _, _, err := i.decided(thief, func(*schemas.State, fresh) (schemas.Grant, error) { return schemas.Grant{}, nil }); !errors.As(err, &r) || r.Code != schemas.CodeUnauthorized {
 		t.Errorf("decided: %v", err)
+	}
+}
+
+// A hijacked agent leaves requests on their way to the issuer, and is killed. They
+// arrive when it is enrolled anew: no capability is issued on them, which would
+// take the place of the next one's, and none of the next one's is ended.
+func TestWhatWasAskedBeforeAKillIsNotAskedByTheNextIncarnation(t *testing.T) {
+	i := still(t)
+	i.limits, i.gates, i.locks = newLimiters(1, 1), newGates(), newGates()
+	i.reborn(t)
+	for _, sender := range []string{"analyst-7~first", "analyst-7"} {
+		for what, body := range map[string]any{
+			"issue":   schemas.IssueRequest{OperationID: "op", Scope: []string{"memory:get"}},
+			"refresh": schemas.RefreshRequest{OperationID: "op"},
+			"release": schemas.ReleaseRequest{OperationID: "op"},
+			"join":    schemas.JoinRequest{ID: "x"},
+		} {
+			var r *schemas.Refusal
+			_, err := i.token(t.Context(), "writ.out."+sender+".token."+what, schemas.Marshal(body))
+			if !errors.As(err, &r) || r.Code != schemas.CodeUnauthorized || !strings.Contains(r.Text, "enrolled anew") {
+				t.Errorf("%s of %s: %v", what, sender, err)
+			}
+		}
 	}
 }
 

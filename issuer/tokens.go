@@ -23,7 +23,7 @@ const (
 	maxTokenRequest = 64 << 10 // bytes
 )
 
-// serveTokens takes agents' requests for capabilities: writ.out.<agent>.token.….
+// serveTokens takes agents' requests for capabilities: writ.out.<agent>~<incarnation>.token.….
 // Each account's rate is bounded before anything is read; what exceeds it is
 // refused.
 func (i *Issuer) serveTokens(ctx context.Context, g *errgroup.Group) (*nats.Subscription, error) {
@@ -78,7 +78,7 @@ func (i *Issuer) token(ctx context.Context, subject string, data []byte) (any, e
 	if len(data) > maxTokenRequest {
 		return nil, schemas.Refuse(schemas.CodeTooLarge, "the request has %d bytes, %d are possible", len(data), maxTokenRequest)
 	}
-	return i.tokenFor(ctx, asker{agent: out.Agent, name: out.Agent}, out.Token, data)
+	return i.tokenFor(ctx, asker{agent: out.Agent, name: out.Agent, incarnation: out.Incarnation}, out.Token, data)
 }
 
 // tokenFor carries out what an agent asks, whichever way it came.
@@ -104,13 +104,13 @@ func (i *Issuer) tokenFor(ctx context.Context, who asker, what string, data []by
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.join(ctx, who.agent, req)
+		return i.join(ctx, who, req)
 	default:
 		var req schemas.ReleaseRequest
 		if err := schemas.Unmarshal(data, &req); err != nil {
 			return nil, schemas.Refuse(schemas.CodeMalformed, "%v", err)
 		}
-		return i.release(ctx, who.agent, req)
+		return i.release(ctx, who, req)
 	}
 }
 

@@ -264,12 +264,25 @@ func (w *wire) kick(ctx context.Context, list []connection) error {
 	g.SetLimit(32)
 	for _, c := range list {
 		g.Go(func() error {
-			_, err := w.gather(ctx, "$SYS.REQ.SERVER."+c.server+".KICK", fmt.Appendf(nil, `{"cid":%d}`, c.cid), 1)
+			_, err := w.gather(ctx, kickSubject(c), kickBody(c), 1)
 			return err
 		})
 	}
 	return g.Wait()
 }
+
+// cut closes connections before what is pushed next, and awaits nothing: a server
+// with many accounts takes milliseconds over a push that replaces keys. Who comes
+// back meanwhile is closed by the push, and what fails here is left to clear.
+func (w *wire) cut(list []connection) {
+	for _, c := range list {
+		_ = w.nc.PublishRequest(kickSubject(c), w.nc.NewInbox(), kickBody(c))
+	}
+}
+
+func kickSubject(c connection) string { return "$SYS.REQ.SERVER." + c.server + ".KICK" }
+
+func kickBody(c connection) []byte { return fmt.Appendf(nil, `{"cid":%d}`, c.cid) }
 
 // clear closes an account's connections until there are none.
 func (w *wire) clear(ctx context.Context, account string) error {

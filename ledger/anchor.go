@@ -47,30 +47,21 @@ func openAnchor(fs vfs.FS, dir string) (*anchor, error) {
 	return a, nil
 }
 
-// readAnchor verifies the anchor; ok says whether there is one.
-func readAnchor(fs vfs.FS, dir string, v note.Verifier) (c proof.Checkpoint, msg []byte, ok bool, err error) {
+// readAnchor verifies the anchor; ok says whether there is one. It must bear
+// the signature of the key that the owner knows: the thief of a former one could
+// else sign a past of his own, which ends with a handover to that key.
+func readAnchor(fs vfs.FS, dir string, ring *keyring, v note.Verifier) (c proof.Checkpoint, msg []byte, ok bool, err error) {
 	msg, err = readFile(fs, fs.PathJoin(dir, anchorFile))
 	if err != nil || msg == nil {
 		return c, nil, false, err
 	}
-	c, err = openStored(msg, v)
+	if c, err = ring.stored(msg); err == nil {
+		_, err = proof.OpenCheckpoint(msg, v)
+	}
 	if err != nil {
 		return c, nil, false, tampered(0, "the anchor: %v", err)
 	}
 	return c, msg, true, nil
-}
-
-// openStored opens a checkpoint that this ledger wrote: byte for byte what its
-// signer gives, with its signature alone.
-func openStored(msg []byte, v note.Verifier) (proof.Checkpoint, error) {
-	c, err := proof.OpenCheckpoint(msg, v)
-	if err != nil {
-		return c, err
-	}
-	if n, err := note.Open(msg, note.VerifierList(v)); err != nil || len(n.Sigs) != 1 || len(n.UnverifiedSigs) != 0 {
-		return c, fmt.Errorf("%w: checkpoint: signatures that the ledger did not write", proof.ErrProof)
-	}
-	return c, nil
 }
 
 // swap replaces the anchor, if it still is what was read or written last, and

@@ -17,16 +17,20 @@ type Show func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, e
 // ErrTooMuch is matched where more was asked for than one bundle holds.
 var ErrTooMuch = errors.New("this is more than one bundle holds")
 
-// Collect asks for page after page, and gives the records of one bundle, in
-// order, all proven against the same checkpoint. The redactions that explain
-// erasures stand among them. What it gives is only as true as the ledger:
+// Collect asks for page after page, and gives the bundle: records in order, all
+// proven against the same checkpoint. The redactions that explain erasures
+// stand among them. It is under key, a note verifier key of the ledger, or that
+// one's last successor. What it gives is only as true as the ledger:
 // proof.Bundle.Verify says whether it is.
-func Collect(ctx context.Context, ask Show, q schemas.ShowRequest) (checkpoint string, records []schemas.Shown, err error) {
+func Collect(ctx context.Context, ask Show, key string, q schemas.ShowRequest) (*proof.Bundle, error) {
+	var checkpoint string
+	var records []schemas.Shown
+	var handovers []schemas.ShownHandover
 	redactions, size := map[uint64]schemas.Shown{}, 0
 	for {
 		page, err := ask(ctx, q)
 		if err != nil {
-			return "", nil, err
+			return nil, err
 		}
 		for i, r := range page.Records {
 			size += len(r.Leaf) + len(r.Path) + len(r.Headers) + len(r.Payload)
@@ -40,16 +44,17 @@ func Collect(ctx context.Context, ask Show, q schemas.ShowRequest) (checkpoint s
 			redactions[r.Index] = r
 		}
 		if n := len(records) + len(redactions); n > proof.MaxBundleRecords || size > proof.MaxBundle {
-			return "", nil, fmt.Errorf("%w: %d records and %d MiB are the most", ErrTooMuch, proof.MaxBundleRecords, proof.MaxBundle>>20)
+			return nil, fmt.Errorf("%w: %d records and %d MiB are the most", ErrTooMuch, proof.MaxBundleRecords, proof.MaxBundle>>20)
 		}
 		if checkpoint == "" {
-			checkpoint = page.Checkpoint // later pages are of the same size, and may lack its cosignatures
+			// Later pages are of the same size, and may lack its cosignatures.
+			checkpoint, handovers = page.Checkpoint, page.Handovers
 		}
 		if !page.More {
 			break
 		}
 		if page.Index < q.Index || page.Index == q.Index && page.Offset <= q.Offset {
-			return "", nil, errors.New("the ledger's answer leads nowhere: its next page is no later than this one")
+			return nil, errors.New("the ledger's answer leads nowhere: its next page is no later than this one")
 		}
 		q.Size, q.Index, q.Offset = page.Size, page.Index, page.Offset
 	}
@@ -60,5 +65,6 @@ func Collect(ctx context.Context, ask Show, q schemas.ShowRequest) (checkpoint s
 		records = append(records, r)
 	}
 	slices.SortFunc(records, func(a, b schemas.Shown) int { return cmp.Compare(a.Index, b.Index) })
-	return checkpoint, records, nil
+	b := proof.NewBundle(key, checkpoint, records)
+	return b, b.HandOver(handovers)
 }

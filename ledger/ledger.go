@@ -21,6 +21,7 @@
 //	T|level|n           full Merkle tiles of 256 hashes (C2SP tlog-tiles)
 //	s|segment           root, first and last hash of a full segment
 //	c|size              signed checkpoints (C2SP tlog-checkpoint)
+//	h|size              handovers to another key: the last of so many records, with its content
 //	m|head              size, sequence, last hash and frontier of the tree
 //	m|pruned            how many records have no content any more, and which record says so
 //
@@ -56,6 +57,14 @@
 // from its first record on, and every proof can be made, for ever. A signed
 // record says what was pruned, and a ledger whose contents are missing without
 // one does not verify.
+//
+// # Keys
+//
+// The key that signs can be replaced while events flow ([Ledger.HandOver]): it
+// names its successor in a record, and both sign the checkpoint that ends with
+// it. Which key signs a checkpoint follows from its size, so that one who holds
+// a key that was replaced can neither go on with the log nor write its past
+// anew: what the owner knows is the newest key, and the anchor must bear it.
 //
 // # Witnesses
 //
@@ -108,9 +117,16 @@ type Options struct {
 	FS          vfs.FS        // vfs.Default where nil
 	Signer      note.Signer   // named after the trust domain; not needed to verify
 	Verifier    note.Verifier // of the signer
-	Secret      [32]byte      // root of the agents' keys
-	StreamID    uint64        // of EVENTS, see proof.StreamID; 0 where verifying: any one
-	Logger      *slog.Logger
+	Key         string        // the same as a note verifier key; needed to hand over
+	Next        *Successor    // that was prepared for a handover; nil where none was
+	// Turn makes the owner's keys name the successor, durably: it signs what is
+	// of more records than size. It is called again where it failed. Nil: the
+	// key can't be replaced.
+	Turn     func(size uint64, to Handover) error
+	Secret   [32]byte // root of the agents' keys
+	Lookup   []byte   // finds them: what hung on the first secret, where that was replaced; nil: hangs on Secret
+	StreamID uint64   // of EVENTS, see proof.StreamID; 0 where verifying: any one
+	Logger   *slog.Logger
 
 	Witnesses *witness.Policy // whose cosignatures publish a checkpoint; nil: nobody's are asked for
 }
@@ -199,7 +215,11 @@ type Ledger struct {
 	trusted  atomic.Bool // nothing is left to fetch or compare
 	catching bool        // below target: nothing is handed on; owned by Run's last stage
 
-	smu     sync.Mutex // guards signing
+	smu     sync.Mutex // guards signing, and what follows
+	signs   note.Signer
+	vkey    string   // of who signs
+	pending *pending // nil where no handover is under way
+	ring    atomic.Pointer[keyring]
 	current atomic.Pointer[signed]
 
 	verified  atomic.Pointer[schemas.Verified] // by Watch; nil before its first pass
@@ -212,6 +232,15 @@ type signed struct {
 	note []byte
 }
 
+func (l *Ledger) keys() *keyring { return l.ring.Load() }
+
+// signerKey is the note verifier key of who signs.
+func (l *Ledger) signerKey() string {
+	l.smu.Lock()
+	defer l.smu.Unlock()
+	return l.vkey
+}
+
 // From is the first sequence of EVENTS that Run wants. It lies at or before
 // the head where the tail has to be compared; what comes before it is skipped.
 func (l *Ledger) From() uint64 {
@@ -219,6 +248,9 @@ func (l *Ledger) From() uint64 {
 	defer l.wmu.Unlock()
 	return l.next
 }
+
+// Signs reports whether the ledger's tail is confirmed, so that it signs.
+func (l *Ledger) Signs() bool { return l.trusted.Load() }
 
 // Err is why the ledger halted, nil while it has not.
 func (l *Ledger) Err() error { return l.guard.err() }

@@ -283,6 +283,11 @@ func TestReadFiltersByAgentTraceAndRange(t *testing.T) {
 	if rep, err = l.Read(schemas.ReadRequest{Agent: "nobody"}); err != nil || len(rep.Records) != 0 {
 		t.Errorf("nobody: %+v, %v", rep, err)
 	}
+	for _, q := range []schemas.ReadRequest{{Data: true, Begin: -1}, {Data: true, Begin: pageBytes + 1}} {
+		if _, err = l.Read(q); err == nil {
+			t.Errorf("read %+v", q)
+		}
+	}
 	if _, err = l.Read(schemas.ReadRequest{Limit: 1001}); err == nil {
 		t.Error("a page without bounds")
 	}
@@ -376,7 +381,7 @@ func TestErasedContentsCantBeOpenedAndEveryProofHolds(t *testing.T) {
 func TestAKeyThatIsMissingWithoutARecordIsFound(t *testing.T) {
 	fs := newMem(t)
 	o, _ := build(t, fs, 100)
-	s, err := openSubjects(fs, o.AnchorDir, o.Secret, true)
+	s, err := openSubjects(fs, o.AnchorDir, o.Secret, o.Lookup, true)
 	if err != nil {
 		t.Fatal(err)
 	}

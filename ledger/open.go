@@ -36,7 +36,7 @@ func (l *Ledger) open() (err error) {
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return fmt.Errorf("the database's folder: %w", err)
 	}
-	if l.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, true); err != nil {
+	if l.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, o.Lookup, true); err != nil {
 		return err
 	}
 	if l.subjects.damaged > 0 {
@@ -60,7 +60,13 @@ func (l *Ledger) recover() error {
 	if err != nil {
 		return err
 	}
-	anchored, note, hasAnchor, err := readAnchor(l.o.FS, l.o.AnchorDir, l.o.Verifier)
+	ring, err := readKeyring(l.db, l.o.Verifier)
+	if err != nil {
+		return err
+	}
+	l.ring.Store(ring)
+	l.signs, l.vkey = l.o.Signer, l.o.Key
+	anchored, note, hasAnchor, err := readAnchor(l.o.FS, l.o.AnchorDir, ring, l.o.Verifier)
 	switch {
 	case err != nil:
 		return err
@@ -89,7 +95,14 @@ func (l *Ledger) recover() error {
 	if err := l.rehash(h, anchored, note); err != nil {
 		return err
 	}
-	return l.begin(h, anchored, note)
+	if err := l.findPending(h, anchored.Size); err != nil {
+		return err
+	}
+	if err := l.begin(h, anchored, note); err != nil || l.pending == nil || !l.trusted.Load() {
+		return err
+	}
+	_, err = l.sign() // what a crash left half done
+	return err
 }
 
 // create makes a ledger without records, whose anchor says so.
@@ -102,7 +115,7 @@ func (l *Ledger) create() error {
 	l.next = 1
 	l.durable.now = summary{root: proof.EmptyRoot}
 	l.trusted.Store(true)
-	_, err := l.signNow(proof.Checkpoint{Origin: l.o.Verifier.Name(), Root: proof.EmptyRoot})
+	_, err := l.signNow(proof.Checkpoint{Origin: l.o.Verifier.Name(), Root: proof.EmptyRoot}, l.signs)
 	return err
 }
 
@@ -172,7 +185,7 @@ func (l *Ledger) newestCheckpoint(h head) (c proof.Checkpoint, err error) {
 	if !cur.it.Last() {
 		return proof.Checkpoint{Root: proof.EmptyRoot}, cur.it.Error()
 	}
-	return checkpointRow(cur.it, h.size, l.o.Verifier)
+	return checkpointRow(cur.it, h.size, l.keys())
 }
 
 // loadChain sets the writer's end behind the first size records.

@@ -120,7 +120,7 @@ func (l *Ledger) RepairTail(ctx context.Context, last uint64, publish func(conte
 		if err != nil {
 			return repaired, err
 		}
-		if r.Kind == proof.KindRedaction || r.Kind == proof.KindPrune {
+		if r.Kind == proof.KindRedaction || r.Kind == proof.KindPrune || r.Kind == proof.KindHandover {
 			continue
 		}
 		if r.Kind != proof.KindEvent || r.StreamSeq != last+1 {

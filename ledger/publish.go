@@ -67,7 +67,7 @@ func (l *Ledger) loadPublished() error {
 	for _, m := range p.policy.Members() {
 		p.asked = append(p.asked, &asked{Member: m})
 	}
-	if last := readPublished(&l.o); last != nil && p.policy.Satisfied(last.note) {
+	if last := l.readPublished(); last != nil && p.policy.Satisfied(last.note) {
 		p.last = last
 		// A restart does not begin the wait anew: who restarts often would never
 		// be told of it.
@@ -79,12 +79,13 @@ func (l *Ledger) loadPublished() error {
 }
 
 // readPublished gives nil where there is none that the ledger's key has signed.
-func readPublished(o *Options) *signed {
+func (l *Ledger) readPublished() *signed {
+	o := &l.o
 	msg, err := readFile(o.FS, o.FS.PathJoin(o.AnchorDir, publishedFile))
 	if err != nil || msg == nil {
 		return nil
 	}
-	c, err := proof.OpenCheckpoint(msg, o.Verifier)
+	c, err := l.keys().open(msg)
 	if err != nil {
 		o.Logger.Warn("ledger: what was published last can't be read, and is asked for again", "error", err)
 		return nil
@@ -216,11 +217,9 @@ func (l *Ledger) ask(ctx context.Context, c *http.Client, a *asked, cur *signed)
 		}
 		r := witness.Request{Old: size, Checkpoint: cur.note}
 		if size > 0 {
-			path, err := tlog.ProveTree(int64(cur.Size), int64(size), l.hashes(cur.Checkpoint))
-			if err != nil {
-				return "", size, fmt.Errorf("prove that %d records grew from %d: %w", cur.Size, size, err)
+			if r.Proof, err = l.growth(size, cur.Checkpoint); err != nil {
+				return "", size, err
 			}
-			r.Proof = path
 		}
 		line, err = a.Add(ctx, c, r)
 		var stale *witness.StaleError
@@ -233,6 +232,19 @@ func (l *Ledger) ask(ctx context.Context, c *http.Client, a *asked, cur *signed)
 		size = stale.Size
 	}
 	return "", size, err
+}
+
+// growth proves that the tree of a checkpoint has grown from that of its first
+// size records.
+func (l *Ledger) growth(size uint64, to proof.Checkpoint) ([]proof.Hash, error) {
+	if size == to.Size {
+		return nil, nil
+	}
+	path, err := tlog.ProveTree(int64(to.Size), int64(size), l.hashes(to))
+	if err != nil {
+		return nil, fmt.Errorf("prove that %d records grew from %d: %w", to.Size, size, err)
+	}
+	return path, nil
 }
 
 func (p *publication) sizeOf(a *asked) uint64 {

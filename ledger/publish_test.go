@@ -138,11 +138,11 @@ func (s *stand) ledger(entries []Entry) *Ledger {
 // evidence is a bundle of all of a ledger, as a file.
 func evidence(t testing.TB, l *Ledger) *proof.Bundle {
 	t.Helper()
-	checkpoint, records, err := Collect(context.Background(), l.Show, schemas.ShowRequest{})
+	made, err := Collect(context.Background(), l.Show, ledgerVKey(t), schemas.ShowRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := proof.NewBundle(ledgerVKey(t), checkpoint, records).Marshal()
+	data, err := made.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,9 +266,13 @@ func TestWhatWasPublishedIsKeptAndStandsInBundles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkpoint, _, err := Collect(t.Context(), r.Show, schemas.ShowRequest{})
-	if err != nil || !s.policy.Satisfied([]byte(checkpoint)) {
-		t.Errorf("on disk: %q, %v", checkpoint, err)
+	shown, err := Collect(t.Context(), r.Show, ledgerVKey(t), schemas.ShowRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkpoint := shown.Checkpoint
+	if !s.policy.Satisfied([]byte(checkpoint)) {
+		t.Errorf("on disk: %q", checkpoint)
 	}
 	if b, err := r.Tile(TilesCheckpoint); err != nil || string(b) != checkpoint {
 		t.Errorf("its tiles' checkpoint: %q, %v", b, err)

@@ -297,6 +297,9 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 	if q.Limit < 1 || q.Limit > pageMax {
 		return rep, schemas.Refuse(schemas.CodeMalformed, "limit %d is not within 1 and %d", q.Limit, pageMax)
 	}
+	if q.Begin < 0 || q.Begin > pageBytes {
+		return rep, schemas.Refuse(schemas.CodeMalformed, "the beginning of a body, of %d bytes, is not within 0 and %d", q.Begin, pageBytes)
+	}
 	now := l.durable.get()
 	rep = schemas.ReadReply{Records: []schemas.Record{}, Head: now.streamSeq, Unknown: q.Agent != "" && l.subjects.find(q.Agent) == nil}
 	s, err := openScanner(l.db, l.subjects)
@@ -333,13 +336,13 @@ func (l *Ledger) Read(q schemas.ReadRequest) (rep schemas.ReadReply, err error) 
 		if errors.Is(err, ErrErased) {
 			return true, nil
 		}
-		bytes += int(r.HeadersLen)
 		// One body alone must not make the answer longer than a message may be.
-		if q.Data && r.PayloadLen <= pageBytes {
-			bytes += int(r.PayloadLen)
-		} else {
+		if !q.Data {
 			rec.Data = nil
+		} else if r.PayloadLen > pageBytes {
+			rec.Data = rec.Data[:min(q.Begin, len(rec.Data))]
 		}
+		bytes += int(r.HeadersLen) + len(rec.Data)
 		rep.Records = append(rep.Records, rec)
 		return true, err
 	}

@@ -36,7 +36,7 @@ func OpenReader(o Options) (*Reader, error) {
 
 func (r *Reader) open() (err error) {
 	l := r.l
-	if l.subjects, err = openSubjects(l.o.FS, l.o.SubjectsDir, l.o.Secret, false); err != nil {
+	if l.subjects, err = openSubjects(l.o.FS, l.o.SubjectsDir, l.o.Secret, l.o.Lookup, false); err != nil {
 		return err
 	}
 	if r.lock, err = lockToRead(&l.o); err != nil {
@@ -55,7 +55,9 @@ func (r *Reader) open() (err error) {
 		return errors.Join(err, tampered(0, "the database has no head"))
 	}
 	l.durable.now = summary{size: h.size, streamSeq: h.streamSeq}
-	return nil
+	ring, err := readKeyring(l.db, l.o.Verifier)
+	l.ring.Store(ring)
+	return err
 }
 
 // Read gives a page of events as they were taken.
@@ -134,7 +136,7 @@ func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.Sho
 		if q.Size != 0 && q.Size != c.Size {
 			return fmt.Errorf("the anchor's checkpoint is over %d records, and not %d", c.Size, q.Size)
 		}
-		if p := readPublished(&r.l.o); p != nil && p.Checkpoint == c {
+		if p := r.l.readPublished(); p != nil && p.Checkpoint == c {
 			msg = p.note // the same, cosigned
 		}
 		rep, err = r.l.show(q, &signed{Checkpoint: c, note: msg})
@@ -143,10 +145,14 @@ func (r *Reader) Show(_ context.Context, q schemas.ShowRequest) (rep schemas.Sho
 	return rep, refusal(unhalted(err))
 }
 
+// Signed opens a checkpoint of this ledger, under the key that signs those of
+// its size.
+func (r *Reader) Signed(msg []byte) (proof.Checkpoint, error) { return r.l.keys().open(msg) }
+
 // anchored is the anchor's checkpoint, held against the records.
 func (r *Reader) anchored() (proof.Checkpoint, []byte, error) {
 	o := &r.l.o
-	c, msg, found, err := readAnchor(o.FS, o.AnchorDir, o.Verifier)
+	c, msg, found, err := readAnchor(o.FS, o.AnchorDir, r.l.keys(), o.Verifier)
 	if err != nil || !found {
 		return c, nil, errors.Join(err, tampered(0, "there is no anchor in %s", o.AnchorDir))
 	}

@@ -30,8 +30,11 @@ type segment struct {
 	// redactions are the pseudonyms whose erasure is recorded, with the
 	// index of the record.
 	redactions map[[16]byte]uint64
+	handovers  []place // records that hand over to another key
 	bad        error
 }
+
+type place struct{ index, seq uint64 }
 
 // A snapshot is the segment's frontier where a checkpoint ends.
 type snapshot struct {
@@ -87,6 +90,9 @@ func (s *segment) verify(ctx context.Context) (err error) {
 		}
 		if r.Kind == proof.KindRedaction {
 			s.redactions[r.Agent] = i
+		}
+		if r.Kind == proof.KindHandover {
+			s.handovers = append(s.handovers, place{i, r.StreamSeq})
 		}
 		index.expect(&r)
 		s.last, s.lastSeq = proof.LeafHash(leaf), r.StreamSeq

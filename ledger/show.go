@@ -42,7 +42,7 @@ func (l *Ledger) Show(ctx context.Context, q schemas.ShowRequest) (schemas.ShowR
 // checkpointOf finds the checkpoint that was signed over the first size
 // records.
 func (l *Ledger) checkpointOf(size uint64) (*signed, error) {
-	if cur := l.current.Load(); cur.Size == size {
+	if cur := l.current.Load(); cur != nil && cur.Size == size {
 		return cur, nil
 	}
 	msg, err := get(l.db, numberKey(keyCheckpoint, size))
@@ -52,7 +52,7 @@ func (l *Ledger) checkpointOf(size uint64) (*signed, error) {
 	if msg == nil {
 		return nil, schemas.Refuse(schemas.CodeNotFound, "no checkpoint was signed over the first %d records", size)
 	}
-	c, err := openStored(msg, l.o.Verifier)
+	c, err := l.keys().stored(msg)
 	if err != nil || c.Size != size {
 		return nil, tampered(0, "the checkpoint of size %d: %v", size, err)
 	}
@@ -78,6 +78,11 @@ func (l *Ledger) show(q schemas.ShowRequest, cur *signed) (rep schemas.ShowReply
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, s.scan.close()) }()
+	if q.Index == 0 && q.Offset == 0 {
+		if s.rep.Handovers, err = l.shownHandovers(cur.Checkpoint); err != nil {
+			return rep, err
+		}
+	}
 	first, err := indexFrom(s.scan.leaves, q.From, cur.Size)
 	if err != nil {
 		return rep, err
@@ -100,7 +105,7 @@ func (s *shower) page(index uint64, agent *[16]byte) (more bool, err error) {
 		s.rep.More, s.rep.Index = true, index
 		return false, nil
 	}
-	shown, err := s.prove(&r)
+	shown, err := s.l.proven(&r, s.cur.Checkpoint)
 	if err != nil {
 		return false, err
 	}
@@ -135,9 +140,9 @@ func (s *shower) cut(shown *schemas.Shown, payload []byte) {
 	}
 }
 
-// prove gives a record without its content.
-func (s *shower) prove(r *proof.Record) (schemas.Shown, error) {
-	path, err := tlog.ProveRecord(int64(s.cur.Size), int64(r.Index), s.l.hashes(s.cur.Checkpoint))
+// proven gives a record without its content.
+func (l *Ledger) proven(r *proof.Record, c proof.Checkpoint) (schemas.Shown, error) {
+	path, err := tlog.ProveRecord(int64(c.Size), int64(r.Index), l.hashes(c))
 	if err != nil {
 		return schemas.Shown{}, fmt.Errorf("prove sequence %d: %w", r.StreamSeq, err)
 	}
@@ -157,7 +162,7 @@ func (s *shower) redaction(r *proof.Record) error {
 	if err != nil {
 		return err
 	}
-	shown, err := s.prove(&by)
+	shown, err := s.l.proven(&by, s.cur.Checkpoint)
 	if err != nil {
 		return err
 	}

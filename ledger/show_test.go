@@ -18,10 +18,6 @@ import (
 // bundleOf makes a bundle, as a file, and verifies it with package proof alone.
 func bundleOf(t *testing.T, ask Show, q schemas.ShowRequest) *proof.Evidence {
 	t.Helper()
-	checkpoint, records, err := Collect(t.Context(), ask, q)
-	if err != nil {
-		t.Fatal(err)
-	}
 	key, err := note.NewEd25519VerifierKey("acme.example", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey))
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +26,11 @@ func bundleOf(t *testing.T, ask Show, q schemas.ShowRequest) *proof.Evidence {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := proof.NewBundle(key, checkpoint, records).Marshal()
+	made, err := Collect(t.Context(), ask, key, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := made.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,8 +104,8 @@ func TestABundleOfARealLedgerVerifies(t *testing.T) {
 		if want := []uint64{10}; !slices.Equal(seqsOf(both), want) {
 			t.Errorf("an agent in a trace: %v", seqsOf(both))
 		}
-		if _, records, err := Collect(t.Context(), ask, schemas.ShowRequest{From: 5000}); err != nil || len(records) != 0 {
-			t.Errorf("nothing: %d records, %v", len(records), err)
+		if b, err := Collect(t.Context(), ask, "", schemas.ShowRequest{From: 5000}); err != nil || len(b.Records) != 0 {
+			t.Errorf("nothing: %+v, %v", b, err)
 		}
 	}
 	t.Run("running", func(t *testing.T) { check(t, l.Show) })
@@ -155,13 +155,13 @@ func TestCollectEndsWhereALedgerLeadsNowhere(t *testing.T) {
 		calls++
 		return schemas.ShowReply{More: true, Index: 3, Offset: 5}, nil
 	}
-	if _, _, err := Collect(t.Context(), loop, schemas.ShowRequest{}); err == nil || calls != 2 {
+	if _, err := Collect(t.Context(), loop, "", schemas.ShowRequest{}); err == nil || calls != 2 {
 		t.Errorf("after %d calls: %v", calls, err)
 	}
 	grows := func(_ context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
 		return schemas.ShowReply{More: true, Index: q.Index + 1, Records: []schemas.Shown{{Index: q.Index, Payload: make([]byte, proof.MaxBundle/2)}}}, nil
 	}
-	if _, _, err := Collect(t.Context(), grows, schemas.ShowRequest{}); !errors.Is(err, ErrTooMuch) {
+	if _, err := Collect(t.Context(), grows, "", schemas.ShowRequest{}); !errors.Is(err, ErrTooMuch) {
 		t.Errorf("more than a bundle: %v", err)
 	}
 }

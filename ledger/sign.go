@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/writ-sh/writ/ledger/proof"
 	"github.com/writ-sh/writ/schemas"
@@ -83,18 +84,24 @@ func (l *Ledger) sign() (*signed, error) {
 	l.smu.Lock()
 	defer l.smu.Unlock()
 	now, cur := l.durable.get(), l.current.Load()
+	if p := l.pending; p != nil && now.size >= p.size {
+		var err error
+		if cur, err = l.turn(now); err != nil {
+			return nil, l.guard.halt(&HaltError{Err: err})
+		}
+	}
 	if now.size == cur.Size {
 		return cur, nil
 	}
-	c, err := l.signNow(proof.Checkpoint{Origin: l.o.Verifier.Name(), Size: now.size, Root: now.root})
+	c, err := l.signNow(proof.Checkpoint{Origin: l.o.Verifier.Name(), Size: now.size, Root: now.root}, l.signs)
 	if err != nil {
 		return nil, l.guard.halt(&HaltError{Err: err})
 	}
 	return c, nil
 }
 
-func (l *Ledger) signNow(c proof.Checkpoint) (*signed, error) {
-	msg, err := c.Sign(l.o.Signer)
+func (l *Ledger) signNow(c proof.Checkpoint, by ...note.Signer) (*signed, error) {
+	msg, err := c.Sign(by...)
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ const (
 	keyTile       = 'T'
 	keySegment    = 's'
 	keyCheckpoint = 'c'
+	keyHandover   = 'h'
 	keyMeta       = 'm'
 )
 

@@ -24,13 +24,18 @@ import (
 //	magic4 | lookup16 | nonce12 | AES-256-GCM of a random 32-byte key
 //
 // lookup is an HMAC of the agent's id and the associated data of the seal;
-// both keys hang on the ledger's secret. A row of zeros was erased. Rows are
+// both keys hang on the ledger's secret, and what is made of the row's key hangs
+// on it too. Where the secret was replaced (Rewrap), a row of another magic holds
+// what was made of it, with magic and lookup as associated data; lookups stay
+// those of the first secret, for nobody has the agents' names together. A row of
+// zeros was erased. Rows are
 // only ever appended, on disk before the first record that needs them, and
 // overwritten once, by zeros. A row that does not open is passed over: whoever
 // needs it finds it missing.
 const (
 	subjectsFile = "subjects"
 	rowMagic     = "WSK1"
+	rewrapMagic  = "WSK2"
 	rowSize      = 80
 	rowSealed    = 4 + 16 + 12
 )
@@ -87,11 +92,14 @@ func newAEAD(key []byte) cipher.AEAD {
 }
 
 // openSubjects reads the table, and makes an empty one where it may write.
-func openSubjects(dir vfs.FS, folder string, secret [32]byte, write bool) (*subjects, error) {
+func openSubjects(dir vfs.FS, folder string, secret [32]byte, lookup []byte, write bool) (*subjects, error) {
 	s := &subjects{dir: dir, folder: folder, write: write, root: secret[:],
 		byLookup: map[[16]byte]*subject{}, byPseudo: map[[16]byte]*subject{}}
-	copy(s.lookup[:], derive(secret[:], nil, "writ/ledger/lookup/v1"))
-	s.kek = newAEAD(derive(secret[:], nil, "writ/ledger/wrap/v1"))
+	if lookup == nil {
+		lookup = LookupOf(secret)
+	}
+	copy(s.lookup[:], lookup)
+	s.kek = wrapping(secret)
 	path := dir.PathJoin(folder, subjectsFile)
 	table, err := readFile(dir, path)
 	if err != nil {
@@ -120,22 +128,47 @@ func (s *subjects) load(table []byte) {
 		if len(row) == rowSize && [rowSize]byte(row) == [rowSize]byte{} {
 			continue
 		}
-		if len(row) < rowSize || string(row[:4]) != rowMagic {
+		k, err := openRow(row, s.kek, s.root)
+		if err != nil || s.byLookup[[16]byte(row[4:20])] != nil {
 			s.damaged++
 			continue
 		}
-		id := [16]byte(row[4:20])
-		key, err := s.kek.Open(nil, row[20:rowSealed], row[rowSealed:], id[:])
-		if err != nil || s.byLookup[id] != nil {
-			s.damaged++
-			continue
-		}
-		s.add(id, key, i)
+		s.add([16]byte(row[4:20]), k, i)
 	}
 }
 
-func (s *subjects) add(id [16]byte, key []byte, row uint64) *subject {
-	k := derive(key, s.root, "writ/ledger/subject/v1\x00"+string(id[:]))
+// LookupOf is what finds agents' keys under a secret.
+func LookupOf(secret [32]byte) []byte { return derive(secret[:], nil, "writ/ledger/lookup/v1") }
+
+func wrapping(secret [32]byte) cipher.AEAD {
+	return newAEAD(derive(secret[:], nil, "writ/ledger/wrap/v1"))
+}
+
+// subjectKey is what all of an agent's hangs on.
+func subjectKey(key, root []byte, id [16]byte) []byte {
+	return derive(key, root, "writ/ledger/subject/v1\x00"+string(id[:]))
+}
+
+// openRow gives an agent's key.
+func openRow(row []byte, kek cipher.AEAD, root []byte) ([]byte, error) {
+	if len(row) < rowSize {
+		return nil, errors.New("a row of the agents' keys is cut short")
+	}
+	id := [16]byte(row[4:20])
+	switch string(row[:4]) {
+	case rowMagic:
+		key, err := kek.Open(nil, row[20:rowSealed], row[rowSealed:], id[:])
+		if err != nil {
+			return nil, err
+		}
+		return subjectKey(key, root, id), nil
+	case rewrapMagic:
+		return kek.Open(nil, row[20:rowSealed], row[rowSealed:], row[:20])
+	}
+	return nil, errors.New("it is no row of the agents' keys")
+}
+
+func (s *subjects) add(id [16]byte, k []byte, row uint64) *subject {
 	saltKey := derive(k, nil, "writ/ledger/salt/v1")
 	u := &subject{row: row, seal: newAEAD(derive(k, nil, "writ/ledger/seal/v1"))}
 	copy(u.pseudo[:], derive(k, nil, "writ/ledger/pseudonym/v1"))
@@ -195,7 +228,7 @@ func (s *subjects) need(agent string) (*subject, error) {
 		return nil, err
 	}
 	s.rows++
-	return s.add(id, key[:], s.rows-1), nil
+	return s.add(id, subjectKey(key[:], s.root, id), s.rows-1), nil
 }
 
 func (s *subjects) put(row uint64, b []byte) error {

@@ -342,7 +342,7 @@ func TestAByteAtTheEdgeOfASegmentIsFoundAtItsSequence(t *testing.T) {
 // checkpoint that does not hold.
 func TestAForkByAHolderOfTheSecretIsFoundBetweenTwoSignatures(t *testing.T) {
 	o, entries, fs := tamperOptions(t)
-	s, err := openSubjects(fs, o.AnchorDir, o.Secret, false)
+	s, err := openSubjects(fs, o.AnchorDir, o.Secret, o.Lookup, false)
 	if err != nil {
 		t.Fatal(err)
 	}

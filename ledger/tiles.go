@@ -47,7 +47,7 @@ func (r *Reader) Tile(path string) (b []byte, err error) {
 		if err != nil {
 			return err
 		}
-		if p := readPublished(&r.l.o); p != nil && p.Checkpoint == c {
+		if p := r.l.readPublished(); p != nil && p.Checkpoint == c {
 			msg = p.note
 		}
 		b, err = tileOf(path, &signed{Checkpoint: c, note: msg}, tiles{r: r.l.db})

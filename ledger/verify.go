@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-sh/writ/ledger/proof"
@@ -47,22 +46,14 @@ func verifyStored(ctx context.Context, o Options, progress Progress, contents bo
 		return rep, fmt.Errorf("verify: there is no ledger in %s", o.Dir)
 	}
 	g := newGuard(o.Logger)
-	v := &verification{verifier: o.Verifier, streamID: o.StreamID, contents: contents, workers: workers, guard: g, progress: progress}
+	v := &verification{streamID: o.StreamID, contents: contents, workers: workers, guard: g, progress: progress}
 	err = g.run(func() error { return v.stored(ctx, &o) })
 	return v.reply(err)
 }
 
 // stored verifies what is on disk.
 func (v *verification) stored(ctx context.Context, o *Options) (err error) {
-	var found bool
-	v.anchored, v.anchorNote, found, err = readAnchor(o.FS, o.AnchorDir, o.Verifier)
-	if err != nil {
-		return err
-	}
-	if !found {
-		return tampered(0, "there is no anchor in %s: without the signed head nobody can tell whether records were cut off", o.AnchorDir)
-	}
-	if v.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, false); err != nil {
+	if v.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, o.Lookup, false); err != nil {
 		return err
 	}
 	lock, err := lockToRead(o)
@@ -77,18 +68,33 @@ func (v *verification) stored(ctx context.Context, o *Options) (err error) {
 		return tampered(0, "the database does not open: %v", err)
 	}
 	v.r = db
-	err = v.all(ctx)
+	if err = v.anchor(o); err == nil {
+		err = v.all(ctx)
+	}
 	if v.guard.isFatal() {
 		return v.guard.err()
 	}
 	return errors.Join(err, db.Close())
 }
 
+// anchor reads the keys and the anchor under them.
+func (v *verification) anchor(o *Options) (err error) {
+	if v.ring, err = readKeyring(v.r, o.Verifier); err != nil {
+		return err
+	}
+	var found bool
+	v.anchored, v.anchorNote, found, err = readAnchor(o.FS, o.AnchorDir, v.ring, o.Verifier)
+	if err == nil && !found {
+		err = tampered(0, "there is no anchor in %s: without the signed head nobody can tell whether records were cut off", o.AnchorDir)
+	}
+	return err
+}
+
 // A verification is one run of the verifier.
 type verification struct {
 	r          pebble.Reader
 	subjects   *subjects
-	verifier   note.Verifier
+	ring       *keyring
 	streamID   uint64
 	contents   bool
 	workers    int
@@ -155,7 +161,7 @@ func (v *verification) all(ctx context.Context) error {
 	if err := v.readSegments(ctx); err != nil {
 		return err
 	}
-	return lowest(v.join(), v.shorter(nil), v.noMore(), unsigned)
+	return lowest(v.join(), v.shorter(nil), v.noMore(), v.handedOver(), unsigned)
 }
 
 // shorter reports a database that ends before the anchor.
@@ -194,7 +200,7 @@ func (v *verification) readCheckpoints() error {
 	defer c.close()
 	anchored := false
 	for ok := c.it.First(); ok; ok = c.it.Next() {
-		cp, err := checkpointRow(c.it, v.head.size, v.verifier)
+		cp, err := checkpointRow(c.it, v.head.size, v.ring)
 		if err != nil {
 			return err
 		}
@@ -219,14 +225,27 @@ func (v *verification) readCheckpoints() error {
 	return nil
 }
 
+// handedOver finds a handover that a record says and the keys don't follow. One
+// that a crash left half done is at the end of what is signed.
+func (v *verification) handedOver() error {
+	for _, s := range v.segments {
+		for _, at := range s.handovers {
+			if !v.ring.isHandover(at.index) && at.index+1 < v.anchored.Size {
+				return tampered(at.seq, "record %d hands the ledger over to another key, and the same key went on signing", at.index)
+			}
+		}
+	}
+	return nil
+}
+
 // checkpointRow verifies the checkpoint that an iterator stands on.
-func checkpointRow(it *pebble.Iterator, size uint64, v note.Verifier) (proof.Checkpoint, error) {
+func checkpointRow(it *pebble.Iterator, size uint64, ring *keyring) (proof.Checkpoint, error) {
 	value, err := it.ValueAndErr()
 	if err != nil {
 		return proof.Checkpoint{}, fmt.Errorf("read checkpoints: %w", err)
 	}
 	n, ok := parseNumberKey(keyCheckpoint, it.Key())
-	c, err := openStored(value, v)
+	c, err := ring.stored(value)
 	switch {
 	case err != nil:
 		return c, tampered(0, "the checkpoint of %d records: %v", n, err)
@@ -382,7 +401,7 @@ func (v *verification) noMore() error {
 	}
 	// Letters that no row begins with.
 	last := byte(0)
-	for _, letter := range []byte{keyTile, keyByAgent, keyCheckpoint, keyLeaves, keyMeta, keyContents, keySegment, keyByTrace} {
+	for _, letter := range []byte{keyTile, keyByAgent, keyCheckpoint, keyHandover, keyLeaves, keyMeta, keyContents, keySegment, keyByTrace} {
 		behind = append(behind, [2][]byte{{last}, {letter}})
 		last = letter + 1
 	}

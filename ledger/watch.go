@@ -77,11 +77,17 @@ func (l *Ledger) Verify(ctx context.Context, progress Progress) (schemas.VerifyR
 }
 
 func (l *Ledger) verify(ctx context.Context, workers int, progress Progress) (schemas.VerifyReply, error) {
-	cur := l.current.Load() // before the snapshot: the snapshot reaches it
+	cur := l.current.Load()   // before the snapshot: the snapshot reaches it
+	known := l.keys().current // likewise
 	snap := l.db.NewSnapshot()
-	v := &verification{r: snap, subjects: l.subjects, verifier: l.o.Verifier, streamID: l.o.StreamID, contents: true, workers: workers,
+	v := &verification{r: snap, subjects: l.subjects, streamID: l.o.StreamID, contents: true, workers: workers,
 		anchored: cur.Checkpoint, anchorNote: cur.note, guard: l.guard, progress: progress}
-	err := l.guard.run(func() error { return v.all(ctx) })
+	err := l.guard.run(func() (err error) {
+		if v.ring, err = readKeyring(snap, known); err != nil {
+			return err
+		}
+		return v.all(ctx)
+	})
 	rep, err := v.reply(err)
 	return rep, errors.Join(err, snap.Close())
 }

@@ -139,11 +139,13 @@ func (m *Model) conclude(e *schemas.Event, a *agent, v *schemas.Verdict) {
 }
 
 // maxBehaviour is the most that behaviour alone can make while fewer than
-// minPooled runs are known, and maxMistake the most that it makes of an action
+// minPooled runs are known, maxUnsure while fewer than minSure are: that only one run
+// in 154 comes so far, which is what risk 90 says, no fewer can show. And maxMistake the most that it makes of an action
 // that was refused and not aimed: an honest agent errs so. From there on it is
 // refusals that count.
 const (
 	maxBehaviour = 69
+	maxUnsure    = 89
 	maxMistake   = 69
 )
 
@@ -186,16 +188,19 @@ func (m *Model) behaviour(e *schemas.Event, c *considered, v *schemas.Verdict) (
 const explainFrom = learnBelow
 
 func (m *Model) judgeScore(c *considered, v *schemas.Verdict) {
-	set := m.calibrationOf(c)
-	if set == nil {
+	set, known := m.measureOf(c)
+	if !known {
 		bits := priorBits(v.Score)
 		v.PPM, v.NCalibration = ppm(bits), len(m.pool.sorted)
 		v.ActionRisk = min(riskOf(bits), maxBehaviour)
 		return
 	}
 	bits := set.bits(v.Score)
-	v.PPM, v.NCalibration = ppm(bits), len(set.sorted)
+	v.PPM, v.NCalibration = ppm(bits), len(set.own.sorted)
 	v.ActionRisk = riskOf(bits)
+	if len(m.pool.sorted) < minSure {
+		v.ActionRisk = min(v.ActionRisk, maxUnsure)
+	}
 }
 
 // score is the sum that the verdict's points make.
@@ -223,20 +228,24 @@ func maturityOf(t *template) maturity {
 	return 1
 }
 
-// calibrationOf is the set that an action's score is held against: the agent's
-// own if it is large enough, else that of all agents for the same maturity,
-// else all; nil while too little is known.
-func (m *Model) calibrationOf(c *considered) *calibration {
+// measureOf is what an action's score is held against: the runs of its agent, if
+// they are enough, and those of all agents, of like maturity or else of any; not
+// known while there are too few.
+func (m *Model) measureOf(c *considered) (set measure, known bool) {
 	class := maturityOf(c.template)
-	for _, set := range []*calibration{&c.agent.maxima[class], &m.maxima[class]} {
-		if len(set.sorted) >= minOwn {
-			return set
-		}
+	switch fleet := &m.maxima[class]; {
+	case len(fleet.sorted) >= minOwn:
+		set.fleet = fleet
+	case len(m.pool.sorted) >= minPooled:
+		set.fleet = &m.pool
+	default:
+		return set, false
 	}
-	if len(m.pool.sorted) >= minPooled {
-		return &m.pool
+	set.own = set.fleet
+	if own := &c.agent.maxima[class]; len(own.sorted) >= minOwn {
+		set.own = own
 	}
-	return nil
+	return set, true
 }
 
 // point adds an evidence to the score and, unless it is nothing, to its

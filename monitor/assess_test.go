@@ -374,7 +374,7 @@ func TestGoldenVerdict(t *testing.T) {
 	p := trained(t, 40, "analyst")
 	got := string(schemas.Marshal(hijack(p.issue("analyst", "report", defaultTask)))) + "\n" +
 		string(schemas.Marshal(p.issue("writer", "essay", "write").do("call:shell", `{"cmd":"rm"}`))) + "\n"
-	want, err := os.ReadFile("testdata/verdicts.linear-5.golden")
+	want, err := os.ReadFile("testdata/verdicts.linear-6.golden")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -84,15 +85,16 @@ func (a *attic) open() error {
 	return nil
 }
 
-// get reads a record, nil where it can't.
-func (a *attic) get(s shelf) []byte {
+// get reads a record, nil where it can't, into the room that it is given, if that is
+// enough.
+func (a *attic) get(s shelf, room []byte) []byte {
 	a.mu.Lock()
 	f, err := a.file, a.err
 	a.mu.Unlock()
 	if err != nil {
 		return nil
 	}
-	b := make([]byte, s.n)
+	b := slices.Grow(room[:0], s.n)[:s.n]
 	if f == nil {
 		err = os.ErrNotExist
 	} else {

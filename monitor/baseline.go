@@ -104,7 +104,8 @@ type template struct {
 	runs     uint32
 	words    []uint32 // of its newest task, sorted
 	last     uint64
-	*tallies        // nil while they are put aside: see baseline.fetch
+	*tallies        // nil while they are packed or put aside: see baseline.fetch
+	packed   string // just as they are; empty where they are not
 	lies     shelf  // where they are put aside just as they are; zero where they are not
 	used     uint64 // when it was looked at
 }

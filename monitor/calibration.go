@@ -9,6 +9,7 @@ const (
 	maxMaxima   = 256 // runs of one set; the oldest makes room
 	immature    = 20  // first runs of a set that make room once there are more: all was new then
 	minPooled   = 20  // runs of the fleet below which behaviour alone can't pause
+	minSure     = 153 // runs of the fleet below which behaviour alone can't suspend
 	minOwn      = 30  // runs of an agent from which its own set is used
 	censoredOne = 8   // at most one run in so many may be censored
 )
@@ -31,9 +32,10 @@ type calibration struct {
 	censored int
 	ever     int // runs added
 
-	tail  fixed // the score from which the exponential tail holds
-	above int   // runs at or over it
-	scale fixed // its mean excess
+	tail   fixed // the score from which the estimated tail holds
+	above  int   // runs at or over it
+	excess fixed // by how much runs are over it, all together
+	exact  fixed // of how many runs
 }
 
 // addRun takes the highest score of one more run. A censored one stands at the
@@ -76,36 +78,36 @@ func (c *calibration) drop(m maximum) {
 	}
 }
 
-// fit estimates the tail above the 93rd percentile as exponential: the mean
-// excess per uncensored run (the maximum-likelihood estimate under censoring),
-// with usualScale standing in for usualRuns runs. Where the percentile lies among
-// the censored, the tail begins there. A tail above the 95th rests on a dozen
-// runs of 250, and two unusual ones doubled its scale; one above the 90th promises
-// less at risk 90 than it keeps.
+// fit estimates the tail above the 95th percentile. Excesses over it are taken
+// for exponential, of a mean that is not known but estimated, with usualScale
+// standing in for usualRuns runs: a dozen runs don't tell it well, and what they
+// leave open makes high scores likelier than their mean alone would (see bits).
+// Where the percentile lies among the censored, the tail begins there; what a
+// censored run's excess is at least counts, and the run doesn't.
 func (c *calibration) fit() {
 	n := len(c.sorted)
-	from := n * 93 / 100
+	from := n * 95 / 100
 	c.tail, c.above = c.sorted[from], n-from
 	for from > 0 && c.sorted[from-1] == c.tail {
 		from--
 		c.above++
 	}
-	excess, exact := usualRuns*usualScale, usualRuns
+	c.excess, c.exact = usualRuns*usualScale, usualRuns
 	for _, m := range c.maxima {
 		if m.score > c.tail {
-			excess += m.score - c.tail
+			c.excess += m.score - c.tail
 			if !m.censored {
-				exact++
+				c.exact++
 			}
 		}
 	}
-	c.scale = max(excess/exact, minScale)
+	c.excess = max(c.excess, c.exact*minScale)
 }
 
-// usualScale is that of the tail of scores, in most sets.
+// usualScale is the mean excess in most sets.
 const (
-	usualScale       = one * 3 / 4
-	usualRuns  fixed = 5
+	usualScale       = one * 7 / 8
+	usualRuns  fixed = 7
 )
 
 // minScale keeps the tail of a set of equal scores from having no width.
@@ -115,14 +117,34 @@ const minScale = one / 2
 const log2e fixed = 94548
 
 // bits is −log2 of the conformal p-value of a score: the share of runs, this
-// one among them, that reached it.
+// one among them, that reached it. In the tail it is what the runs over it predict
+// of one more: (1 + x/excess)^−exact of those reach x, which for many runs is the
+// exponential, and for few is more.
 func (c *calibration) bits(score fixed) fixed {
 	n := uint64(len(c.sorted))
 	if score <= c.tail {
 		i, _ := slices.BinarySearch(c.sorted, score)
 		return log2(n+1) - log2(n-uint64(i)+1)
 	}
-	return log2(n+1) - log2(uint64(c.above)+1) + tailBits(score-c.tail, c.scale)
+	over := uint64(score-c.tail) + uint64(c.excess)
+	return log2(n+1) - log2(uint64(c.above)+1) + c.exact*(log2(over)-log2(uint64(c.excess)))
+}
+
+// A measure is what an action's score is held against: the runs of its agent, with
+// those of the fleet standing in for fleetRuns more. What no run of one agent
+// shows, such as how high harmless scores can be, those of others do.
+type measure struct{ own, fleet *calibration }
+
+const fleetRuns = 60
+
+// bits is −log2 of the p-value by both.
+func (m measure) bits(score fixed) fixed {
+	if m.own == m.fleet {
+		return m.own.bits(score)
+	}
+	n := uint64(len(m.own.sorted))
+	p := n*exp2neg(m.own.bits(score)) + fleetRuns*exp2neg(m.fleet.bits(score))
+	return 32*one + log2(n+fleetRuns) - log2(max(p, 1))
 }
 
 func tailBits(excess, scale fixed) fixed {

@@ -56,7 +56,10 @@
 // scores of earlier harmless runs, and risk = 70·ln p / ln 0.02: 70 is what
 // one harmless run in fifty reaches. Each run calibrates by what its job knew
 // of it, and once more as if its job were new: a new job is held against the
-// latter. Below 20 such runs this risk stays under 70, for nothing is known yet.
+// latter. Below 20 such runs this risk stays under 70, for nothing is known yet,
+// and below 153 under 90: that one run in 154 comes so far is more than they can
+// say. The runs of the whole fleet stand in for sixty more of an agent's own; and
+// above the 95th percentile risk rises the slower the fewer runs are there.
 //
 // Refusals are a channel of their own, which needs no history: a forbidden
 // tool, an action out of scope, an operation that was never granted and what
@@ -90,7 +93,8 @@
 // map, a clock or chance: replaying the log gives the same bytes on any
 // machine (Replay). What the capability check at intake said does not enter;
 // the fold repeats it. A Snapshot is exactly the fold up to an event: a restart
-// changes no byte.
+// changes no byte. What another version of the model judged keeps the risk that
+// it had, and is scored anew: calibration holds scores of one version.
 //
 // Memory for each agent is bounded, see the constants max…; what is over a
 // bound is forgotten, oldest first. Reading a body is linear and bounded; a

@@ -7,8 +7,8 @@ import "fmt"
 // bears on no verdict.
 type watch struct {
 	runs     uint32      // that ended, and in which something was judged
-	accused  uint32      // of them: a reviewer approved what had been held
-	approved uint32      // held actions that reviewers approved
+	accused  uint32      // of them: a reviewer approved what had been held, or an operator vouched for what had suspended the agent
+	approved uint32      // held actions that reviewers approved, and others that were vouched for
 	denied   uint32      // and denied
 	frozen   calibration // the pool as it was when it had frozenAt runs: never changed after
 }
@@ -25,15 +25,19 @@ func (w *watch) ended(r *run, pool *calibration) {
 	if r.maxScore == -maxScore && !r.accused {
 		return
 	}
+	w.count(r.accused)
+	if len(w.frozen.sorted) == 0 && len(pool.sorted) >= frozenAt {
+		w.frozen = pool.clone()
+	}
+}
+
+func (w *watch) count(accused bool) {
 	w.runs++
-	if r.accused {
+	if accused {
 		w.accused++
 	}
 	if w.runs >= watchedRuns {
 		w.runs, w.accused, w.approved, w.denied = w.runs/2, w.accused/2, w.approved/2, w.denied/2
-	}
-	if len(w.frozen.sorted) == 0 && len(pool.sorted) >= frozenAt {
-		w.frozen = pool.clone()
 	}
 }
 

@@ -80,6 +80,7 @@ func (a *agent) clone() *agent {
 		g.run = copies[h.run]
 		c.held[seq] = &g
 	}
+	c.causes = maps.Clone(a.causes)
 	return &c
 }
 

@@ -59,6 +59,7 @@ type op struct {
 	p               *plane
 	agent, name     string
 	held            uint64 // the newest action that was held
+	cause           uint64 // the newest that suspended the agent
 	highest         int    // action risk
 	agentRisk       int
 	answerOfService string
@@ -106,7 +107,7 @@ func (o *op) log(e *schemas.Event) schemas.Verdict {
 	e.Verdict, e.Risk, e.Lock = schemas.Marshal(v), v.Risk, lockOf(v.Decision)
 	switch {
 	case refused:
-		e.Kind, e.Code, e.Reason = schemas.MessageDenied, schemas.CodeForbidden, "not in scope"
+		e.Kind, e.Code, e.Reason, e.To = schemas.MessageDenied, schemas.CodeForbidden, "not in scope", ""
 	case v.Decision == schemas.Suspend:
 		e.Kind, e.Code, e.Reason = schemas.MessageDenied, schemas.CodeCancelled, "suspended"
 	case v.Decision == schemas.Pause || p.lock[o.agent] == schemas.Paused:
@@ -120,6 +121,9 @@ func (o *op) log(e *schemas.Event) schemas.Verdict {
 	p.put(e)
 	if e.Kind == schemas.MessageHeld {
 		o.held = e.Seq
+	}
+	if e.Lock == schemas.Suspended {
+		o.cause = e.Seq
 	}
 	o.highest, o.agentRisk = max(o.highest, v.ActionRisk), v.Risk
 	if e.Kind == schemas.MessageAccepted {
@@ -147,6 +151,12 @@ func (p *plane) resume(agent string) {
 	p.now = p.now.Add(24 * time.Hour)
 	p.event(schemas.AgentResumed, agent, nil)
 	delete(p.lock, agent)
+}
+
+// vouch is an operator's, for an event.
+func (p *plane) vouch(agent string, event uint64) {
+	p.t.Helper()
+	p.put(&schemas.Event{Kind: schemas.ReviewVouched, Agent: agent, Ref: event, Time: p.now, Actor: "ada", Reason: "known"})
 }
 
 // weekly is a harmless run of an agent's job: the same tools and recipients,

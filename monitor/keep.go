@@ -21,9 +21,8 @@ const (
 	keepLook   = 5 * time.Second
 )
 
-// resume takes up the newest snapshot, if the log still holds the very event
-// that it ends with. Another log, or one that has lost events behind it, would
-// make a model that no replay can.
+// resume takes up the newest snapshot, if the log holds the very event that it
+// ends with. Another log would make a model that no replay can.
 func (s *Service) resume(ctx context.Context) error {
 	if s.Snapshot == "" {
 		return nil
@@ -33,10 +32,12 @@ func (s *Service) resume(ctx context.Context) error {
 		return nil
 	}
 	if err == nil {
-		err = s.ownLog(ctx, m)
+		if err = s.ownLog(ctx, m); err != nil {
+			err = errors.Join(err, m.Close())
+		}
 	}
 	if errors.Is(err, ErrSnapshot) {
-		s.Logger.Error("the log is folded anew, and behaviour from before it is forgotten", "snapshot", s.Snapshot, "error", err)
+		s.Logger.Warn("the whole log is folded anew", "snapshot", s.Snapshot, "error", err)
 		return nil
 	}
 	if err != nil {
@@ -47,25 +48,42 @@ func (s *Service) resume(ctx context.Context) error {
 }
 
 func (s *Service) ownLog(ctx context.Context, m *Model) error {
-	log, err := bus.NewReader(s.Conn)
+	e, err := s.logged(ctx, m.seq)
 	if err != nil {
 		return err
 	}
-	entry, found, err := log.At(ctx, m.seq)
-	if err != nil {
-		return err
-	}
-	if !found {
-		return fmt.Errorf("%w: the log no longer has event %d, with which it ends", ErrSnapshot, m.seq)
-	}
-	e, err := entry.Event()
-	if err != nil {
-		return err
+	if e == nil {
+		return fmt.Errorf("%w: the log has no event %d, with which it ends", ErrSnapshot, m.seq)
 	}
 	if e.ID != m.lastID {
 		return fmt.Errorf("%w: event %d of the log is another than the one that it ends with", ErrSnapshot, m.seq)
 	}
 	return nil
+}
+
+// logged is an event of the log, out of the ledger where EVENTS has lost it; nil
+// where there is none.
+func (s *Service) logged(ctx context.Context, seq uint64) (*schemas.Event, error) {
+	log, err := bus.NewReader(s.Conn)
+	if err != nil {
+		return nil, err
+	}
+	entry, found, err := log.At(ctx, seq)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		return entry.Event()
+	}
+	first, err := log.First(ctx)
+	if err != nil || first <= seq {
+		return nil, err
+	}
+	page, err := s.ledger(ctx, schemas.ReadRequest{From: seq, To: seq, Limit: 1})
+	if err != nil || len(page.Records) == 0 {
+		return nil, err
+	}
+	return page.Records[0].Event()
 }
 
 // keep writes snapshots from time to time, and an alarm once when it is raised.

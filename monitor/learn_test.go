@@ -224,7 +224,7 @@ func TestMemoryOfAnAgentIsBounded(t *testing.T) {
 		"templates": {len(b.templates), maxTemplates}, "tools": {len(b.tools), maxTools}, "pairs": {len(b.pairs), maxPairs},
 		"slots": {len(b.slots), maxPlaces}, "known": {len(b.known), maxKnown}, "flows": {len(b.flows), maxFlows}, "filled": {len(b.filled), maxPlaces},
 		"times": {len(b.times), maxRepeats}, "together": {len(b.together), maxTogether}, "new tools": {len(b.newTools), maxTools}, "words": {len(b.words), maxTemplates * maxWordsOf},
-		"runs": {len(a.runs), maxLive}, "held": {len(a.held), maxHeld}, "approved": {len(a.approved), maxApproved},
+		"runs": {len(a.runs), maxLive}, "held": {len(a.held), maxHeld}, "approved": {len(a.approved), maxApproved}, "causes": {len(a.causes), schemas.MaxCauses},
 		"history": {len(a.history), maxHistory}, "refusals": {len(a.refusals), maxRefusals},
 		"pending": {len(p.m.pending), maxPending}, "pool": {len(p.m.pool.maxima), maxMaxima},
 	} {

@@ -50,7 +50,7 @@ type Model struct {
 	uses     []useOf
 	stems    []uint32
 	mine     map[string]bool // of a fork: the agents that it has copied; nil where all are its own
-	packing  []byte          // room to put aside
+	packing  []byte          // room to put aside, and to fetch
 	resident int             // agents, and jobs of one, in memory
 	jobs     int
 	nobody   *agent // stands for an agent without history; never changed
@@ -117,8 +117,11 @@ func (m *Model) apply(e *schemas.Event) error {
 		return m.issued(e)
 	case schemas.OperationEnded:
 		m.ended(e)
-	case schemas.AgentSuspended, schemas.AgentKilled:
+	case schemas.AgentSuspended:
 		m.agent(e.Agent).dropRuns()
+	case schemas.AgentKilled:
+		m.agent(e.Agent).dropRuns()
+		clear(m.agent(e.Agent).causes)
 	case schemas.AgentResumed:
 		m.agent(e.Agent).pardon()
 	case schemas.AgentEnrolled:
@@ -127,6 +130,8 @@ func (m *Model) apply(e *schemas.Event) error {
 		}
 	case schemas.ReviewApproved:
 		m.approved(e)
+	case schemas.ReviewVouched:
+		m.vouched(e)
 	case schemas.ReviewDenied:
 		m.watch.denied++
 		delete(m.agent(e.Agent).held, e.Ref)
@@ -161,8 +166,8 @@ func (m *Model) agent(name string) *agent {
 
 // issued starts a run, or renews the capability of one.
 func (m *Model) issued(e *schemas.Event) error {
-	var g schemas.Grant
-	if err := schemas.Unmarshal(e.Data, &g); err != nil {
+	g, err := schemas.ReadGrant(e.Data)
+	if err != nil {
 		return err
 	}
 	a := m.agent(e.Agent)
@@ -207,13 +212,7 @@ func (m *Model) learn(a *agent, r *run) {
 		below = maxBehaviour
 	}
 	censored := r.maxRisk >= below
-	if class := maturityOf(a.baseline.templates[r.job]); class > 0 {
-		a.maxima[class].addRun(r.maxScore, censored)
-		m.maxima[class].addRun(r.maxScore, censored)
-	}
-	a.maxima[0].addRun(r.maxNew, censored)
-	m.maxima[0].addRun(r.maxNew, censored)
-	m.pool.addRun(r.maxScore, censored)
+	m.calibrate(a, r.job, r.maxScore, r.maxNew, censored)
 	if !censored {
 		a.baseline.learn(r.job, &r.votes)
 		for ch := range a.usual {
@@ -223,6 +222,18 @@ func (m *Model) learn(a *agent, r *run) {
 		}
 		m.learned = m.seq
 	}
+}
+
+// calibrate adds the highest score of a run, and what it would have been if the job
+// were new.
+func (m *Model) calibrate(a *agent, job string, score, scoreNew fixed, censored bool) {
+	if class := maturityOf(a.baseline.templates[job]); class > 0 {
+		a.maxima[class].addRun(score, censored)
+		m.maxima[class].addRun(score, censored)
+	}
+	a.maxima[0].addRun(scoreNew, censored)
+	m.maxima[0].addRun(scoreNew, censored)
+	m.pool.addRun(score, censored)
 }
 
 func (a *agent) dropRuns() {
@@ -254,6 +265,23 @@ func (m *Model) approved(e *schemas.Event) {
 		a.approved = a.approved[1:]
 	}
 	a.approved = append(a.approved, e.Ref)
+}
+
+// vouched learns an action that suspended its agent, for an operator who has looked
+// let the agent go on: as a run of its own that did nothing else. What the run did
+// besides nobody looked at, and it stays unlearned.
+func (m *Model) vouched(e *schemas.Event) {
+	a := m.agent(e.Agent)
+	c := a.causes[e.Ref]
+	if c == nil {
+		return
+	}
+	delete(a.causes, e.Ref)
+	m.watch.approved++
+	m.watch.count(true)
+	m.calibrate(a, c.job, c.score, c.scoreNew, false)
+	a.baseline.learn(c.job, &c.votes)
+	m.learned = e.Seq
 }
 
 func (m *Model) violation(e *schemas.Event) error {
@@ -380,6 +408,12 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	r.stir()
 	r.last = e.Seq
 	uses := m.usesOf(e, &c, true)
+	switch {
+	case !c.sink:
+		score = -maxScore // it was not scored: nothing of it calibrates, though a reviewer approves it
+	case v.Model != m.version:
+		score = m.anew(&c, uses, &v)
+	}
 	scoreNew := score
 	if c.sink && c.template != nil {
 		f := m.features(&c, view{c.agent.baseline, nil, c.template}, uses)
@@ -390,7 +424,7 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.sink && !held && !c.approved && c.standing != expired {
 		r.maxRisk, r.maxScore = max(r.maxRisk, v.ActionRisk), max(r.maxScore, score)
 		r.maxNew = max(r.maxNew, scoreNew)
-		if set := m.calibrationOf(&c); set != nil {
+		if set, known := m.measureOf(&c); known {
 			r.surprise = max(r.surprise, set.bits(score))
 		}
 	}
@@ -406,6 +440,9 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 	if c.standing == forbidden { // teaches nothing, whatever is known
 		r.maxRisk = max(r.maxRisk, v.ActionRisk, maxBehaviour)
 	}
+	if !c.sink { // reads are not scored, whatever an operator says of one
+		score, scoreNew = -maxScore, -maxScore
+	}
 	switch {
 	case e.Kind == schemas.MessageAccepted || e.Kind == schemas.ResponseAccepted:
 		if c.approved { // its vote was taken when it was approved
@@ -418,7 +455,21 @@ func (m *Model) observe(a *agent, e *schemas.Event, v brief) {
 		r.reviews++
 		a.hold(e.Seq, &heldAction{run: r, shape: c.shape, prev: c.prev, uses: slices.Clone(uses), score: score, scoreNew: scoreNew})
 		r.prev = c.tool
+	case schemas.Suspects(e) && c.standing == granted:
+		a.suspect(e.Seq, causeOf(r, &c, uses, score, scoreNew))
 	}
+}
+
+// anew scores what another version of the model judged: scores of two versions can't
+// be held against one another, and what was harmless to one calibrates the other by
+// what it says itself. The risk is what either says, whichever is more: who was
+// suspected then teaches nothing now, and who would be suspected now neither.
+func (m *Model) anew(c *considered, uses []useOf, v *brief) fixed {
+	f := m.features(c, view{b: c.agent.baseline, t: c.template}, uses)
+	own := schemas.Verdict{Score: m.weights.score(&f)}
+	m.judgeScore(c, &own)
+	v.ActionRisk = max(v.ActionRisk, own.ActionRisk)
+	return own.Score
 }
 
 // openRun is the run that an action belongs to; what an agent answers to one
@@ -494,7 +545,7 @@ func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
 		return schemas.RiskReply{AgentID: name}, false
 	}
 	rep := schemas.RiskReply{AgentID: name, Risk: a.riskNow(at), Seq: a.lastSeq, Time: a.lastTime,
-		History: append([]schemas.RiskPoint(nil), a.history...)}
+		History: append([]schemas.RiskPoint(nil), a.history...), Causes: sortedKeys(a.causes)}
 	if a.lastAction != (schemas.Action{}) {
 		rep.Action = a.lastAction.String()
 	}

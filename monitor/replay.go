@@ -26,8 +26,8 @@ const replayWindow = 1 << 14
 // Replay recomputes each verdict of a log, given in order and from its start,
 // and compares it byte for byte; the risk and the lock that the event carries
 // must follow from it. What another version of the model judged is counted apart:
-// its bytes can't be made again, and its risk is folded as it stands in the log,
-// as live. A verdict whose AsOf does not lie within the 16,384
+// its bytes can't be made again, and it is folded as live: with the risk that
+// stands in the log, and scored anew. A verdict whose AsOf does not lie within the 16,384
 // events before it is a mismatch. Replay holds that many events, with at most
 // 64 KiB of each body. Only the verdicts that only admits are compared and
 // counted; nil admits all. Each verdict is held against the weights of its own

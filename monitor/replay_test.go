@@ -43,6 +43,12 @@ func recordedRuns(t *testing.T, runs int) []*schemas.Event {
 		if i%11 == 0 {
 			p.violate("analyst", "writ.in.boss.x")
 		}
+		if i%17 == 0 {
+			w := p.issue("writer", "report", defaultTask)
+			hijack(w)
+			p.vouch("writer", w.cause)
+			p.resume("writer")
+		}
 		o.end()
 		p.resume("analyst")
 	}
@@ -65,7 +71,7 @@ func TestReplayCountsWhatAnotherModelJudged(t *testing.T) {
 	for i, e := range events {
 		if len(e.Verdict) > 0 && changed < 40 {
 			c := *e
-			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-5.`), []byte(`"model_version":"linear-4.`), 1)
+			c.Verdict = bytes.Replace(e.Verdict, []byte(`"model_version":"linear-6.`), []byte(`"model_version":"linear-5.`), 1)
 			events[i] = &c
 			changed++
 		}

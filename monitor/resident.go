@@ -24,7 +24,11 @@ func (m *Model) at(name string) *agent {
 		return nil
 	}
 	a := new(agent)
-	c := codec{reading: true, buf: m.attic.get(s), texts: map[string]string{}, attic: m.attic}
+	c := codec{reading: true, buf: m.attic.get(s, m.packing), attic: m.attic}
+	if c.buf == nil {
+		return nil
+	}
+	m.packing, c.record = c.buf, string(c.buf)
 	if c.agent(a); c.err == nil && len(c.buf) > 0 {
 		c.err = errors.New("it is longer than what was put aside")
 	}
@@ -165,15 +169,15 @@ func (b *baseline) fetch(t *template) {
 	}
 }
 
-// stored reads a template's counts from the attic, and leaves them there.
+// stored reads a template's counts, and leaves them where they are.
 func (b *baseline) stored(t *template) *tallies {
-	n := new(tallies)
-	c := codec{reading: true, buf: b.attic.get(t.lies), texts: map[string]string{}}
-	if c.tallies(n); c.err == nil && len(c.buf) > 0 {
-		c.err = errors.New("it is longer than what was put aside")
+	raw := t.packed
+	if raw == "" {
+		raw = string(b.attic.get(t.lies, nil))
 	}
-	if c.err != nil {
-		b.attic.fail(c.err)
+	n, err := unpacked(raw)
+	if err != nil {
+		b.attic.fail(err)
 		return newTallies()
 	}
 	return n
@@ -195,7 +199,7 @@ func (b *baseline) settle(most int) {
 	}
 	slices.SortFunc(here, func(x, y *template) int { return cmp.Or(cmp.Compare(x.used, y.used), cmp.Compare(x.bit, y.bit)) })
 	for _, t := range here[:len(here)-most] {
-		if t.lies == (shelf{}) {
+		if t.packed == "" && t.lies == (shelf{}) {
 			t.lies = b.attic.put([]byte(written((*codec).tallies, t.tallies)))
 		}
 		t.tallies = nil
@@ -204,6 +208,7 @@ func (b *baseline) settle(most int) {
 
 // changes notes that a template's counts are no longer as they were put aside.
 func (b *baseline) changes(t *template) {
+	t.packed = ""
 	if t.lies != (shelf{}) {
 		b.attic.drop(t.lies)
 		t.lies = shelf{}

@@ -51,6 +51,9 @@ func busy(t *testing.T, seed uint64, runs int) []*schemas.Event {
 		if o.held != 0 && rng.IntN(2) == 0 {
 			p.put(&schemas.Event{Kind: schemas.ReviewApproved, Agent: agent, Ref: o.held, Time: p.now})
 		}
+		if o.cause%2 == 1 {
+			p.vouch(agent, o.cause)
+		}
 		o.end()
 		if p.lock[agent] != "" {
 			p.resume(agent)
@@ -77,7 +80,7 @@ func tight(t *testing.T, agents, jobs int) *Model {
 func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 	for seed := range uint64(3) {
 		log := busy(t, seed, 260)
-		all, few, fetched := New(Options{}), tight(t, 1+int(seed), 1+int(seed)), 0
+		all, few, fetched, away := New(Options{}), tight(t, 1+int(seed), 1+int(seed)), 0, 0
 		rng := rand.New(rand.NewPCG(seed, 2))
 		for i, e := range log {
 			if len(e.Verdict) > 0 {
@@ -94,6 +97,13 @@ func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 			if i%97 != 0 && i != len(log)-1 {
 				continue
 			}
+			for _, a := range few.agents {
+				for _, x := range a.baseline.templates {
+					if x.tallies == nil {
+						away++
+					}
+				}
+			}
 			b := few.Snapshot()
 			if !bytes.Equal(b, all.Snapshot()) {
 				t.Fatalf("seed %d: after event %d they stand elsewhere", seed, e.Seq)
@@ -109,19 +119,11 @@ func TestWhatIsPutAsideChangesNoByte(t *testing.T) {
 				few = again
 			}
 		}
-		here, jobs := 0, 0
-		for _, a := range few.agents {
-			for _, x := range a.baseline.templates {
-				if jobs++; x.tallies != nil {
-					here++
-				}
-			}
-		}
 		if len(few.agents) > few.resident+1 || len(few.aside) < 4 || fetched < 50 {
 			t.Errorf("%d agents in memory, %d aside, %d were fetched: nothing was tried", len(few.agents), len(few.aside), fetched)
 		}
-		if here == jobs {
-			t.Errorf("all %d jobs are in memory", jobs)
+		if away == 0 {
+			t.Error("no job was ever aside: nothing was tried")
 		}
 	}
 }
@@ -315,7 +317,7 @@ func TestTheAtticDoesNotGrowForEver(t *testing.T) {
 		a.drop(lies[k])
 		size[k] = 300 + rng.IntN(3000)
 		lies[k] = a.put(what(k, size[k]))
-		if k = i % 50; lies[k] != (shelf{}) && !bytes.Equal(a.get(lies[k]), what(k, size[k])) {
+		if k = i % 50; lies[k] != (shelf{}) && !bytes.Equal(a.get(lies[k], nil), what(k, size[k])) {
 			t.Fatal("a record came back as another")
 		}
 	}
@@ -328,7 +330,7 @@ func TestTheAtticDoesNotGrowForEver(t *testing.T) {
 	for range 100 {
 		a.put(what(4, size[3]))
 	}
-	if !bytes.Equal(a.get(kept), what(3, size[3])) {
+	if !bytes.Equal(a.get(kept, nil), what(3, size[3])) {
 		t.Error("what a fork may read was written over")
 	}
 	end := a.end

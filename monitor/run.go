@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -249,6 +250,7 @@ type agent struct {
 
 	held     map[uint64]*heldAction
 	approved []uint64
+	causes   map[uint64]*cause // actions that suspended it and that nobody vouched for
 
 	lastSeq     uint64 // the action that set last
 	lastTime    time.Time
@@ -269,8 +271,22 @@ type heldAction struct {
 	score, scoreNew fixed
 }
 
+// A cause is what an operator signs in who vouches for an action that suspended its
+// agent: the vote of a run that did nothing else. It is never changed.
+type cause struct {
+	job             string
+	votes           votes
+	score, scoreNew fixed
+}
+
+func causeOf(r *run, c *considered, uses []useOf, score, scoreNew fixed) *cause {
+	x := &cause{job: r.job, votes: votes{words: slices.Clone(r.votes.words)}, score: score, scoreNew: scoreNew}
+	x.votes.add(c.shape, c.prev, uses)
+	return x
+}
+
 func newAgent(attic *attic) *agent {
-	return &agent{baseline: newBaseline(attic), runs: map[string]*run{}, held: map[uint64]*heldAction{}}
+	return &agent{baseline: newBaseline(attic), runs: map[string]*run{}, held: map[uint64]*heldAction{}, causes: map[uint64]*cause{}}
 }
 
 // run finds or makes the run of an operation. The one that was silent for
@@ -343,14 +359,25 @@ func (a *agent) pardon() {
 }
 
 func (a *agent) hold(seq uint64, h *heldAction) {
-	if len(a.held) == maxHeld {
-		oldest := seq
-		for s := range a.held {
-			oldest = min(oldest, s)
-		}
-		delete(a.held, oldest)
-	}
+	dropOldest(a.held, maxHeld)
 	a.held[seq] = h
+}
+
+func (a *agent) suspect(seq uint64, c *cause) {
+	dropOldest(a.causes, schemas.MaxCauses)
+	a.causes[seq] = c
+}
+
+// dropOldest makes room for one more.
+func dropOldest[V any](of map[uint64]V, most int) {
+	if len(of) < most {
+		return
+	}
+	oldest := uint64(math.MaxUint64)
+	for seq := range of {
+		oldest = min(oldest, seq)
+	}
+	delete(of, oldest)
 }
 
 // remember notes what a verdict said, for an operator who asks.

@@ -30,7 +30,8 @@ type ServiceOptions struct {
 
 // A Service follows the log with a Model and answers intake and operators. It
 // keeps nothing but snapshots of the model: a restart goes on from the newest,
-// and folds the log anew where there is none.
+// and folds the log anew where there is none, what EVENTS has lost of it from the
+// ledger.
 type Service struct {
 	ServiceOptions
 	log *bus.Appender
@@ -38,12 +39,14 @@ type Service struct {
 	mu      sync.Mutex
 	model   *Model
 	shadow  shadow
-	waiting []question    // whose time has not come, in order of arrival
-	live    bool          // the fold has reached what was in the log at the start
-	saved   uint64        // last event of the newest snapshot
-	told    chan struct{} // closed when the fold reaches toldAt; nil where nobody waits
-	toldAt  uint64
-	changed chan struct{}
+	waiting []question // whose time has not come, in order of arrival
+	live    bool       // the fold has reached what was in the log at the start
+	saved   uint64     // last event of the newest snapshot
+
+	recalled uint64        // EVENTS began here, or before, and all that the ledger has of the time before is folded
+	told     chan struct{} // closed when the fold reaches toldAt; nil where nobody waits
+	toldAt   uint64
+	changed  chan struct{}
 
 	signalling sync.Mutex // one outside signal at a time, from decision to fold; taken before mu
 }
@@ -89,7 +92,7 @@ func NewService(o ServiceOptions) (*Service, error) {
 // ready is called when it answers. Until the fold has caught up, nothing is
 // judged: intake refuses meanwhile.
 func (s *Service) Run(ctx context.Context, ready func()) error {
-	if err := s.resume(ctx); err != nil {
+	if begun, err := s.begin(ctx); !begun {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -111,14 +114,36 @@ func (s *Service) Run(ctx context.Context, ready func()) error {
 	if ctx.Err() != nil {
 		s.save() // what another start need not fold again
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err = errors.Join(err, s.model.Close())
-	if s.shadow.model != nil {
-		err = errors.Join(err, s.shadow.model.Close())
-	}
+	err = errors.Join(err, s.close())
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
+	}
+	return err
+}
+
+// begin brings the model to where EVENTS goes on, unless the context ends before.
+func (s *Service) begin(ctx context.Context) (bool, error) {
+	err := s.resume(ctx)
+	if err == nil {
+		err = s.recall(ctx)
+	}
+	if ctx.Err() != nil {
+		s.save() // what was folded of the ledger
+		return false, s.close()
+	}
+	if err != nil {
+		return false, errors.Join(err, s.close())
+	}
+	return true, nil
+}
+
+// close gives up what the models put aside.
+func (s *Service) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.model.Close()
+	if s.shadow.model != nil {
+		err = errors.Join(err, s.shadow.model.Close())
 	}
 	return err
 }
@@ -170,6 +195,10 @@ func (s *Service) fold(entry bus.Entry) error {
 	if err != nil {
 		return err
 	}
+	return s.take(e)
+}
+
+func (s *Service) take(e *schemas.Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.model.Apply(e); err != nil {

@@ -29,6 +29,8 @@ type stand struct {
 	n      int
 	keep   string // file of the monitor's snapshot
 	logged strings.Builder
+
+	weights *monitor.Weights
 }
 
 func newStand(t *testing.T) *stand {
@@ -68,11 +70,15 @@ func (s *stand) connect(role keys.Role) *nats.Conn {
 	return nc
 }
 
+func (s *stand) options() monitor.ServiceOptions {
+	return monitor.ServiceOptions{Conn: s.connect(keys.RoleMonitor), Consumer: "monitor",
+		Source: "monitor/1", Logger: slog.New(slog.NewTextHandler(&s.logged, nil)), Snapshot: s.keep, Weights: s.weights}
+}
+
 // serve runs a monitor until the test or stop ends it.
 func (s *stand) serve() (stop func()) {
 	s.t.Helper()
-	svc, err := monitor.NewService(monitor.ServiceOptions{Conn: s.connect(keys.RoleMonitor), Consumer: "monitor",
-		Source: "monitor/1", Logger: slog.New(slog.NewTextHandler(&s.logged, nil)), Snapshot: s.keep})
+	svc, err := monitor.NewService(s.options())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 // forgery: who can write the monitor's folder is the monitor.
 
 // snapshotMagic names the form; a change of what is kept changes the number.
-const snapshotMagic = "writ monitor snapshot 2\n"
+const snapshotMagic = "writ monitor snapshot 3\n"
 
 // ErrSnapshot is matched where a snapshot is damaged, or not of this model.
 // What it holds is of no use then, and the log is folded anew.

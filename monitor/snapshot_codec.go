@@ -2,235 +2,12 @@ package monitor
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"time"
 
 	"github.com/writ-sh/writ/schemas"
 )
-
-// A codec walks state in one fixed order and either writes it or reads it: one
-// walk for both ways, so that they can't come apart. Numbers are varints,
-// texts and lists carry their length, tables are sorted by the bytes of their
-// keys: equal states give equal bytes, and there is no second way to write one.
-type codec struct {
-	reading bool
-	buf     []byte            // written so far, or what is left to read
-	err     error             // the first; all that follows is nothing
-	texts   map[string]string // read so far, so that equal texts share memory
-	attic   *attic            // holds what the state put aside; nil where it put nothing
-
-	in   *io.LimitedReader // more to read; nil where buf is all
-	out  io.Writer         // takes what was written; nil where buf keeps it
-	hold bool              // buf must stand still
-
-	spare *live // room for the next run that is read
-}
-
-// streamed is how much is in memory of what is read or written, at least.
-const (
-	streamed  = 1 << 20
-	mostKey   = 1 << 16 // bytes of a table's key
-	mostTexts = 1 << 14 // that share memory
-)
-
-// want reads on until n bytes are at hand, or all.
-func (c *codec) want(n int) {
-	if c.in == nil || c.hold || len(c.buf) >= n {
-		return
-	}
-	n = int(min(int64(n), int64(len(c.buf))+c.in.N)) // whatever a damaged length says
-	more := make([]byte, len(c.buf), max(n, streamed))
-	copy(more, c.buf)
-	got, err := io.ReadFull(c.in, more[len(more):cap(more)])
-	c.buf = more[:len(more)+got]
-	if err != nil {
-		c.in = nil
-		if err != io.EOF && err != io.ErrUnexpectedEOF {
-			c.fail(err)
-		}
-	}
-}
-
-// spill hands on what was written.
-func (c *codec) spill(least int) {
-	if c.out == nil || len(c.buf) < least || c.err != nil {
-		return
-	}
-	if _, err := c.out.Write(c.buf); err != nil {
-		c.fail(err)
-	}
-	c.buf = c.buf[:0]
-}
-
-var (
-	errShort = errors.New("it ends too early, or a length in it is wrong")
-	errOrder = errors.New("a table in it is out of order")
-)
-
-func (c *codec) fail(err error) {
-	if c.err == nil {
-		c.err, c.buf = err, nil
-	}
-}
-
-type integer interface {
-	~int | ~int64 | ~uint8 | ~uint16 | ~uint32 | ~uint64
-}
-
-func number[T integer](c *codec, p *T) {
-	if !c.reading {
-		c.buf = binary.AppendVarint(c.buf, int64(*p))
-		return
-	}
-	c.want(binary.MaxVarintLen64)
-	x, n := binary.Varint(c.buf)
-	if n <= 0 || int64(T(x)) != x || n > 1 && c.buf[n-1] == 0 {
-		c.fail(errShort)
-		return
-	}
-	*p, c.buf = T(x), c.buf[n:]
-}
-
-func (c *codec) flag(p *bool) {
-	var n uint8
-	if *p {
-		n = 1
-	}
-	if number(c, &n); !c.reading {
-		return // who writes changes nothing: others may be reading
-	}
-	if n > 1 {
-		c.fail(errors.New("a flag is neither set nor not"))
-	}
-	*p = n == 1
-}
-
-// length is of what takes a byte at least for each.
-func (c *codec) length(n int) int {
-	number(c, &n)
-	if c.reading {
-		c.want(n)
-	}
-	if c.reading && (n < 0 || n > len(c.buf)) {
-		c.fail(errShort)
-		return 0
-	}
-	return n
-}
-
-func text[T ~string | ~[]byte](c *codec, p *T) {
-	n := c.length(len(*p))
-	if !c.reading {
-		c.buf = append(c.buf, *p...)
-		return
-	}
-	raw := c.buf[:n]
-	c.buf = c.buf[n:]
-	if _, isString := any(*p).(string); isString && n <= maxValue {
-		s, ok := c.texts[string(raw)]
-		if !ok {
-			if len(c.texts) >= mostTexts {
-				clear(c.texts)
-			}
-			s = string(raw)
-			c.texts[s] = s
-		}
-		*p = T(s)
-		return
-	}
-	*p = T(bytes.Clone(raw))
-}
-
-// instant is a time of UTC.
-func (c *codec) instant(p *time.Time) {
-	s, ns := p.Unix(), int64(p.Nanosecond())
-	number(c, &s)
-	number(c, &ns)
-	if c.reading {
-		*p = time.Unix(s, ns).UTC()
-	}
-}
-
-func list[T any](c *codec, p *[]T, each func(*codec, *T)) {
-	n := c.length(len(*p))
-	if c.reading {
-		*p = nil
-		for range n {
-			var x T
-			if each(c, &x); c.err != nil {
-				return
-			}
-			*p = append(*p, x)
-		}
-		return
-	}
-	for i := range *p {
-		each(c, &(*p)[i])
-	}
-}
-
-// table goes through a map in the order of its keys' bytes.
-func table[K comparable, V any](c *codec, p *map[K]V, key func(*codec, *K), value func(*codec, *V)) {
-	n := c.length(len(*p))
-	if c.reading {
-		*p = make(map[K]V, n)
-		var before []byte
-		for i := range n {
-			var k K
-			var v V
-			c.want(mostKey)
-			from := c.buf
-			c.hold = true
-			key(c, &k)
-			c.hold = false
-			if c.err != nil {
-				return
-			}
-			raw := from[:len(from)-len(c.buf)]
-			if i > 0 && bytes.Compare(before, raw) >= 0 {
-				c.fail(errOrder)
-				return
-			}
-			before = raw
-			if value(c, &v); c.err != nil {
-				return
-			}
-			(*p)[k] = v
-		}
-		return
-	}
-	type entry struct {
-		raw []byte
-		key K
-	}
-	entries := make([]entry, 0, n)
-	keys := codec{}
-	for k := range *p {
-		from := len(keys.buf)
-		key(&keys, &k)
-		entries = append(entries, entry{keys.buf[from:len(keys.buf):len(keys.buf)], k})
-	}
-	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.raw, b.raw) })
-	for _, e := range entries {
-		v := (*p)[e.key]
-		c.buf = append(c.buf, e.raw...)
-		value(c, &v)
-	}
-}
-
-// owned is what a pointer points to, never nil.
-func owned[T any](walk func(*codec, *T)) func(*codec, **T) {
-	return func(c *codec, p **T) {
-		if c.reading {
-			*p = new(T)
-		}
-		walk(c, *p)
-	}
-}
 
 func (c *codec) model(m *Model) {
 	number(c, &m.seq)
@@ -311,7 +88,7 @@ func (c *codec) agents(m *Model) {
 
 // stored writes a record of the attic as it lies there.
 func (c *codec) stored(s shelf) {
-	raw := c.attic.get(s)
+	raw := c.attic.get(s, nil)
 	if raw == nil {
 		c.fail(c.attic.failed())
 	}
@@ -346,9 +123,17 @@ func (c *codec) action(a *schemas.Action) {
 func (c *codec) tool(t *toolID) {
 	a := t.action()
 	c.action(&a)
-	if c.reading {
-		*t = toolNamed(a)
+	if !c.reading {
+		return
 	}
+	known, ok := c.tools[a]
+	if !ok {
+		if known = toolNamed(a); c.tools == nil || len(c.tools) >= mostTools {
+			c.tools = map[schemas.Action]toolID{}
+		}
+		c.tools[a] = known
+	}
+	*t = known
 }
 
 func (c *codec) agent(a *agent) {
@@ -375,6 +160,12 @@ func (c *codec) agent(a *agent) {
 	list(c, &a.said, (*codec).saying)
 	c.held(a)
 	list(c, &a.approved, number[uint64])
+	table(c, &a.causes, number[uint64], owned(func(c *codec, x *cause) {
+		text(c, &x.job)
+		c.votes(&x.votes)
+		number(c, &x.score)
+		number(c, &x.scoreNew)
+	}))
 	number(c, &a.lastSeq)
 	c.instant(&a.lastTime)
 	c.action(&a.lastAction)
@@ -400,16 +191,16 @@ func (c *codec) point(p *schemas.RiskPoint) {
 // be followed any longer: each names its run by its place among the runs, then
 // among those that only held actions know.
 func (c *codec) held(a *agent) {
-	runs := make([]*run, 0, len(a.runs))
+	if c.nothingHeld(a) {
+		return
+	}
+	var runs, lone []*run
 	for _, key := range sortedKeys(a.runs) {
 		runs = append(runs, a.runs[key])
 	}
-	var lone []*run
-	if !c.reading {
-		for _, seq := range sortedKeys(a.held) {
-			if r := a.held[seq].run; !slices.Contains(runs, r) && !slices.Contains(lone, r) {
-				lone = append(lone, r)
-			}
+	for _, seq := range sortedKeys(a.held) {
+		if r := a.held[seq].run; !slices.Contains(runs, r) && !slices.Contains(lone, r) {
+			lone = append(lone, r)
 		}
 	}
 	list(c, &lone, owned((*codec).run))
@@ -432,41 +223,44 @@ func (c *codec) held(a *agent) {
 	}))
 }
 
+// nothingHeld passes over the two lengths of nothing, as nearly always, before the
+// runs are put in order.
+func (c *codec) nothingHeld(a *agent) bool {
+	none := [2]byte{}
+	if c.want(len(none)); c.reading && bytes.HasPrefix(c.buf, none[:]) {
+		c.buf, a.held = c.buf[len(none):], map[uint64]*heldAction{}
+		return true
+	}
+	if !c.reading && len(a.held) == 0 {
+		c.buf = append(c.buf, none[:]...)
+		return true
+	}
+	return false
+}
+
 func (c *codec) run(r *run) {
-	if c.reading {
-		if r.live = c.spare; r.live == nil {
+	text(c, &r.job)
+	c.flag(&r.ended)
+	number(c, &r.last)
+	silent := r.live == silence
+	if c.flag(&silent); c.reading {
+		if r.live = silence; !silent {
 			r.live = new(live)
 		}
-		c.spare = nil
 	}
+	if !silent {
+		c.live(r.live)
+	}
+}
+
+func (c *codec) live(r *live) {
 	text(c, &r.jti)
-	text(c, &r.job)
 	text(c, &r.task)
 	number(c, &r.forms)
 	list(c, &r.scope, text[string])
 	list(c, &r.forbidden, text[string])
-	c.flag(&r.ended)
-	number(c, &r.last)
-	if c.reading && r.ended && c.silent(r.live) {
-		c.spare, r.live = r.live, silence
-		*c.spare = live{}
-		return
-	}
-	c.deeds(r.live)
+	c.deeds(r)
 }
-
-// silent reports whether nothing is left of a run that ended, and passes over what
-// says so.
-func (c *codec) silent(l *live) bool {
-	c.want(len(silentDeeds))
-	if l.jti != "" || len(l.task) > 0 || l.forms != 0 || l.scope != nil || l.forbidden != nil || !bytes.HasPrefix(c.buf, silentDeeds) {
-		return false
-	}
-	c.buf = c.buf[len(silentDeeds):]
-	return true
-}
-
-var silentDeeds = []byte(written((*codec).deeds, silence))
 
 // deeds are what a run did.
 func (c *codec) deeds(r *live) {
@@ -612,17 +406,42 @@ func (c *codec) baseline(b *baseline) {
 func (c *codec) template(t *template) {
 	number(c, &t.bit)
 	number(c, &t.runs)
-	switch {
-	case c.reading:
-		t.tallies = new(tallies)
-		c.tallies(t.tallies)
-	case t.tallies != nil:
-		c.tallies(t.tallies)
-	default:
-		c.stored(t.lies)
-	}
+	c.packed(t)
 	list(c, &t.words, number[uint32])
 	number(c, &t.last)
+}
+
+// packed goes through a template's counts, of which the length is written first, so
+// that those of jobs that nobody looks at are passed over. In a snapshot, which
+// somebody may have damaged, all are read.
+func (c *codec) packed(t *template) {
+	raw := t.packed
+	if !c.reading && raw == "" {
+		if t.tallies != nil {
+			raw = written((*codec).tallies, t.tallies)
+		} else if raw = string(c.attic.get(t.lies, nil)); raw == "" {
+			c.fail(c.attic.failed())
+		}
+	}
+	if text(c, &raw); !c.reading || c.err != nil {
+		return
+	}
+	if t.packed = raw; c.record != "" {
+		return
+	}
+	var err error
+	if t.tallies, err = unpacked(raw); err != nil {
+		c.fail(err)
+	}
+	t.packed = ""
+}
+
+func unpacked(raw string) (*tallies, error) {
+	n, c := new(tallies), codec{reading: true, buf: []byte(raw), record: raw}
+	if c.tallies(n); c.err == nil && len(c.buf) > 0 {
+		c.err = errors.New("it is longer than what was put aside")
+	}
+	return n, c.err
 }
 
 func (c *codec) tallies(t *tallies) {
@@ -645,5 +464,6 @@ func (c *codec) calibration(s *calibration) {
 	number(c, &s.ever)
 	number(c, &s.tail)
 	number(c, &s.above)
-	number(c, &s.scale)
+	number(c, &s.excess)
+	number(c, &s.exact)
 }

@@ -25,7 +25,7 @@ import (
 // caches are the fields that follow from others: they are not written down, and
 // restored as nothing.
 var caches = map[string]bool{"live.alike": true, "live.alikeAt": true, "live.rarity": true,
-	"agent.used": true, "baseline.looks": true, "baseline.attic": true, "template.used": true, "template.lies": true}
+	"agent.used": true, "baseline.looks": true, "baseline.attic": true, "template.used": true, "template.lies": true, "template.packed": true}
 
 // outside are the parts of a Model that are no state: options, and room to work.
 var outside = map[string]bool{"weights": true, "explainFrom": true, "version": true, "extract": true, "factors": true,

@@ -21,12 +21,12 @@ type Weights struct {
 // hundredths: writ monitor fit --cross-fit 3 makes them. Evidences that these runs
 // hardly needed keep a small weight, for other attacks do.
 var Reference = Weights{
-	Base: w(-5.76),
+	Base: w(-7.91),
 	Of: [evidences]fixed{
-		evNewTool: w(.18), evTool: w(.05), evSimilar: w(.05), evPair: w(.07), evTogether: w(.06), evRepeat: w(.2), evShape: w(.45),
-		evSlot: w(.45), evUnknown: w(.48), evTainted: w(.74), evRecipient: w(1.03), evUnused: w(1.67), evDisplaced: w(1.26),
-		evDomain: w(.88), evFresh: w(.26), evOrigin: w(.12), evIntent: w(.73), evOutside: w(.7), evRare: w(.28), evBeyond: w(.46),
-		evCredit: w(-.61),
+		evNewTool: w(.05), evTool: w(.05), evSimilar: w(.05), evPair: w(.06), evTogether: w(.17), evRepeat: w(.21), evShape: w(.4),
+		evSlot: w(.09), evUnknown: w(.7), evTainted: w(1.61), evRecipient: w(1.84), evUnused: w(2), evDisplaced: w(1.56),
+		evDomain: w(.73), evFresh: w(.29), evOrigin: w(.17), evIntent: w(1.03), evOutside: w(.74), evRare: w(.17), evBeyond: w(1.11),
+		evCredit: w(-.77),
 	},
 }
 
@@ -34,7 +34,7 @@ var Reference = Weights{
 func w(x float64) fixed { return fixed(x * (1 << 16)) }
 
 // method names how evidences are taken and summed: weights are fitted to one.
-const method = "linear-5"
+const method = "linear-6"
 
 // Version names the method and the weights, as verdicts do.
 func (w Weights) Version() string {

@@ -15,15 +15,28 @@ var ErrWeights = errors.New("weights that may not serve")
 
 // SignWeights signs a file of weights, byte for byte, as a note
 // (golang.org/x/mod/sumdb/note).
-func SignWeights(file []byte, s note.Signer) ([]byte, error) {
+func SignWeights(file []byte, signers ...note.Signer) ([]byte, error) {
 	if _, err := serving(file); err != nil {
 		return nil, err
 	}
-	signed, err := note.Sign(&note.Note{Text: strings.TrimRight(string(file), "\n") + "\n"}, s)
+	signed, err := note.Sign(&note.Note{Text: strings.TrimRight(string(file), "\n") + "\n"}, signers...)
 	if err != nil {
 		return nil, fmt.Errorf("sign weights: %w", err)
 	}
 	return signed, nil
+}
+
+// ResignWeights signs weights that are signed with a key anew, with others. The
+// weights stay as they are. Errors match ErrWeights.
+func ResignWeights(signed []byte, v note.Verifier, signers ...note.Signer) ([]byte, error) {
+	if _, err := OpenWeights(signed, v); err != nil {
+		return nil, err
+	}
+	text, err := note.Open(signed, note.VerifierList(v))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrWeights, err)
+	}
+	return SignWeights([]byte(text.Text), signers...)
 }
 
 // OpenWeights gives the weights of a signed file. Errors match ErrWeights.

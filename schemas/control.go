@@ -30,6 +30,7 @@ const (
 	CtlErase    = "writ.ctl.ledger.erase"    // EraseRequest → EraseReply
 	CtlBackup   = "writ.ctl.ledger.backup"   // BackupRequest → BackupReply
 	CtlPrune    = "writ.ctl.ledger.prune"    // PruneRequest → PruneReply
+	CtlHandOver = "writ.ctl.ledger.handover" // HandOverRequest → HandOverReply
 	CtlRisk     = "writ.ctl.monitor.risk"    // RiskRequest → RiskReply
 	CtlRisks    = "writ.ctl.monitor.risks"   // RisksRequest → RisksReply
 	CtlShadow   = "writ.ctl.monitor.shadow"  // ShadowRequest → ShadowReply
@@ -184,8 +185,13 @@ type ReleaseRequest struct {
 type LockRequest struct {
 	AgentID string `json:"agent_id"`
 	Lock    Lock   `json:"lock"` // active resumes
-	Reason  string `json:"reason"`
-	Actor   string `json:"actor"`
+	// Vouch, with active, names actions that suspended the agent, by their events,
+	// and that the asker takes for harmless: they stay cancelled, and the monitor
+	// learns them. Where two operators must approve, the agent stays as it is
+	// until a second one asks for the same.
+	Vouch  []uint64 `json:"vouch,omitempty"`
+	Reason string   `json:"reason"`
+	Actor  string   `json:"actor"`
 }
 
 // LockdownRequest locks the whole fleet, or lifts that.
@@ -256,7 +262,9 @@ type Receipt struct {
 	Partial           bool     `json:"partial"`    // a server did not
 	Revoked           []string `json:"revoked"`    // capabilities that it ended, those derived from the agent's included
 	Effect            string   `json:"effect,omitempty"`
-	Already           bool     `json:"already,omitempty"` // it was so since Seq, and nothing was logged
+	Already           bool     `json:"already,omitempty"`  // it was so since Seq, and nothing was logged
+	Vouched           []uint64 `json:"vouched,omitempty"`  // actions that suspended it, and that the monitor has now learned
+	Endorsed          []uint64 `json:"endorsed,omitempty"` // those for which a second operator must vouch before it is resumed
 }
 
 // TokensRequest asks for the capabilities that count, sorted by agent and
@@ -406,6 +414,9 @@ type AgentStatus struct {
 	LastSeq     uint64   `json:"last_seq"`
 	Connections int      `json:"connections"`
 	Operations  []string `json:"operations"` // with a live capability
+	// Causes are actions that suspended it and that an operator can vouch for, by
+	// their events, oldest first.
+	Causes []uint64 `json:"causes,omitempty"`
 	// SVIDExpires is when the newest certificate that the issuer gave it ends.
 	SVIDExpires *time.Time `json:"svid_expires_at,omitempty"`
 }
@@ -487,7 +498,10 @@ type RiskReply struct {
 	Time    time.Time `json:"time"`
 	Action  string    `json:"action"`
 	Verdict
-	History []RiskPoint  `json:"history,omitempty"` // oldest first, bounded
+	History []RiskPoint `json:"history,omitempty"` // oldest first, bounded
+	// Causes are actions that suspended the agent and that an operator can vouch
+	// for, by their events, oldest first.
+	Causes  []uint64     `json:"causes,omitempty"`
 	Signals []RiskSaying `json:"signals,omitempty"` // what counts of what is said from outside
 }
 

@@ -85,6 +85,7 @@ type ReadRequest struct {
 	Trace string `json:"trace,omitempty"`
 	Limit int    `json:"limit,omitempty"` // 1 to 1,000; 100 where 0
 	Data  bool   `json:"data,omitempty"`  // with bodies, but for those too long for an answer (over 512 KiB)
+	Begin int    `json:"begin,omitempty"` // with so many bytes of those too, 512 Ki at most
 }
 
 // Record is one event as the ledger keeps it.
@@ -156,6 +157,34 @@ type ShowReply struct {
 	More       bool    `json:"more,omitempty"`
 	Index      uint64  `json:"index,omitempty"`
 	Offset     uint64  `json:"offset,omitempty"`
+	// Handovers from key to key of the ledger, oldest first, on a first page.
+	Handovers []ShownHandover `json:"handovers,omitempty"`
+}
+
+// ShownHandover shows that a key of the ledger named its successor.
+type ShownHandover struct {
+	Checkpoint string `json:"checkpoint"` // signed by both
+	Record     Shown  `json:"record"`     // the last of it, proven against it
+	Growth     []byte `json:"growth"`     // RFC 6962 consistency proof to the next checkpoint, 32 bytes each
+}
+
+// HandOverRequest has another key sign the ledger's checkpoints, or only makes
+// that key, so that who verifies can be told before.
+type HandOverRequest struct {
+	Prepare bool   `json:"prepare,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Actor   string `json:"actor,omitempty"`
+}
+
+// HandOverReply names the keys, as note verifier keys. Prepared says that Key
+// signs nothing yet.
+type HandOverReply struct {
+	Key        string `json:"key"`
+	Replaced   string `json:"replaced,omitempty"`
+	Size       uint64 `json:"size,omitempty"`       // records up to which the replaced key signs; both have signed so many
+	Checkpoint string `json:"checkpoint,omitempty"` // the newest
+	Seq        uint64 `json:"seq,omitempty"`        // of the event that says so
+	Prepared   bool   `json:"prepared"`
 }
 
 // EraseRequest erases the contents of a killed or removed agent for good.

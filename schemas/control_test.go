@@ -17,7 +17,7 @@ func TestEveryCommandHasARole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	alone := map[string]bool{CtlErase: true, CtlBackup: true, CtlPrune: true}
+	alone := map[string]bool{CtlErase: true, CtlBackup: true, CtlPrune: true, CtlHandOver: true}
 	found := 0
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)

@@ -302,12 +302,15 @@ const (
 	RotateOperator   = "operator" // that signs accounts
 	RotateAccounts   = "accounts" // those that sign agents' users on NATS
 	RotateCA         = "ca"       // the authority that signs certificates
+	RotateLedger     = "ledger"   // that signs the ledger's checkpoints
+	RotateWeights    = "weights"  // that signs the monitor's weights
+	RotateContents   = "contents" // under which the ledger's keys of agents are wrapped
 )
 
 // Rotation is the body of policy.rotated: which key signs from that event on.
 type Rotation struct {
 	Key         string    `json:"key,omitempty"`         // what it is for: RotateCapability where it says nothing
-	KeyID       string    `json:"kid"`                   // RFC 7638 thumbprint; of an authority, the SHA-256 of its certificate
+	KeyID       string    `json:"kid"`                   // RFC 7638 thumbprint; of an authority, the SHA-256 of its certificate; of the ledger, a note verifier key; of weights, its name and hash
 	Replaced    string    `json:"replaced"`              // the key that signed before
 	Until       time.Time `json:"until,omitzero"`        // how long what that signed can verify
 	Compromised bool      `json:"compromised,omitempty"` // nothing signed before verifies any more

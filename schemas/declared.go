@@ -65,7 +65,7 @@ func (s *State) Locks(after string, most int) (locks []LockInfo, more bool) {
 
 func newAgentState(p Principal) *Agent {
 	a := &Agent{Principal: p, Lock: Active, Grants: map[string]*Live{}, Spent: map[string]int64{},
-		Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{},
+		Held: map[uint64]*Event{}, Causes: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{},
 		accounts: map[string]*account{}, days: map[int64]int64{}}
 	if p.Lock != "" {
 		a.Lock, a.LockSeq, a.LockReason, a.Generation = p.Lock, p.LockSeq, p.LockReason, p.Generation

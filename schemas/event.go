@@ -42,6 +42,7 @@ const (
 	ReviewApproved Kind = "review.approved"
 	ReviewDenied   Kind = "review.denied"
 	ReviewEndorsed Kind = "review.endorsed" // the first of two approvals
+	ReviewVouched  Kind = "review.vouched"  // for an action that suspended its agent; it stays cancelled
 	PolicyApplied  Kind = "policy.applied"
 	PolicyLockdown Kind = "policy.lockdown" // nobody acts until it is lifted
 	PolicyLifted   Kind = "policy.lifted"
@@ -124,6 +125,7 @@ var kinds = map[Kind]shape{
 	ReviewApproved:   {fRef, controlMay},
 	ReviewDenied:     {fRef | fReason, controlMay},
 	ReviewEndorsed:   {fRef | fActor, controlMay},
+	ReviewVouched:    {fRef | fActor | fReason | fDigest, controlMay},
 	PolicyApplied:    {0, controlMay},
 	PolicyLockdown:   {fReason, controlMay},
 	PolicyLifted:     {fReason, controlMay},

@@ -57,6 +57,19 @@ func (l *Live) Parent() *Live {
 	return l.line.parent.now
 }
 
+// Admitted reports whether a capability is the one that admitted an action, or
+// the next of it: what intake let through a moment before a refresh counts.
+func (l *Live) Admitted(e *Event) bool { return l.JTI == e.JTI || l.Refreshes == e.JTI }
+
+// Newest is what a capability has become through its refreshes, whatever ended
+// it since, and whatever else was issued for its operation.
+func (l *Live) Newest() *Live {
+	if l.line == nil {
+		return l
+	}
+	return l.line.now
+}
+
 // Over says why a capability does not count at a time: it, or one that it was
 // derived from, has ended or expired. It is "" while it counts. The cost is
 // that of the delegation's depth.

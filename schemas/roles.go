@@ -29,7 +29,7 @@ func Roles() []Role { return []Role{RoleViewer, RoleReviewer, RoleOperator, Role
 func (r Role) Valid() bool { return slices.Contains(Roles(), r) }
 
 // weakest is the role that a command demands. What is not in it, erasure,
-// backups and pruning, is for who has the data folder alone.
+// backups, pruning and the ledger's key, is for who has the data folder alone.
 var weakest = map[string]Role{
 	CtlApply: RoleAdmin, CtlRotate: RoleAdmin, CtlEnroll: RoleOperator, CtlIssue: RoleOperator, CtlLock: RoleOperator, CtlLockdown: RoleOperator, CtlWarrant: RoleOperator, CtlReview: RoleReviewer,
 	CtlRevoke: RoleOperator, CtlTokens: RoleViewer, CtlBudgets: RoleViewer, CtlLocks: RoleViewer,

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ type Agent struct {
 	Risk       int                  // as the newest verdict said
 	RiskTime   time.Time            // when it did
 	Held       map[uint64]*Event    // held actions that await a review, without bodies; Actor is who approved first of two
+	Causes     map[uint64]*Event    // admitted actions whose verdict suspended the agent and that nobody vouched for, the newest MaxCauses, without bodies; Actor as of Held
 	invited    map[string]time.Time // until when a join token can be used, by its id
 	approvals  map[approvalKey]approval
 	issues     *line               // what it issued without a capability hangs on this
@@ -106,8 +108,8 @@ func (s *State) Apply(e *Event) error {
 	a.LastSeq = e.Seq
 	switch e.Kind {
 	case TokenIssued:
-		var g Grant
-		if err := Unmarshal(e.Data, &g); err != nil {
+		g, err := ReadGrant(e.Data)
+		if err != nil {
 			return fmt.Errorf("event %d: %w", e.Seq, err)
 		}
 		if g.Agent != e.Agent || g.Operation != e.Operation || g.JTI != e.JTI {
@@ -186,14 +188,17 @@ func (s *State) Apply(e *Event) error {
 		if e.Kind == MessageHeld && e.Ref != 0 {
 			delete(a.approvals, keyOf(e)) // approved, and held again: the new review counts
 		}
-		held := *e
-		held.Data = nil
-		a.Held[e.Seq] = &held
+		if a.reviewable(e) {
+			held := *e
+			held.Data = nil
+			a.Held[e.Seq] = &held
+		}
 		a.judge(e)
 	case MessageDenied, ResponseAccepted, ResponseDenied, RiskChanged:
 		if e.Kind == ResponseAccepted && (e.Tokens > 0 || e.Final) {
 			s.settle(e)
 		}
+		a.suspect(e)
 		a.judge(e)
 	case MessageCancelled, MessageExpired:
 		delete(a.Held, e.Ref)
@@ -206,6 +211,13 @@ func (s *State) Apply(e *Event) error {
 			endorsed.Actor = e.Actor
 			a.Held[e.Ref] = &endorsed
 		}
+		if cause := a.Causes[e.Ref]; cause != nil {
+			endorsed := *cause
+			endorsed.Actor = e.Actor
+			a.Causes[e.Ref] = &endorsed
+		}
+	case ReviewVouched:
+		delete(a.Causes, e.Ref)
 	case ReviewDenied:
 		if held := a.Held[e.Ref]; held != nil {
 			delete(a.approvals, keyOf(held))
@@ -240,6 +252,9 @@ func (s *State) declare(e *Event) error {
 	if !p.Role.May(CtlReview) {
 		s.withdraw(a)
 	}
+	if until := a.CredentialExpires; p.Incarnation == a.Incarnation && p.CredentialExpires.Before(until) {
+		p.CredentialExpires = until // renewed while the declaration was on its way
+	}
 	a.Principal = p
 	a.LastSeq = e.Seq
 	for _, prefix := range p.Serves {
@@ -255,11 +270,13 @@ func (s *State) withdraw(by *Agent) {
 		return
 	}
 	for _, a := range s.Agents {
-		for seq, held := range a.Held {
-			if held.Actor == by.ID {
-				open := *held // events in the state are never changed
-				open.Actor = ""
-				a.Held[seq] = &open
+		for _, under := range []map[uint64]*Event{a.Held, a.Causes} {
+			for seq, e := range under {
+				if e.Actor == by.ID {
+					open := *e // events in the state are never changed
+					open.Actor = ""
+					under[seq] = &open
+				}
 			}
 		}
 	}
@@ -286,6 +303,34 @@ func (a *Agent) lock(l Lock, e *Event) {
 	a.cutOff(string(l) + ": " + e.Reason)
 	clear(a.approvals)
 	clear(a.invited)
+	if l == Killed {
+		clear(a.Causes)
+	}
+	clear(a.Held) // release cancels it, and who comes back has not done it
+}
+
+// MaxCauses is how many actions that suspended an agent can still be vouched for.
+const MaxCauses = 8
+
+// suspect keeps an action by which its agent was suspended, so that an operator
+// can vouch for it. One that nobody would have received was refused for more than
+// its risk.
+func (a *Agent) suspect(e *Event) {
+	if !Suspects(e) || strength(a.Lock) >= strength(Suspended) || a.Observed() {
+		return // or it was suspended already
+	}
+	if len(a.Causes) >= MaxCauses {
+		delete(a.Causes, slices.Min(slices.Collect(maps.Keys(a.Causes))))
+	}
+	cause := *e
+	cause.Data = nil
+	a.Causes[e.Seq] = &cause
+}
+
+// Suspects reports whether an event is an action, or an answer, that was refused
+// for its risk alone and suspended its agent.
+func Suspects(e *Event) bool {
+	return (e.Kind == MessageDenied || e.Kind == ResponseDenied) && e.Lock == Suspended && e.To != ""
 }
 
 func strength(l Lock) int {
@@ -330,10 +375,21 @@ func (s *State) Void(agent, operation string, action Action) {
 	}
 }
 
+// reviewable reports whether a held action can still be decided on. What was
+// overtaken by a lock that cancels, or by another capability for the operation,
+// is cancelled: who holds that one, perhaps enrolled anew, has not done it.
+func (a *Agent) reviewable(e *Event) bool {
+	if a.Lock == Suspended || a.Lock == Killed {
+		return false
+	}
+	g := a.Grants[e.Operation]
+	return e.Kind != MessageHeld || g == nil || g.Admitted(e)
+}
+
 func (s *State) approve(a *Agent, e *Event) {
 	held := a.Held[e.Ref]
-	if held == nil || a.Lock == Suspended || a.Lock == Killed {
-		return // the lock cancels what was held; no approval outlives it
+	if held == nil {
+		return
 	}
 	delete(a.Held, e.Ref)
 	if held.Kind == MessageHeld && held.Action.Request() {
@@ -446,7 +502,7 @@ func (s *State) Accept(e *Event) (Admission, *Refusal) {
 	ad, r := s.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
 	switch {
 	case r != nil:
-	case ad.Grant.JTI != e.JTI && ad.Grant.Refreshes != e.JTI:
+	case !ad.Grant.Admitted(e):
 		r = Refuse(CodeUnauthorized, "the capability that admitted it was replaced")
 	case ad.To != e.To:
 		r = Refuse(CodeNotFound, "%s is now served by %s; send again", e.Action, ad.To)

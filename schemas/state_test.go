@@ -1,7 +1,9 @@
 package schemas
 
 import (
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -661,16 +663,87 @@ func TestAnEndorsementEndsWithTheRightToGiveIt(t *testing.T) {
 			w := newWorld(t, Principal{ID: "pandas", Serves: []string{"call:pandas"}})
 			w.declare(operator(RoleReviewer))
 			w.grant("alice", "op")
+			cause := w.suspect()
+			w.apply(Event{Kind: AgentResumed, Agent: "alice"})
 			seq := w.hold("op", "call:pandas", Digest{1})
-			w.apply(Event{Kind: ReviewEndorsed, Agent: "alice", Ref: seq, Actor: "rita"})
-			before := w.s.Agents["alice"].Held[seq]
+			for _, ref := range []uint64{seq, cause} {
+				w.apply(Event{Kind: ReviewEndorsed, Agent: "alice", Ref: ref, Actor: "rita"})
+			}
+			a := w.s.Agents["alice"]
+			before, beforehand := a.Held[seq], a.Causes[cause]
 			c.change(w)
-			if got := w.s.Agents["alice"].Held[seq]; got == nil || got.Actor != c.want {
+			if got := a.Held[seq]; got == nil || got.Actor != c.want {
 				t.Errorf("endorsed by %+v, want %q", got, c.want)
 			}
-			if before.Actor != "rita" {
+			if got := a.Causes[cause]; got == nil || got.Actor != c.want {
+				t.Errorf("half vouched for by %+v, want %q", got, c.want)
+			}
+			if before.Actor != "rita" || beforehand.Actor != "rita" {
 				t.Error("an event in the state was changed")
 			}
 		})
+	}
+}
+
+// suspect has an action of alice suspend her.
+func (w *world) suspect() uint64 {
+	w.t.Helper()
+	return w.apply(Event{Kind: MessageDenied, Agent: "alice", Operation: "op", Action: Action{Verb: "call", Resource: "pandas"}, To: "pandas",
+		Digest: Digest{7}, Lock: Suspended, Code: CodeCancelled, Data: []byte("x")})
+}
+
+// What suspended an agent can be vouched for while it is one of the newest, until
+// somebody has, or the agent is killed; one that is only observed was not suspended.
+func TestWhatSuspendedAnAgentIsKept(t *testing.T) {
+	w := newWorld(t)
+	var seqs []uint64
+	for range MaxCauses + 2 {
+		seqs = append(seqs, w.suspect())
+		w.apply(Event{Kind: AgentResumed, Agent: "alice"})
+	}
+	a := w.s.Agents["alice"]
+	if got := slices.Sorted(maps.Keys(a.Causes)); !slices.Equal(got, seqs[2:]) || a.Causes[seqs[2]].Data != nil {
+		t.Errorf("%v of %v are kept", got, seqs)
+	}
+	w.suspect()
+	if late := w.suspect(); a.Causes[late] != nil {
+		t.Error("what came behind the suspension is said to have caused it")
+	}
+	w.apply(Event{Kind: AgentResumed, Agent: "alice"})
+	w.apply(Event{Kind: ReviewVouched, Agent: "alice", Ref: seqs[5]})
+	if len(a.Causes) != MaxCauses-1 || a.Causes[seqs[5]] != nil {
+		t.Error("it can be vouched for again")
+	}
+	w.apply(Event{Kind: AgentKilled, Agent: "alice"})
+	if len(a.Causes) != 0 {
+		t.Error("a killed agent's can be vouched for")
+	}
+	w.suspect()
+	if len(a.Causes) != 0 {
+		t.Error("what a killed agent still tried can be vouched for")
+	}
+	w = newWorld(t)
+	w.declare(Principal{ID: "alice", Kind: KindAgent, Mode: ModeObserve})
+	if w.suspect(); len(w.s.Agents["alice"].Causes) != 0 {
+		t.Error("an observed agent was not suspended")
+	}
+}
+
+// A declaration carries what was known of a principal's credential when it was
+// made. One that was renewed while that was on its way lasts as long as it does.
+func TestADeclarationSetsNoCredentialsEndBack(t *testing.T) {
+	w := newWorld(t)
+	first, renewed := w.now.Add(time.Hour), w.now.Add(24*time.Hour)
+	p := Principal{ID: "carol", Kind: KindAgent, Incarnation: "first", Lock: Active, CredentialExpires: first}
+	w.declare(p)
+	w.apply(Event{Kind: AgentRenewed, Agent: "carol", Expires: renewed})
+	w.declare(p)
+	if got := w.s.Agents["carol"].CredentialExpires; !got.Equal(renewed) {
+		t.Errorf("it ends at %s, and was renewed until %s", got, renewed)
+	}
+	p.Incarnation = "second" // another's has its own
+	w.declare(p)
+	if got := w.s.Agents["carol"].CredentialExpires; !got.Equal(first) {
+		t.Errorf("the next one's ends at %s", got)
 	}
 }

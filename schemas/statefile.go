@@ -41,6 +41,7 @@ type agentFile struct {
 	Risk       int                  `json:"risk"`
 	RiskTime   time.Time            `json:"risk_time"`
 	Held       map[uint64]*Event    `json:"held"`
+	Causes     map[uint64]*Event    `json:"causes"`
 	Invited    map[string]time.Time `json:"invited"`
 	Approvals  []approvalFile       `json:"approvals"`
 }
@@ -63,7 +64,7 @@ func (s *State) Keep(held []*Live) []byte {
 		a := s.Agents[id]
 		af := agentFile{Principal: a.Principal, Lock: a.Lock, LockSeq: a.LockSeq, LockReason: a.LockReason, Generation: a.Generation,
 			Grants: map[string]int{}, Issues: k.line(a.issues), Accounts: map[string]int{}, Days: a.days,
-			Spent: a.Spent, LastSeq: a.LastSeq, Risk: a.Risk, RiskTime: a.RiskTime, Held: a.Held, Invited: a.invited}
+			Spent: a.Spent, LastSeq: a.LastSeq, Risk: a.Risk, RiskTime: a.RiskTime, Held: a.Held, Causes: a.Causes, Invited: a.invited}
 		for _, op := range slices.Sorted(maps.Keys(a.Grants)) {
 			af.Grants[op] = k.live(a.Grants[op])
 		}
@@ -103,7 +104,7 @@ func OpenState(b []byte) (s *State, held []*Live, err error) {
 		a := &Agent{Principal: af.Principal, Lock: af.Lock, LockSeq: af.LockSeq, LockReason: af.LockReason, Generation: af.Generation,
 			Grants: map[string]*Live{}, issues: o.line(af.Issues), accounts: map[string]*account{}, days: orEmpty(af.Days),
 			Spent: orEmpty(af.Spent), LastSeq: af.LastSeq, Risk: af.Risk, RiskTime: af.RiskTime,
-			Held: orEmpty(af.Held), invited: orEmpty(af.Invited), approvals: make(map[approvalKey]approval, len(af.Approvals))}
+			Held: orEmpty(af.Held), Causes: orEmpty(af.Causes), invited: orEmpty(af.Invited), approvals: make(map[approvalKey]approval, len(af.Approvals))}
 		for op, n := range af.Grants {
 			a.Grants[op] = o.live(n)
 		}

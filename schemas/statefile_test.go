@@ -16,7 +16,7 @@ func TestEveryFieldOfTheStateIsKept(t *testing.T) {
 	}{
 		{reflect.TypeFor[State](), []string{"Seq", "TrustDomain", "Policy", "Guardrails", "Signals", "Lockdown", "LockdownSeq", "Agents", "routes", "reserved", "lapses"}},
 		{reflect.TypeFor[Agent](), []string{"Principal", "Lock", "LockSeq", "LockReason", "Generation", "Grants", "Spent", "LastSeq",
-			"Risk", "RiskTime", "Held", "invited", "approvals", "issues", "accounts", "days"}},
+			"Risk", "RiskTime", "Held", "Causes", "invited", "approvals", "issues", "accounts", "days"}},
 		{reflect.TypeFor[Live](), []string{"Grant", "Seq", "Ended", "line", "never"}},
 		{reflect.TypeFor[line](), []string{"now", "parent", "own", "purse"}},
 		{reflect.TypeFor[purse](), []string{"account", "total", "closed"}},
@@ -45,6 +45,7 @@ func TestAKeptStateIsTheState(t *testing.T) {
 		Grants: map[string]*Live{"op": {Grant: Grant{JTI: "j", Agent: "a", Operation: "op", Scope: []string{"call:buy"}, Expires: at}, Seq: 4, Ended: "revoked"}},
 		Spent:  map[string]int64{"op": 5}, LastSeq: 6, Risk: 70, RiskTime: at,
 		Held:    map[uint64]*Event{7: {Kind: MessageHeld, Agent: "a", Seq: 7, Time: at, Digest: Sum([]byte("x")), Verdict: []byte("{}"), Latency: 5}},
+		Causes:  map[uint64]*Event{5: {Kind: MessageDenied, Agent: "a", Seq: 5, Time: at, To: "shop", Lock: Suspended, Actor: "rita"}},
 		invited: map[string]time.Time{"i": at}, approvals: map[approvalKey]approval{{"op", "call:buy", Sum([]byte("x"))}: {7, at}}}
 	// A capability, one that was derived from it, and one that release still
 	// holds although another has taken its place.
@@ -56,7 +57,7 @@ func TestAKeptStateIsTheState(t *testing.T) {
 	child := &Live{Grant: Grant{JTI: "k", Agent: "b", Operation: "sub"}, Seq: 5, never: true}
 	child.line = &line{now: child, parent: parent, purse: purse{account: &account{used: 1, claimed: 2}, total: 3, closed: true}}
 	s.Agents["b"] = &Agent{Principal: Principal{ID: "b", Kind: KindAgent}, Lock: Active, Grants: map[string]*Live{"sub": child}, Spent: map[string]int64{},
-		Held: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}, accounts: map[string]*account{"sub": child.line.account}, days: map[int64]int64{}}
+		Held: map[uint64]*Event{}, Causes: map[uint64]*Event{}, invited: map[string]time.Time{}, approvals: map[approvalKey]approval{}, accounts: map[string]*account{"sub": child.line.account}, days: map[int64]int64{}}
 	old := &Live{Grant: Grant{JTI: "before", Agent: "a", Operation: "op"}, line: parent}
 	s.reserved[12] = &reservation{line: child.line, agent: s.Agents["b"], request: "r", to: "llm", left: 4, day: 3, time: at}
 	s.lapses = []lapse{{12, at}}

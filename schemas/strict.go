@@ -55,18 +55,18 @@ func verbatim(data []byte, v any) bool {
 // strictly is Unmarshal for whatever anybody wrote.
 func strictly(data []byte, v any) error {
 	if !utf8.Valid(data) {
-		return fmt.Errorf("%w: decode %T: it is not UTF-8", ErrJSON, v)
+		return fmt.Errorf("%w: it is not UTF-8", ErrJSON)
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	if err := checkKeys(dec, reflect.TypeOf(v), 0); err != nil {
-		return fmt.Errorf("%w: decode %T: %w", ErrJSON, v, err)
+		return fmt.Errorf("%w: %w", ErrJSON, err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return fmt.Errorf("%w: decode %T: data behind the end", ErrJSON, v)
+		return fmt.Errorf("%w: there is data behind the end", ErrJSON)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%w: decode %T: %w", ErrJSON, v, err)
+		return fmt.Errorf("%w: %w", ErrJSON, err)
 	}
 	return nil
 }

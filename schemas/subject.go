@@ -14,44 +14,72 @@ const (
 	OutToken                   // out.token.<issue|refresh|release|join>
 )
 
-// An Out is a parsed subject writ.out.<agent>.…: what the agent published,
-// with the account that the server stamped in front. The stamped agent is the
-// only source of identity.
+// bornAs stands between the name of an agent and its incarnation, where the
+// server stamps both. No id holds it.
+const bornAs = "~"
+
+// An Out is a parsed subject writ.out.<agent>~<incarnation>.…: what the agent
+// published, with the account that the server stamped in front. The stamp is the
+// only source of identity. Those declared before there were incarnations have
+// none, and neither has their stamp.
 type Out struct {
-	Agent     string
-	Kind      OutKind
-	Operation string // OutAction
-	Action    Action // OutAction
-	Request   string // OutResponse: 32 hex digits, as in the request's event
-	Seq       uint64 // OutResponse: sequence of the request's event
-	Token     string // OutToken: issue, refresh, release or join
+	Agent       string
+	Incarnation string
+	Kind        OutKind
+	Operation   string // OutAction
+	Action      Action // OutAction
+	Request     string // OutResponse: 32 hex digits, as in the request's event
+	Seq         uint64 // OutResponse: sequence of the request's event
+	Token       string // OutToken: issue, refresh, release or join
 }
 
-// OutAgent returns the stamped agent of a subject writ.out.<agent>.…, without
-// parsing what follows: intake sheds floods with it before anything else. It
-// returns "" where the subject has another form.
+// OutSubject is what CONTROL sees all that a principal publishes under, in one
+// incarnation.
+func OutSubject(id, incarnation string) string {
+	if incarnation != "" {
+		id += bornAs + incarnation
+	}
+	return OutPrefix + "." + id + ".>"
+}
+
+// OutSender returns the stamped agent and incarnation of a subject
+// writ.out.<agent>~<incarnation>.…, and what follows, without parsing that:
+// intake sheds floods with it before anything else. The agent is "" where the
+// subject has another form.
+func OutSender(subject string) (agent, incarnation, rest string) {
+	stamped, ok := strings.CutPrefix(subject, OutPrefix+".")
+	if !ok {
+		return "", "", ""
+	}
+	stamp, rest, ok := strings.Cut(stamped, ".")
+	if !ok {
+		return "", "", ""
+	}
+	agent, incarnation, _ = strings.Cut(stamp, bornAs)
+	return agent, incarnation, rest
+}
+
+// OutAgent is the agent of OutSender.
 func OutAgent(subject string) string {
-	rest, ok := strings.CutPrefix(subject, OutPrefix+".")
-	if !ok {
-		return ""
-	}
-	agent, _, ok := strings.Cut(rest, ".")
-	if !ok {
-		return ""
-	}
+	agent, _, _ := OutSender(subject)
 	return agent
 }
 
-// ParseOut parses a subject writ.out.<agent>.…. Errors match ErrName.
+// ParseOut parses a subject of what a principal published. Errors match ErrName.
 func ParseOut(subject string) (Out, error) {
-	o := Out{Agent: OutAgent(subject)}
-	if o.Agent == "" {
+	var o Out
+	var rest string
+	if o.Agent, o.Incarnation, rest = OutSender(subject); o.Agent == "" {
 		return o, nameError("subject", subject, "is not writ.out.<agent>.…")
 	}
 	if err := CheckID("agent", o.Agent); err != nil {
 		return o, err
 	}
-	rest := subject[len(OutPrefix)+1+len(o.Agent)+1:]
+	if strings.HasPrefix(subject, OutPrefix+"."+o.Agent+bornAs) {
+		if err := CheckID("incarnation", o.Incarnation); err != nil {
+			return o, err
+		}
+	}
 	first, tail, _ := strings.Cut(rest, ".")
 	switch first {
 	case "_r":

@@ -22,6 +22,9 @@ func TestSubjectsOfAgentsAreParsed(t *testing.T) {
 		"writ.out.a.token.refresh":              {Agent: "a", Kind: OutToken, Token: "refresh"},
 		"writ.out.a.token.release":              {Agent: "a", Kind: OutToken, Token: "release"},
 		"writ.out.writ.out.call.x":              {Agent: "writ", Operation: "out", Action: Action{"call", "x"}},
+		"writ.out.a~b2.op.call.x":               {Agent: "a", Incarnation: "b2", Operation: "op", Action: Action{"call", "x"}},
+		"writ.out.a~b2._r." + request + "-7":    {Agent: "a", Incarnation: "b2", Kind: OutResponse, Request: request, Seq: 7},
+		"writ.out.a~b2.token.issue":             {Agent: "a", Incarnation: "b2", Kind: OutToken, Token: "issue"},
 	} {
 		if got, err := ParseOut(subject); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", subject, got, err)
@@ -50,7 +53,8 @@ func TestSubjectsThatMeanAnythingElseAreRefused(t *testing.T) {
 			t.Errorf("%q: %+v, %v", rest, got, err)
 		}
 	}
-	for _, subject := range []string{"", "writ", "writ.out", "out.op.call.x", "writ.in.a.op.call.x", "WRIT.out.a.op.call.x", "writ.out", "xwrit.out.a.op.call.x"} {
+	for _, subject := range []string{"", "writ", "writ.out", "out.op.call.x", "writ.in.a.op.call.x", "WRIT.out.a.op.call.x", "writ.out", "xwrit.out.a.op.call.x",
+		"writ.out.a~.op.call.x", "writ.out.~b.op.call.x", "writ.out.a~b~c.op.call.x", "writ.out.a~token.op.call.x", "writ.out.a~B.op.call.x", "writ.out.a.op~b.call.x"} {
 		if got, err := ParseOut(subject); !errors.Is(err, ErrName) {
 			t.Errorf("%q: %+v, %v", subject, got, err)
 		}
@@ -94,7 +98,7 @@ func TestMemoryScopesCoverAllKeysOfOneOperation(t *testing.T) {
 // A subject that is taken has one meaning, and no token of it could match more
 // than itself.
 func FuzzParseOut(f *testing.F) {
-	for _, s := range []string{"writ.out.a.op.call.x", "writ.out.a.op.read.x.y", "writ.out.a.op.memory.get.k", "writ.out.a._r." + request + "-7", "writ.out.a.token.issue", "writ.out.a.>", "writ.out.*.op.call.x", "writ.out.A.op.call.ſ"} {
+	for _, s := range []string{"writ.out.a.op.call.x", "writ.out.a.op.read.x.y", "writ.out.a.op.memory.get.k", "writ.out.a._r." + request + "-7", "writ.out.a.token.issue", "writ.out.a~b2.op.call.x", "writ.out.a~.op.call.x", "writ.out.a.>", "writ.out.*.op.call.x", "writ.out.A.op.call.ſ"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, subject string) {
@@ -106,7 +110,7 @@ func FuzzParseOut(f *testing.F) {
 			return
 		}
 		for _, c := range []byte(subject) {
-			if !idByte(c) && c != '.' {
+			if !idByte(c) && c != '.' && c != bornAs[0] {
 				t.Fatalf("%q holds %q", subject, c)
 			}
 		}
@@ -125,7 +129,7 @@ func FuzzParseOut(f *testing.F) {
 		case OutToken:
 			back = "token." + o.Token
 		}
-		if "writ.out."+o.Agent+"."+back != subject || OutAgent(subject) != o.Agent {
+		if strings.TrimSuffix(OutSubject(o.Agent, o.Incarnation), ">")+back != subject || OutAgent(subject) != o.Agent {
 			t.Fatalf("%q is read as %+v", subject, o)
 		}
 	})

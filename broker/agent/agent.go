@@ -18,6 +18,12 @@
 // is refused, or nobody answers, it is tried again until the capability ends, and
 // with it the operation: see [Operation.Done].
 //
+// # Without a control plane
+//
+// An identity that loses its connection, or is refused, comes again for as long
+// as it lives, at most every 22 seconds. Who asks meanwhile waits; only where the
+// server did not admit the identity is it told so at once.
+//
 // # What arrives
 //
 // Each delivery is verified before a handler sees it: its Writ-Token is
@@ -35,6 +41,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -80,11 +87,25 @@ func Connect(_ context.Context, o Options) (*Agent, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	nc, err := nats.Connect(o.URL, append([]nats.Option{nats.UserCredentialBytes(o.Creds), nats.MaxReconnects(-1)}, o.NATS...)...)
+	nc, err := nats.Connect(o.URL, append([]nats.Option{
+		nats.UserCredentialBytes(o.Creds),
+		nats.MaxReconnects(-1),
+		nats.Timeout(dialWithin),
+		nats.IgnoreAuthErrorAbort(), // who is refused now may be let in again: a lockdown ends
+		nats.CustomReconnectDelay(reconnectDelay),
+		nats.ReconnectBufSize(-1), // what is asked while there is no connection is asked anew, not twice
+	}, o.NATS...)...)
 	if err != nil {
 		return nil, fmt.Errorf("agent: connect: %w", err)
 	}
 	return &Agent{o, nc}, nil
+}
+
+// reconnectDelay is how long an identity waits before it comes again: longer each
+// time, and not at the same time as all others.
+func reconnectDelay(attempts int) time.Duration {
+	d := min(50*time.Millisecond<<min(attempts, 10), 15*time.Second)
+	return d/2 + rand.N(d)
 }
 
 // Close closes the identity's connection. Operations go on.
@@ -156,18 +177,35 @@ func (a *Agent) ask(ctx context.Context, r Request, public string) (schemas.Issu
 	q := schemas.IssueRequest{
 		AgentID: r.AgentID, OperationID: r.OperationID, Scope: r.Scope, Tools: r.Tools, ForbiddenTools: r.ForbiddenTools,
 		TTLSeconds: int64(r.TTL / time.Second), MaxTokens: r.MaxTokens, Task: r.Task, Job: r.Job, TraceID: r.TraceID, PublicKey: public}
-	for {
-		once, cancel := context.WithTimeout(ctx, askWithin)
+	for patience := askWithin; ; patience = min(2*patience, askAtMost) {
+		once, cancel := context.WithTimeout(ctx, patience/2+rand.N(patience))
 		grant, err := request[schemas.IssueReply](once, a.conn, "out.token.issue", q)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil:
 			return grant, nil
-		}
-		// An issuer that is not there says nothing. If it did issue, this replaces it.
-		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		case ctx.Err() != nil:
+			return grant, fmt.Errorf("agent: issue: %w", err)
+		case errors.Is(err, nats.ErrReconnectBufExceeded): // there is no connection
+			if why := a.conn.LastError(); refuses(why) {
+				return grant, fmt.Errorf("agent: issue: the identity is not admitted: %w", why)
+			}
+			pause(ctx, 100*time.Millisecond)
+		case !errors.Is(err, context.DeadlineExceeded):
 			return grant, fmt.Errorf("agent: issue: %w", err)
 		}
+		// An issuer that is not there says nothing. If it did issue, the next replaces it.
 	}
+}
+
+// refuses says of a connection's last error that the server did not let it in.
+func refuses(err error) bool {
+	for _, refused := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
+		if errors.Is(err, refused) {
+			return true
+		}
+	}
+	return false
 }
 
 // request asks and decodes. What the control plane refuses comes back as a

@@ -53,8 +53,10 @@ type handler struct {
 const queue = "writ"
 
 const (
+	dialWithin  = 10 * time.Second // handshake included: a server to which everybody comes at once has much to do
 	flushWithin = 5 * time.Second
 	askWithin   = 5 * time.Second  // until the issuer is asked again: one that was lost never answers
+	askAtMost   = 20 * time.Second // the same when many ask: else it answers none but those who wait no more
 	sendWithin  = 10 * time.Second // until a message without an acknowledgement is sent again
 )
 
@@ -75,6 +77,7 @@ func (op *Operation) link(grant schemas.IssueReply) (*link, error) {
 	nc, err := nats.Connect(op.o.URL, append([]nats.Option{
 		nats.UserJWT(func() (string, error) { return grant.UserJWT, nil }, op.user.Sign),
 		nats.MaxReconnects(-1),
+		nats.Timeout(dialWithin),
 	}, op.o.NATS...)...)
 	if err != nil {
 		return nil, fmt.Errorf("agent: connect for operation %s: %w", grant.OperationID, err)

@@ -27,7 +27,7 @@ const (
 
 const (
 	maxMsgID    = 256
-	grantWait   = 250 * time.Millisecond // for a capability issued a moment ago to arrive here
+	grantWait   = 250 * time.Millisecond // for what was issued or allowed a moment ago to arrive here
 	appendGrace = 10 * time.Second       // for what was judged to reach the log, also while stopping
 )
 
@@ -40,6 +40,8 @@ func (i *Intake) prepare(t *task) step {
 		return dropped
 	case t.event.Kind == schemas.MessageDenied:
 		return toLog
+	case i.former(t):
+		return tooEarly
 	case t.event.Kind == schemas.ResponseAccepted:
 		asked := i.asked.known(t.event.Request, t.event.Ref)
 		if asked == nil {
@@ -56,8 +58,14 @@ func (i *Intake) prepare(t *task) step {
 // await waits for what prepare lacked, and decides.
 func (i *Intake) await(ctx context.Context, t *task) step {
 	e := t.event
+	if i.former(t) {
+		i.awaitNewest(ctx, e.Agent, schemas.AgentEnrolled, schemas.AgentDeclared)
+		if i.former(t) {
+			return i.void(t)
+		}
+	}
 	if e.Kind != schemas.ResponseAccepted {
-		i.awaitGrant(ctx, e.Agent)
+		i.awaitNews(ctx, e.Agent)
 		return i.decide(t, true)
 	}
 	if i.lanes.owing(t.lane, i.Now()) {
@@ -137,16 +145,20 @@ func deny(e *schemas.Event, r *schemas.Refusal) *schemas.Event {
 }
 
 // decide checks the capability. Unless it must come to an end now, a
-// capability that is not known here may still be on its way.
+// capability that is not known here may still be on its way, and so may what lets a
+// paused agent go on.
 func (i *Intake) decide(t *task, final bool) step {
 	e := t.event
 	ad, refusal := i.admit(e)
 	if ad.Reserve == 0 && refusal == nil {
 		e.Reserve = 0 // it goes to nobody who counts tokens
 	}
-	if refusal != nil && refusal.Code == schemas.CodeUnauthorized && !final {
+	if !final && (refusal != nil && refusal.Code == schemas.CodeUnauthorized || ad.Hold) {
 		return tooEarly
 	}
+	// What was decided about the agent here the monitor must know too: that it was
+	// resumed, or this action approved.
+	t.lane.after = max(t.lane.after, i.newsOf(e.Agent))
 	claimed := e.Trace
 	e.Trace = schemas.Trace{}
 	if g := ad.Grant; g != nil {
@@ -180,14 +192,68 @@ func (i *Intake) admit(e *schemas.Event) (schemas.Admission, *schemas.Refusal) {
 	return i.state.Admit(e.Agent, e.Operation, e.Action, e.Digest, e.Reserve, e.Time)
 }
 
-// awaitGrant waits until the fold has reached what the log says of the agent
-// now: a capability used within a millisecond of its issue is a good one.
-func (i *Intake) awaitGrant(ctx context.Context, agent string) {
-	seq, err := i.asked.newest(ctx, agent)
-	if err == nil {
-		// Where it does not come in time, the refusal stands.
-		_ = i.folded.Wait(ctx, seq, grantWait)
+// newsOf is the newest event that decided something about an agent.
+func (i *Intake) newsOf(agent string) uint64 {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	if a := i.state.Agents[agent]; a != nil {
+		return a.LastSeq
 	}
+	return 0
+}
+
+func (i *Intake) paused(agent string) bool {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[agent]
+	return a != nil && a.Lock == schemas.Paused
+}
+
+// awaitNews waits until the fold has reached what the log says of the agent
+// now: a capability used within a millisecond of its issue is a good one, and who
+// was let go on a millisecond ago goes on.
+func (i *Intake) awaitNews(ctx context.Context, agent string) {
+	if i.paused(agent) {
+		i.awaitNewest(ctx, agent, schemas.ReviewApproved, schemas.AgentResumed)
+		return
+	}
+	i.awaitNewest(ctx, agent, schemas.TokenIssued)
+}
+
+// awaitNewest waits until the fold has reached the newest events of these kinds
+// about an agent.
+func (i *Intake) awaitNewest(ctx context.Context, agent string, kinds ...schemas.Kind) {
+	for _, kind := range kinds {
+		if seq, err := i.asked.newest(ctx, agent, kind); err == nil {
+			// Where it does not come in time, the decision stands.
+			_ = i.folded.Wait(ctx, seq, grantWait)
+		}
+	}
+}
+
+// former reports whether a message is of another incarnation of the agent than
+// the one that bears the name. Unless it is that of the next, on its way here, it
+// was sent before a kill, and lay in some buffer meanwhile.
+func (i *Intake) former(t *task) bool {
+	agent, incarnation, _ := schemas.OutSender(t.msg.Subject)
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	a := i.state.Agents[agent]
+	return a != nil && a.Incarnation != incarnation
+}
+
+// void refuses what a former incarnation sent. There is no behaviour to judge:
+// who bears the name now did not do it.
+func (i *Intake) void(t *task) step {
+	e := t.event
+	r := schemas.Refuse(schemas.CodeCancelled, "it was sent with a former credential of %s, which was killed or removed and enrolled anew since; connect with the new one", e.Agent)
+	e.Trace = schemas.Trace{}
+	if e.Kind == schemas.ResponseAccepted {
+		i.stray(t, r)
+		return toLog
+	}
+	deny(e, r)
+	return toLog
 }
 
 func spanOf(seq uint64) string { return fmt.Sprintf("%016x", seq) }

@@ -21,10 +21,7 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 	e := t.event
 	e.Reply = ""
 	if asked == nil || asked.request != e.Request || asked.to != e.Agent {
-		e.Kind, e.Code, e.Reason = schemas.ResponseDenied, schemas.CodeNotFound, "it answers nothing that was delivered to "+e.Agent
-		e.Ref, e.Request, e.Tokens = 0, "", 0
-		e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
-		i.lanes.astray(t.lane, i.Now())
+		i.stray(t, schemas.Refuse(schemas.CodeNotFound, "it answers nothing that was delivered to %s", e.Agent))
 		return toLog
 	}
 	if asked.answered.Load() {
@@ -39,6 +36,7 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 		i.lanes.astray(t.lane, i.Now())
 		return toLog
 	}
+	t.lane.after = max(t.lane.after, i.newsOf(e.Agent))
 	e.Operation, e.Action, e.To = asked.operation, asked.action, asked.from
 	e.Input, e.Trace = asked.digest, schemas.Trace{ID: asked.trace, Span: spanOf(e.Ref)}
 	if d := e.Time.Sub(asked.time); d >= time.Microsecond {
@@ -61,6 +59,15 @@ func (i *Intake) decideAnswer(t *task, asked *asked) step {
 		return toLog // a service's answer is no act of its own; an answer to a send goes nowhere
 	}
 	return toJudge
+}
+
+// stray refuses an answer that fits nothing.
+func (i *Intake) stray(t *task, r *schemas.Refusal) {
+	e := t.event
+	e.Kind, e.Code, e.Reason, e.Reply = schemas.ResponseDenied, r.Code, r.Text, ""
+	e.Ref, e.Request, e.Tokens = 0, "", 0
+	e.Data = nil // no rate bounds answers: what is nobody's must not fill the log
+	i.lanes.astray(t.lane, i.Now())
 }
 
 // responder says what is known of who answers.
@@ -171,10 +178,10 @@ func (r *requests) find(ctx context.Context, seq uint64) (*asked, error) {
 	return nil, nil
 }
 
-// newest is the sequence of the newest capability event of an agent in the
-// log, 0 where there is none.
-func (r *requests) newest(ctx context.Context, agent string) (uint64, error) {
-	subject := schemas.EventSubject(agent, schemas.TokenIssued)
+// newest is the sequence of an agent's newest event of a kind in the log, 0 where
+// there is none.
+func (r *requests) newest(ctx context.Context, agent string, kind schemas.Kind) (uint64, error) {
+	subject := schemas.EventSubject(agent, kind)
 	e, err := r.get(ctx, "$JS.API.DIRECT.GET."+schemas.Stream+"."+subject, nil)
 	if err != nil || e == nil {
 		return 0, err

@@ -73,11 +73,10 @@ func newLanes(l func(string) limits) *lanes {
 
 // put queues a message, or sheds it.
 func (l *lanes) put(m *nats.Msg, now time.Time) {
-	agent := schemas.OutAgent(m.Subject)
+	agent, _, rest := schemas.OutSender(m.Subject)
 	if agent == "" || !bus.FromAgent(m) {
 		return // the server stamps every subject; without that there is nobody to blame
 	}
-	rest := m.Subject[len(schemas.OutPrefix)+1+len(agent)+1:]
 	if strings.HasPrefix(rest, "token.") {
 		return // the issuer's
 	}

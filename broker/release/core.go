@@ -247,10 +247,8 @@ func (c *Core) deliver(it *item) Effect {
 	e := *it.ev
 	it.tries++
 	d := Deliver{Event: &e, To: e.To, Attempt: it.tries, Reserve: it.reserve}
-	if a := c.state.Agents[e.Agent]; a != nil {
-		if g := a.Grants[e.Operation]; g != nil {
-			d.Token = g.Token
-		}
+	if it.grant != nil { // the operation may have ended while its recipient was away
+		d.Token = it.grant.Newest().Token
 	}
 	slim := e
 	slim.Data = nil
@@ -348,6 +346,10 @@ func (c *Core) hold(e *schemas.Event) []Effect {
 	if c.state.Lockdown != "" {
 		it.told = false
 		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeCancelled, "the fleet is locked down: %s", c.state.Lockdown))
+	}
+	if it.grant != nil && !it.grant.Admitted(e) { // as State.Accept has it: who holds the next, perhaps enrolled anew, has not done it
+		it.told = false
+		return c.end(e.Seq, schemas.MessageCancelled, schemas.Refuse(schemas.CodeUnauthorized, "the capability that admitted it was replaced"))
 	}
 	if over := c.over(it.grant, e.Time); over != "" { // it ended while this was on its way: there is nothing to review
 		it.told = false

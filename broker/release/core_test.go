@@ -53,9 +53,11 @@ func (f *fixture) declare(p schemas.Principal) {
 	f.step(schemas.Event{Kind: schemas.AgentDeclared, Agent: p.ID, Data: schemas.Marshal(p)})
 }
 
-func (f *fixture) grant(agent, jti string) {
+func (f *fixture) grant(agent, jti string) { f.refresh(agent, "", jti) }
+
+func (f *fixture) refresh(agent, was, jti string) {
 	f.step(schemas.Event{Kind: schemas.TokenIssued, Agent: agent, Operation: "op", JTI: jti, Data: schemas.Marshal(schemas.Grant{
-		JTI: jti, Agent: agent, Operation: "op", Scope: []string{"call:buy", "call:llm", "send:bob", "ask:bob"},
+		JTI: jti, Refreshes: was, Agent: agent, Operation: "op", Scope: []string{"call:buy", "call:llm", "send:bob", "ask:bob"},
 		NotBefore: epoch, Expires: epoch.Add(time.Hour), MaxTokens: 100, TraceID: trace.ID, Token: "token-" + jti})})
 }
 
@@ -270,6 +272,42 @@ func TestAnUnansweredSendIsRedeliveredWithDoublingPauses(t *testing.T) {
 	}
 	if len(pauses) < 7 || !slices.Equal(pauses[:7], want[:7]) {
 		t.Fatalf("redelivered after %v, want %v", pauses, want)
+	}
+}
+
+// A recipient was away while the sender's operation ended, or another capability
+// was issued for it. It must get the capability that admitted the message, as
+// refreshed meanwhile: without one, or with one of another line, it refuses the
+// message, which then is lost though it was acknowledged.
+func TestALateDeliveryBearsTheCapabilityThatAdmittedIt(t *testing.T) {
+	ended := schemas.Event{Kind: schemas.OperationEnded, Agent: "alice", Operation: "op", JTI: "j2", Reason: "released"}
+	for name, happens := range map[string]func(*fixture){
+		"ended":          func(f *fixture) { f.step(ended) },
+		"issued anew":    func(f *fixture) { f.grant("alice", "j3") },
+		"ended and anew": func(f *fixture) { f.step(ended); f.grant("alice", "j3") },
+	} {
+		for _, restart := range []bool{false, true} {
+			f := newFixture(t)
+			if d := only[Deliver](t, f.step(act("send:bob", "bob"))); d.Token != "token-j1" {
+				t.Fatalf("%s: delivered with %q", name, d.Token)
+			}
+			f.refresh("alice", "j1", "j2")
+			happens(f)
+			if restart {
+				f.again()
+			}
+			tries := 0
+			for _, e := range f.core.Due(f.now.Add(time.Minute)) {
+				if d, ok := e.(Deliver); ok {
+					if tries++; d.Token != "token-j2" {
+						t.Errorf("%s, restarted %v: delivered again with %q", name, restart, d.Token)
+					}
+				}
+			}
+			if tries != 1 {
+				t.Errorf("%s, restarted %v: delivered again %d times", name, restart, tries)
+			}
+		}
 	}
 }
 

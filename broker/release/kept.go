@@ -16,7 +16,7 @@ import (
 // foldVersion is that of the fold and of the form in which it is kept. What
 // another version kept is folded anew: raise it where Step comes to another
 // state than it did.
-const foldVersion = 1
+const foldVersion = 2
 
 // coreFile is a Core as it is kept from one start to the next.
 type coreFile struct {

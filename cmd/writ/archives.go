@@ -38,13 +38,9 @@ type archiveFlags struct {
 // archives opens a folder of archives beside the ledger that was pruned up to a
 // sequence.
 func (a *App) archives(f archiveFlags, show ledger.Show, pruned uint64) (*archives, error) {
-	key, err := a.ledgerKey(f.Key)
+	_, policy, err := a.ledgerPolicy(f.Key)
 	if err != nil {
 		return nil, err
-	}
-	policy, err := proof.TrustKey(key)
-	if err != nil {
-		return nil, advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
 	}
 	return &archives{dir: f.Archive, policy: policy, show: show, pruned: pruned}, nil
 }

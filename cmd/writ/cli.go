@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -92,6 +93,7 @@ func newParser(g *grammar, stdout, stderr io.Writer) (*kong.Kong, error) {
 		kong.Name("writ"),
 		kong.Description("A zero-trust control plane for AI agents: no agent acts without a writ."),
 		kong.Vars{"data": defaultData(), "http": defaultHTTP},
+		kong.NamedMapper("path", kong.MapperFunc(namedPath)),
 		kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{
@@ -99,6 +101,18 @@ func newParser(g *grammar, stdout, stderr io.Writer) (*kong.Kong, error) {
 			{Key: "Operation", Title: "Operation"}, {Key: "Record", Title: "Record"}, {Key: "Measure", Title: "Measure"}, {Key: "Help", Title: "Help"},
 		}),
 	)
+}
+
+// registry reads what is of the types that kong knows.
+var registry = kong.NewRegistry().RegisterDefaults()
+
+// namedPath refuses a path that is empty, where a variable had no value: it
+// would be the present folder.
+func namedPath(ctx *kong.DecodeContext, target reflect.Value) error {
+	if value, ok := ctx.Scan.Peek().Value.(string); ok && value == "" && !ctx.Value.HasDefault {
+		return errors.New("the path is empty; give the present folder as .")
+	}
+	return registry.ForNamedType("path", target.Type()).Decode(ctx, target)
 }
 
 // defaultData is the user's data folder (XDG Base Directory Specification, and

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/ledger"
@@ -205,7 +203,7 @@ func (c *ledgerRestoreCmd) reaches(o ledger.Options, data string) (lost uint64, 
 		known = append(known, c.Checkpoint)
 	}
 	for _, path := range known {
-		signed, err := readCheckpoint(path, o.Verifier)
+		signed, err := readCheckpoint(path, r.Signed)
 		if errors.Is(err, fs.ErrNotExist) && path != c.Checkpoint {
 			continue
 		}
@@ -239,12 +237,12 @@ func (c *ledgerRestoreCmd) reaches(o ledger.Options, data string) (lost uint64, 
 }
 
 // readCheckpoint reads a signed note from a file.
-func readCheckpoint(path string, v note.Verifier) (proof.Checkpoint, error) {
+func readCheckpoint(path string, open func([]byte) (proof.Checkpoint, error)) (proof.Checkpoint, error) {
 	b, err := readBounded(path, 64<<10)
 	if err != nil {
 		return proof.Checkpoint{}, err
 	}
-	c, err := proof.OpenCheckpoint(b, v)
+	c, err := open(b)
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}

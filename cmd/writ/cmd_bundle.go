@@ -53,13 +53,9 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	key, err := app.ledgerKey(c.Key)
+	key, policy, err := app.ledgerPolicy(c.Key)
 	if err != nil {
 		return err
-	}
-	policy, err := proof.TrustKey(key)
-	if err != nil {
-		return advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
 	}
 	from, to, err := c.span(ctx, app)
 	if err != nil {
@@ -69,7 +65,7 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	checkpoint, records, err := ledger.Collect(ctx, show, schemas.ShowRequest{From: from, To: to, Agent: c.Agent, Trace: c.Trace})
+	b, err := ledger.Collect(ctx, show, key, schemas.ShowRequest{From: from, To: to, Agent: c.Agent, Trace: c.Trace})
 	if err := errors.Join(err, end()); err != nil {
 		next := adviceVerify
 		if errors.Is(err, ledger.ErrTooMuch) {
@@ -77,10 +73,9 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 		}
 		return advise(err, next)
 	}
-	if len(records) == 0 {
+	if len(b.Records) == 0 {
 		return advise(errors.New("the ledger holds no such records"), "writ log shows what there is")
 	}
-	b := proof.NewBundle(key, checkpoint, records)
 	data, err := b.Marshal()
 	if err != nil {
 		return advise(err, "export less at a time with --from and --to")
@@ -93,8 +88,8 @@ func (c *ledgerExportCmd) Run(ctx context.Context, app *App) error {
 	if err := writeNew(c.Out, data); err != nil {
 		return err
 	}
-	doc := exportDoc{File: c.Out, Records: len(records), FirstSeq: ev.First, LastSeq: ev.Last, Complete: ev.Complete, Redacted: ev.Redacted,
-		Size: ev.Checkpoint.Size, Root: hex.EncodeToString(ev.Checkpoint.Root[:]), Checkpoint: checkpoint, Cosignatures: cosignatures(checkpoint)}
+	doc := exportDoc{File: c.Out, Records: len(b.Records), FirstSeq: ev.First, LastSeq: ev.Last, Complete: ev.Complete, Redacted: ev.Redacted,
+		Size: ev.Checkpoint.Size, Root: hex.EncodeToString(ev.Checkpoint.Root[:]), Checkpoint: b.Checkpoint, Cosignatures: cosignatures(b.Checkpoint)}
 	if app.JSON {
 		return app.emit(doc)
 	}
@@ -175,6 +170,28 @@ func (a *App) ledgerKey(path string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
+// ledgerPolicy is that key, with the policy that it alone counts; of the data
+// folder's, those count too that it followed, for what they signed.
+func (a *App) ledgerPolicy(path string) (key string, p *proof.Policy, err error) {
+	if key, err = a.ledgerKey(path); err != nil {
+		return "", nil, err
+	}
+	if path == "" {
+		text, err := readBounded(filepath.Join(a.Data, keys.Dir, keys.LedgerPolicy), 64<<10)
+		switch {
+		case err == nil:
+			p, err = proof.ParsePolicy(text)
+			return key, p, advise(err, "remove keys/"+keys.LedgerPolicy+" or restore it from a backup")
+		case !errors.Is(err, fs.ErrNotExist):
+			return "", nil, err
+		}
+	}
+	if p, err = proof.TrustKey(key); err != nil {
+		return "", nil, advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
+	}
+	return key, p, nil
+}
+
 // readBounded reads a file of at most so many bytes.
 func readBounded(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
@@ -209,10 +226,16 @@ func (a *App) shower() (ledger.Show, func() error, error) {
 	return show, end, err
 }
 
-// cosignatures counts the lines of signatures behind the ledger's own.
-func cosignatures(checkpoint string) int {
+// cosignatures counts the lines of signatures that are not the ledger's own.
+func cosignatures(checkpoint string) (n int) {
+	origin, _, _ := strings.Cut(checkpoint, "\n")
 	_, sigs, _ := strings.Cut(checkpoint, "\n\n")
-	return strings.Count(sigs, "\n") - 1
+	for line := range strings.Lines(sigs) {
+		if words := strings.Fields(line); len(words) == 3 && words[1] != origin {
+			n++
+		}
+	}
+	return n
 }
 
 type ledgerVerifyBundleCmd struct {

@@ -251,6 +251,9 @@ func checkMemory(ctx context.Context, app *App, cl *client) check {
 		creds = filepath.Join("DIR", keys.Dir, plane.MemoryCreds)
 	}
 	enroll := "writ enroll " + schemas.MemoryID + " --out " + creds
+	if app.Server == "" && keys.IsSealed(app.Data) { // nothing in clear goes there
+		enroll = "writ enroll " + schemas.MemoryID + " --out FILE, elsewhere; restart the control plane, which makes credentials of its own and seals them; then remove FILE"
+	}
 	switch m := reply.Agents[0]; {
 	case m.State == schemas.Paused:
 		k.State, k.Detail, k.Next = warned, "the service memory is paused: "+m.Reason+"; what it answers is held", "writ resume "+schemas.MemoryID+" --reason REASON"
@@ -259,7 +262,7 @@ func checkMemory(ctx context.Context, app *App, cl *client) check {
 	case m.State != schemas.Active:
 		k.State, k.Detail, k.Next = warned, fmt.Sprintf("agents have no memory: the service memory is %s: %s", m.State, m.Reason), enroll
 	case m.Connections == 0:
-		k.State, k.Detail, k.Next = warned, "agents have no memory: the service memory is not connected", "look at the control plane's log; "+enroll+" makes its credentials anew"
+		k.State, k.Detail, k.Next = warned, "agents have no memory: the service memory is not connected", "look at the control plane's log; to make its credentials anew: "+enroll
 	}
 	return k
 }

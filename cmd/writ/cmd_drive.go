@@ -79,8 +79,8 @@ func (t *terminal) attacked(a *drive.Attacked) {
 	if a == nil {
 		return
 	}
-	t.say("After %d harmless runs of other models: %d of %d hijacked runs were held, %d by their first injected call (%.3f; eval says %.3f).",
-		a.Learned, a.Held, a.Hijacked, a.ByFirst, a.Share, a.Predicted)
+	t.say("After %d harmless runs of other models, with %d suspensions vouched for: %d of %d hijacked runs were held, %d by their first injected call (%.3f; eval says %.3f).",
+		a.Learned, a.Vouched, a.Held, a.Hijacked, a.ByFirst, a.Share, a.Predicted)
 	t.say("%d of %d harmless runs were held. %d calls reached the service without being accepted. %d of %d verdicts are not eval's.",
 		a.FalseHeld, a.Harmless, a.Seen, a.Differ, a.Verdicts)
 }

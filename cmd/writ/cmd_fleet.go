@@ -100,7 +100,12 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	reply, err := call[schemas.ApplyReply](ctx, app, schemas.CtlApply, file.request(app.actor, c.DryRun, c.Prune))
+	cl, err := app.dial()
+	if err != nil {
+		return err
+	}
+	defer cl.close()
+	reply, err := askWithin[schemas.ApplyReply](ctx, cl, applyWithin(len(file.Principals)), schemas.CtlApply, file.request(app.actor, c.DryRun, c.Prune))
 	if err != nil {
 		return err
 	}
@@ -126,16 +131,23 @@ func (c *applyCmd) Run(ctx context.Context, app *App) error {
 	return nil
 }
 
+// applyWithin is how long an answer may take: servers that have much to do take
+// each account in their own time. The issuer itself gives up after two minutes.
+func applyWithin(principals int) time.Duration {
+	return min(callWithin+time.Duration(principals)*50*time.Millisecond, 2*time.Minute)
+}
+
 // fleetFile is a fleet file that was read without fault.
 type fleetFile struct{ *fleet.File }
 
 func readFleet(path string) (fleetFile, error) {
 	file, err := fleet.Load(path)
 	var faults fleet.Errors
+	var unread *fs.PathError
 	switch {
 	case errors.As(err, &faults):
 		return fleetFile{}, advise(fmt.Errorf("the fleet file is not sound, and nothing was applied:\n%w", err), "correct the lines named above and run the command again")
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+	case errors.As(err, &unread):
 		return fleetFile{}, advise(err, "name a fleet file that can be read, and in it guard rails that can")
 	case err != nil:
 		return fleetFile{}, advise(fmt.Errorf("the guard rails are not sound, and nothing was applied:\n%w", err), "correct the policies named above; writ policy schema says what they may speak of")

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/ca"
 	"github.com/writ-sh/writ/issuer/keys"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -26,6 +28,9 @@ type keysCmd struct {
 type keysListCmd struct{}
 
 func (c *keysListCmd) Run(app *App) error {
+	if app.Server != "" {
+		return misuse("run it where the data folder is", "keys are listed from the data folder, not over NATS")
+	}
 	all, err := keys.List(app.Data, time.Now())
 	if err == nil {
 		var authorities []keys.Key
@@ -64,6 +69,9 @@ type keysRotateCmd struct {
 	Capability rotateCapabilityCmd `cmd:"" help:"Have another key sign capabilities, without an interruption."`
 	Accounts   rotateAccountsCmd   `cmd:"" help:"Have other keys sign agents', services' and operators' NATS users, without an interruption."`
 	CA         rotateCACmd         `cmd:"" name:"ca" help:"Have another certificate authority sign, without an interruption; with TLS."`
+	Ledger     rotateLedgerCmd     `cmd:"" help:"Have another key sign the ledger's checkpoints, without an interruption."`
+	Weights    rotateWeightsCmd    `cmd:"" help:"Have another key sign the monitor's weights."`
+	Contents   rotateContentsCmd   `cmd:"" help:"Wrap the keys of the ledger's contents under another secret; the control plane has to be stopped."`
 	Operator   rotateOperatorCmd   `cmd:"" help:"Have another key sign accounts; the control plane has to be stopped, and the root key put back."`
 	Services   rotateServicesCmd   `cmd:"" help:"Make the services' users anew and revoke the old ones; the control plane has to be stopped."`
 }
@@ -143,6 +151,34 @@ func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
 	return nil
 }
 
+type rotateLedgerCmd struct {
+	Prepare bool   `help:"Only make the next key and show it, so that witnesses and who else verifies know it before it signs."`
+	Reason  string `placeholder:"TEXT" help:"Why: it stands in the log and in the ledger. Needed, but with --prepare."`
+}
+
+func (c *rotateLedgerCmd) Run(ctx context.Context, app *App) error {
+	if !c.Prepare {
+		if err := checkReason(c.Reason); err != nil {
+			return err
+		}
+	}
+	r, err := call[schemas.HandOverReply](ctx, app, schemas.CtlHandOver, schemas.HandOverRequest{Prepare: c.Prepare, Reason: c.Reason, Actor: app.actor})
+	if err != nil {
+		return err
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	if r.Prepared {
+		app.say("Key %s is the next to sign the ledger, and signs nothing yet.", r.Key)
+		app.note("next: add it to what verifies this ledger, behind the present key (writ ledger witness --log-key, a line \"log\" of a policy), and then run writ keys rotate ledger --reason TEXT")
+		return nil
+	}
+	app.say("Key %s signs the ledger from now on, and %s signed it up to %d records.", r.Key, r.Replaced, r.Size)
+	app.note("next: give keys/%s of the data folder to who verifies the ledger, and keys/ledger.pub to its witnesses, and make a backup", keys.LedgerPolicy)
+	return nil
+}
+
 type rotateOperatorCmd struct {
 	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
@@ -170,6 +206,32 @@ func (c *rotateOperatorCmd) Run(app *App) error {
 	}
 	app.say("Key %s signs accounts from the next start on, and %s is not trusted any more.", r.KeyID, r.Replaced)
 	app.note("next: take the root key off again (writ keys export-root); where the NATS server is elsewhere, give it nats-server/ anew and restart it; make death warrants anew")
+	return nil
+}
+
+type rotateContentsCmd struct {
+	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+func (c *rotateContentsCmd) Run(app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	var r schemas.Rotation
+	err := embed.Alone(app.Data, func() (err error) {
+		r, err = keys.RotateContents(app.Data, schemas.RootActor+app.actor, c.Reason, ledger.LookupOf, func(from, to [32]byte) error {
+			return plane.Rewrap(app.Data, from, to)
+		})
+		return err
+	})
+	if err != nil {
+		return advise(err, "stop the control plane first, and name its data folder with --data; what was interrupted can be run again")
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("The keys of the ledger's contents are under another secret, and the former one opens nothing.")
+	app.note("next: make a backup with keys; older backups need the keys/ledger.secret of their time, and open with it: destroy what you don't need")
 	return nil
 }
 

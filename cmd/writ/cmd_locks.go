@@ -18,26 +18,29 @@ type lockArgs struct {
 }
 
 type (
-	pauseCmd   struct{ lockArgs }
-	resumeCmd  struct{ lockArgs }
+	pauseCmd  struct{ lockArgs }
+	resumeCmd struct {
+		lockArgs
+		Vouch []uint64 `placeholder:"EVENT" help:"An action that suspended it, by its event, and that was harmless: it stays cancelled, and the monitor learns it. May be given several times."`
+	}
 	suspendCmd struct{ lockArgs }
 	killCmd    struct{ lockArgs }
 )
 
 func (c *pauseCmd) Run(ctx context.Context, app *App) error {
-	return c.set(ctx, app, schemas.Paused)
+	return c.set(ctx, app, schemas.Paused, nil)
 }
 
 func (c *resumeCmd) Run(ctx context.Context, app *App) error {
-	return c.set(ctx, app, schemas.Active)
+	return c.set(ctx, app, schemas.Active, c.Vouch)
 }
 
 func (c *suspendCmd) Run(ctx context.Context, app *App) error {
-	return c.set(ctx, app, schemas.Suspended)
+	return c.set(ctx, app, schemas.Suspended, nil)
 }
 
 func (c *killCmd) Run(ctx context.Context, app *App) error {
-	return c.set(ctx, app, schemas.Killed)
+	return c.set(ctx, app, schemas.Killed, nil)
 }
 
 // checkReason holds a reason against what the log can keep.
@@ -59,7 +62,7 @@ func checkLine(flag, text string, most int) error {
 	return nil
 }
 
-func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock) error {
+func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock, vouch []uint64) error {
 	if err := schemas.CheckID("agent", c.Agent); err != nil {
 		return misuse("writ status lists the agents", "%w", err)
 	}
@@ -67,7 +70,7 @@ func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock) error {
 		return err
 	}
 	receipt, err := call[schemas.Receipt](ctx, app, schemas.CtlLock,
-		schemas.LockRequest{AgentID: c.Agent, Lock: lock, Reason: c.Reason, Actor: app.actor})
+		schemas.LockRequest{AgentID: c.Agent, Lock: lock, Vouch: vouch, Reason: c.Reason, Actor: app.actor})
 	if err != nil {
 		return err
 	}
@@ -107,10 +110,16 @@ func (t *terminal) receipt(r schemas.Receipt) {
 		{"servers", strings.Join(r.Nodes, " ")},
 		{"took", span(time.Duration(r.ElapsedMS * float64(time.Millisecond)))},
 	}
+	if len(r.Vouched) > 0 {
+		facts = append(facts, [2]string{"vouched for", seqs(r.Vouched)})
+	}
 	if r.Effect != "" {
 		facts = append(facts, [2]string{"effect", r.Effect})
 	}
 	t.facts(facts...)
+	if len(r.Endorsed) > 0 {
+		t.say("It goes on when a second operator vouches for %s as well.", seqs(r.Endorsed))
+	}
 	t.checkpoint(r.Checkpoint)
 }
 

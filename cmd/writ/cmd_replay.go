@@ -59,7 +59,7 @@ func (c *replayCmd) Run(ctx context.Context, app *App) error {
 		others = append(others, w)
 	}
 	step, done := app.progress("replayed: event")
-	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true}, step)
+	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: c.To, Limit: pageSize, Data: true, Begin: schemas.MaxJudged + 1}, step)
 	if err != nil {
 		return err
 	}

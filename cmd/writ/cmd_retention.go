@@ -54,13 +54,9 @@ func (c *ledgerPruneCmd) prune(ctx context.Context, app *App) (pruneDoc, error) 
 	if err != nil {
 		return pruneDoc{}, err
 	}
-	key, err := app.ledgerKey(c.Key)
+	key, policy, err := app.ledgerPolicy(c.Key)
 	if err != nil {
 		return pruneDoc{}, err
-	}
-	policy, err := proof.TrustKey(key)
-	if err != nil {
-		return pruneDoc{}, advise(fmt.Errorf("the ledger's public key: %w", err), adviceKey)
 	}
 	cl, err := app.dial()
 	if err != nil {
@@ -151,11 +147,11 @@ func (a *archiver) all(ctx context.Context, first, last uint64) error {
 
 // one writes an archive, and verifies what was written.
 func (a *archiver) one(ctx context.Context, first, last uint64) error {
-	checkpoint, records, err := ledger.Collect(ctx, a.show, schemas.ShowRequest{From: first, To: last})
+	b, err := ledger.Collect(ctx, a.show, a.key, schemas.ShowRequest{From: first, To: last})
 	if err != nil {
 		return err
 	}
-	data, err := proof.NewBundle(a.key, checkpoint, records).Marshal()
+	data, err := b.Marshal()
 	if err != nil {
 		return err
 	}
@@ -266,7 +262,11 @@ func (c *ledgerAcceptGapCmd) Run(app *App) error {
 	doc := gapDoc{First: led.From(), Last: c.Last}
 	err = led.RecordGap(c.Last, c.Reason, app.actor, time.Now())
 	if err := errors.Join(err, led.Close()); err != nil {
-		return advise(fmt.Errorf("the gap was not accepted: %w", err), "the ledger goes on at the sequence behind the last that it has; writ ledger head shows that one")
+		next := "the ledger goes on at the sequence behind the last that it has; writ ledger head shows that one"
+		if errors.Is(err, ledger.ErrUnconfirmed) {
+			next = "restore the whole data folder from one backup (writ ledger restore): the last records are not signed, and no gap can be recorded behind them"
+		}
+		return advise(fmt.Errorf("the gap was not accepted: %w", err), next)
 	}
 	if app.JSON {
 		return app.emit(doc)

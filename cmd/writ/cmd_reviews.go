@@ -160,7 +160,7 @@ func (c *riskCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	if app.JSON {
-		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Signals), app.behind(ctx, reply)})
+		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Causes), list(reply.Signals), app.behind(ctx, reply)})
 	}
 	app.risk(reply, app.behind(ctx, reply))
 	return nil

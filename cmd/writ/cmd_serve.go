@@ -20,6 +20,7 @@ type serveCmd struct {
 	Shadow  string `type:"path" placeholder:"FILE" help:"Of the monitor: weights that judge beside its own and decide nothing; where they differ is logged."`
 	Weights string `type:"path" placeholder:"FILE" help:"Of the monitor: signed weights to judge with, as writ monitor sign writes them (default: those built in)."`
 	httpFlags
+	apartTLSFlags
 	verifying
 	LogLevel string `enum:"debug,info,warn,error" default:"warn" help:"What to log on stderr: ${enum} (default: ${default})."`
 }
@@ -61,11 +62,14 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	p, err := plane.Serve(ctx, plane.ServeOptions{Service: c.Service, Server: app.Server, Creds: c.Creds, Data: app.Data, Weights: weights, Shadow: shadow, VerifyShare: c.share(),
-		HTTP: c.HTTP, HTTPURL: c.HTTPURL, Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
+		HTTP: c.HTTP, HTTPURL: c.HTTPURL, TLS: c.files(), Logger: slog.New(slog.NewTextHandler(app.stderr, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		return c.notStarted(ctx, app, err)
 	}
 	shown := app.serving(c.Service, p.HTTP())
+	if c.Service == "issuer" && c.files() == nil {
+		app.note("Without TLS: HTTP listens on loopback only, and connections are not encrypted. --tls-cert and --tls-key turn it on.")
+	}
 	failed := p.Wait(ctx)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
@@ -77,16 +81,34 @@ func (c *serveCmd) Run(ctx context.Context, app *App) error {
 	return errors.Join(shown, failed, stopped)
 }
 
-// checkHTTP keeps the API to the issuer, and to loopback: TLS is a proxy's there.
+// apartTLSFlags give an issuer apart a certificate for its HTTP address. Its NATS
+// server is somebody else's and has one of its own.
+type apartTLSFlags struct {
+	TLSCert     string `name:"tls-cert" type:"path" placeholder:"FILE" and:"tls" help:"Of the issuer's HTTP: certificate with its chain, PEM; read again when it is renewed."`
+	TLSKey      string `name:"tls-key" type:"path" placeholder:"FILE" and:"tls" help:"Its key, PEM."`
+	TLSClientCA string `name:"tls-client-ca" type:"path" placeholder:"FILE" help:"With --tls-cert: authorities, PEM, whose certificates agents may show, to have capabilities bound to them."`
+}
+
+func (f apartTLSFlags) files() *plane.TLSFiles {
+	if f.TLSCert == "" {
+		return nil
+	}
+	return &plane.TLSFiles{Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSClientCA}
+}
+
+// checkHTTP keeps the API to the issuer, and to loopback where there is no TLS.
 func (c *serveCmd) checkHTTP() error {
 	if c.Service == "issuer" {
-		if err := plane.CheckAddress(c.HTTP, false); err != nil {
-			return misuse("give --http an address on loopback, put a proxy that has TLS before it, and name that with --http-url", "--http: %w", err)
+		if c.TLSClientCA != "" && c.files() == nil {
+			return misuse("add --tls-cert and --tls-key", "--tls-client-ca is for TLS")
+		}
+		if err := plane.CheckAddress(c.HTTP, c.files() != nil); err != nil {
+			return misuse("give --http an address on loopback, or --tls-cert and --tls-key; or put a proxy that has TLS before it, and name that with --http-url", "--http: %w", err)
 		}
 		return nil
 	}
-	if c.HTTP != defaultHTTP || c.HTTPURL != "" {
-		return misuse("leave --http and --http-url out", "the %s serves nothing over HTTP; the issuer does", c.Service)
+	if c.HTTP != defaultHTTP || c.HTTPURL != "" || c.apartTLSFlags != (apartTLSFlags{}) {
+		return misuse("leave --http, --http-url and --tls-… out", "the %s serves nothing over HTTP; the issuer does", c.Service)
 	}
 	return nil
 }
@@ -97,6 +119,8 @@ func (c *serveCmd) notStarted(ctx context.Context, app *App, err error) error {
 	}
 	err = whyNot(app.Data, fmt.Errorf("the %s did not start: %w", c.Service, err))
 	switch {
+	case errors.Is(err, plane.ErrTLSFiles):
+		return advise(err, "give --tls-cert and --tls-key a certificate and its key, and --tls-client-ca authorities, as PEM files")
 	case errors.Is(err, plane.ErrCreds), errors.Is(err, os.ErrNotExist), errors.Is(err, keys.ErrPermissions):
 		return advise(err, "docs/cli.md says under writ serve which files each service needs")
 	case errors.Is(err, nats.ErrAuthorization):

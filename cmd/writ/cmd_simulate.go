@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -48,21 +49,38 @@ func (c *simulateCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	step, done := app.progress("simulated: event")
-	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true}, step)
+	events, end, err := app.whole(ctx, c.archiveFlags, schemas.ReadRequest{From: 1, To: o.To, Limit: pageSize, Data: true, Begin: schemas.MaxJudged + 1}, step)
 	if err != nil {
 		return err
 	}
-	doc.Report, err = simulate.Run(events, policy, o)
+	known := c.Agent == ""
+	doc.Report, err = simulate.Run(noting(events, c.Agent, &known), policy, o)
 	err = errors.Join(err, end())
 	done()
 	if err != nil {
 		return advise(err, adviceVerify)
+	}
+	if !known {
+		return unknownAgent(c.Agent)
 	}
 	if app.JSON {
 		return app.emit(doc)
 	}
 	app.simulated(doc)
 	return nil
+}
+
+// noting notes whether any event is of an agent: who mistypes it would read that
+// nothing is decided otherwise.
+func noting(events iter.Seq2[*schemas.Event, error], agent string, known *bool) iter.Seq2[*schemas.Event, error] {
+	return func(yield func(*schemas.Event, error) bool) {
+		for e, err := range events {
+			*known = *known || err == nil && e.Agent == agent
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
 }
 
 func (c *simulateCmd) policy() (*simulate.Policy, simulateDoc, error) {

@@ -24,6 +24,8 @@ type statusDoc struct {
 	Expiring []schemas.Expiry      `json:"expiring"` // credentials and keys that end soon
 	Ledger   *schemas.Head         `json:"ledger"`   // null where the ledger doesn't answer
 	Services []schemas.Health      `json:"services"`
+
+	after string // where the page begins
 }
 
 func (c *statusCmd) Run(ctx context.Context, app *App) error {
@@ -40,7 +42,7 @@ func (c *statusCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return err
 	}
-	doc := statusDoc{Agents: list(reply.Agents), Lockdown: reply.Lockdown, Next: reply.Next, Expiring: list(reply.Expiring)}
+	doc := statusDoc{Agents: list(reply.Agents), Lockdown: reply.Lockdown, Next: reply.Next, Expiring: list(reply.Expiring), after: page.After}
 	for i := range doc.Agents {
 		doc.Agents[i].Operations = list(doc.Agents[i].Operations)
 	}
@@ -88,9 +90,12 @@ func (t *terminal) status(doc statusDoc) {
 		rows = append(rows, []cell{text(a.AgentID), text(a.Kind), lockCell(a.State), riskCell(a.Risk), text(a.Connections),
 			text(a.LastSeq), text(strings.Join(a.Operations, " ")), text(a.Reason)})
 	}
-	if len(rows) > 0 {
+	switch {
+	case len(rows) > 0:
 		t.table([]string{"id", "kind", "state", "risk", "conns", "last seq", "operations", "reason"}, rows)
-	} else {
+	case doc.after != "":
+		t.note("The fleet has nobody behind %s.", plain(doc.after))
+	default:
 		t.note("The fleet is empty; declare one with writ apply -f fleet.yaml.")
 	}
 	if doc.Next != "" {

@@ -26,6 +26,7 @@ type warrantCmd struct {
 type warrantMakeCmd struct {
 	Agent  string `arg:"" help:"An agent of the fleet."`
 	Out    string `required:"" type:"path" placeholder:"FILE" help:"Where to keep the warrant: a new file."`
+	Creds  string `placeholder:"FILE" type:"path" help:"Also write the credentials with which it is served, in clear: a new file. A copy of those in a sealed folder opens nothing."`
 	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, now and where the warrant is served."`
 }
 
@@ -36,8 +37,14 @@ func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
 	if err := checkReason(c.Reason); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(c.Out); err == nil {
-		return advise(fmt.Errorf("%s is there already, and stays as it is", c.Out), "name another file")
+	for _, path := range []string{c.Out, c.Creds} {
+		if _, err := os.Lstat(path); path != "" && err == nil {
+			return advise(fmt.Errorf("%s is there already, and stays as it is", path), "name another file")
+		}
+	}
+	system, err := c.system(app)
+	if err != nil {
+		return err
 	}
 	r, err := call[schemas.WarrantReply](ctx, app, schemas.CtlWarrant, schemas.WarrantRequest{AgentID: c.Agent, Reason: c.Reason, Actor: app.actor})
 	if err != nil {
@@ -45,6 +52,11 @@ func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
 	}
 	if err := writeSecret(c.Out, []byte(r.JWT+"\n")); err != nil {
 		return err
+	}
+	if c.Creds != "" {
+		if err := writeSecret(c.Creds, system); err != nil {
+			return err
+		}
 	}
 	if app.JSON {
 		return app.emit(struct {
@@ -55,8 +67,30 @@ func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
 		}{r.AgentID, r.Account, r.Seq, c.Out})
 	}
 	app.say("%s kills %s, as it was enrolled until now, and nobody else.", c.Out, r.AgentID)
-	app.note("next: keep it, and a copy of keys/creds/system.creds, where you can reach the NATS server when all else is down: writ warrant serve %s --server URL --as system.creds", c.Out)
+	with := "a copy of keys/creds/system.creds"
+	switch {
+	case c.Creds != "":
+		with = c.Creds
+	case app.Server == "" && keys.IsSealed(app.Data):
+		with = "what --creds FILE writes (the keys here are sealed, and a copy of keys/creds/system.creds opens nothing by itself)"
+	}
+	app.note("next: keep it, and %s, where you can reach the NATS server when all else is down: writ warrant serve %s --server URL --as FILE", with, c.Out)
 	return nil
+}
+
+// system are the credentials of the system account, where they are to be written.
+func (c *warrantMakeCmd) system(app *App) ([]byte, error) {
+	if c.Creds == "" {
+		return nil, nil
+	}
+	if app.Server != "" {
+		return nil, misuse("run it where the data folder is, or leave --creds out", "the credentials of the system account are not reached over NATS")
+	}
+	creds, err := keys.Creds(app.Data, keys.RoleSystem)
+	if err != nil {
+		return nil, advise(err, "name the data folder with --data")
+	}
+	return append(creds, '\n'), nil
 }
 
 type warrantServeCmd struct {

@@ -5,8 +5,11 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/writ-sh/writ/issuer/keys"
 	"github.com/writ-sh/writ/monitor"
+	"github.com/writ-sh/writ/schemas"
 )
 
 type monitorSignCmd struct {
@@ -72,4 +75,53 @@ func wrap(path string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", path, err)
+}
+
+type rotateWeightsCmd struct {
+	Resign []string `type:"path" placeholder:"FILE" help:"Signed weights that shall go on serving: they are signed anew, in place; may be given several times. What is not named serves nobody any more."`
+	Reason string   `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+}
+
+// Run rotates where nobody is in the way: a monitor that runs has read its
+// weights.
+func (c *rotateWeightsCmd) Run(app *App) error {
+	if err := checkReason(c.Reason); err != nil {
+		return err
+	}
+	r, err := keys.RotateWeights(app.Data, schemas.RootActor+app.actor, c.Reason, func(both ...note.Signer) error {
+		v, err := keys.WeightsVerifier(app.Data)
+		if err != nil {
+			return err
+		}
+		return resignAll(c.Resign, v, both)
+	})
+	if err != nil {
+		return advise(err, "name the data folder whose key it is with --data; what was interrupted can be run again, with the same files")
+	}
+	if app.JSON {
+		return app.emit(r)
+	}
+	app.say("Key %s signs weights from now on, and what %s alone has signed serves nobody.", r.KeyID, r.Replaced)
+	app.note("next: where the monitor runs apart, copy keys/weights.pub to its key folder, and the files that were signed anew")
+	return nil
+}
+
+// resignAll signs all of the files anew, or none where one can't be.
+func resignAll(files []string, v note.Verifier, both []note.Signer) error {
+	signed := make([][]byte, len(files))
+	for i, path := range files {
+		b, err := os.ReadFile(path)
+		if err == nil {
+			signed[i], err = monitor.ResignWeights(b, v, both...)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	for i, path := range files {
+		if err := writeWhole(path, func(w io.Writer) error { _, err := w.Write(signed[i]); return err }); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
 }

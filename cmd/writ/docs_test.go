@@ -33,7 +33,7 @@ var (
 
 // inherited are sections whose flags stand in another, in front of which they
 // stand.
-var inherited = map[string]string{"pause": "kill", "resume": "kill", "suspend": "kill"}
+var inherited = map[string]string{"pause": "kill", "suspend": "kill"}
 
 func documented(t *testing.T) (sections map[string]string, args map[string]string, general string) {
 	t.Helper()

@@ -15,8 +15,9 @@ type riskDoc struct {
 	schemas.RiskReply
 	Factors []schemas.Factor     `json:"factors"`
 	History []schemas.RiskPoint  `json:"history"`
+	Causes  []uint64             `json:"causes"`
 	Signals []schemas.RiskSaying `json:"signals"`
-	Cause   *riskCause           `json:"cause,omitempty"`
+	Behind  *riskCause           `json:"behind,omitempty"`
 }
 
 // riskCause is an event that is no action of the agent, and set its risk.
@@ -88,6 +89,9 @@ func (t *terminal) risk(r schemas.RiskReply, cause *riskCause) {
 	t.say("Set by %s, %s ago: decision %s.", set, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
 	if cause != nil {
 		t.say("Behind it: event %d, %s: %s.", cause.Seq, cause.Kind, plain(cause.Reason))
+	}
+	if len(r.Causes) > 0 {
+		t.say("It was suspended by event %s, for which nobody has vouched: writ log shows what it was, writ resume %s --vouch SEQ --reason TEXT takes it for harmless.", seqs(r.Causes), r.AgentID)
 	}
 	if r.NCalibration > 0 {
 		t.say("%s of harmless runs go as far; %d runs behind it.", oneIn(r.PPM), r.NCalibration)

@@ -56,8 +56,8 @@ func TestRiskIsToldInWords(t *testing.T) {
 }
 
 func TestEmptyListsOfARiskAreWritten(t *testing.T) {
-	raw, err := json.Marshal(riskDoc{schemas.RiskReply{AgentID: "a"}, list[schemas.Factor](nil), list[schemas.RiskPoint](nil), list[schemas.RiskSaying](nil), nil})
-	if err != nil || !strings.Contains(string(raw), `"factors":[]`) || !strings.Contains(string(raw), `"history":[]`) {
+	raw, err := json.Marshal(riskDoc{schemas.RiskReply{AgentID: "a"}, list[schemas.Factor](nil), list[schemas.RiskPoint](nil), list[uint64](nil), list[schemas.RiskSaying](nil), nil})
+	if err != nil || !strings.Contains(string(raw), `"factors":[]`) || !strings.Contains(string(raw), `"history":[]`) || !strings.Contains(string(raw), `"causes":[]`) {
 		t.Errorf("%s, %v", raw, err)
 	}
 }

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/writ-sh/writ/monitor"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -47,4 +51,52 @@ func TestLocksOutliveAStandstill(t *testing.T) {
 	victim := l.connect("issue", "--agent", "victim", "--operation", "op", "--tool", "echo", "--ttl", "1h")
 	l.ask(victim, "out.op.call.echo", "alive")
 	stop()
+}
+
+// A control plane stands still until EVENTS has forgotten everything, and its
+// monitor has lost what it wrote down, as after an upgrade of the model. An agent
+// that waited for this is known as before, and what is judged then is what a replay
+// makes of the whole log.
+func TestTheMonitorsMemoryOutlivesAStandstill(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	l := &living{T: t, ctx: ctx}
+	stop := l.start(t.TempDir())
+	victim := l.connect("issue", "--agent", "victim", "--operation", "op", "--tool", "echo", "--scope", "send:worker", "--ttl", "1h")
+	l.ask(victim, "out.op.send.worker", `{"to":"x@far.example","text":"`+strings.Repeat("a long letter. ", 40<<10)+`"}`) // no answer of the ledger holds so much
+	if err := victim.Publish("out.op.call.bank", []byte(`{"to":"DE44500105175407324931"}`)); err != nil {                // which the server refuses
+		t.Fatal(err)
+	}
+	var before, after schemas.RiskReply
+	for end := time.Now().Add(time.Minute); before.Risk < 40; time.Sleep(20 * time.Millisecond) {
+		if l.writ(&before, "risk", "victim"); time.Now().After(end) {
+			t.Fatalf("nothing is known of what it tried: %+v", before)
+		}
+	}
+	stop()
+	if err := os.Remove(filepath.Join(l.data, "monitor", "snapshot")); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(6 * time.Second) // longer than EVENTS keeps here
+	stop = l.start(l.data)
+	if first := l.agedOut(before.Seq); first <= before.Seq {
+		t.Fatalf("EVENTS begins with %d; this test shows nothing", first)
+	}
+	l.writ(&after, "risk", "victim")
+	if after.Seq != before.Seq || after.Action != before.Action || len(after.History) != len(before.History) {
+		t.Errorf("before: %+v\nafter: %+v", before, after)
+	}
+	l.writ(nil, "enroll", "victim", "--out", l.TempDir()+"/v")
+	victim = l.connect("issue", "--agent", "victim", "--operation", "op-2", "--tool", "echo", "--scope", "send:worker", "--ttl", "1h")
+	l.ask(victim, "out.op-2.send.worker", `{"text":"here again"}`)
+	stop()
+	app := &App{globals: globals{Data: l.data}}
+	read, end, err := app.record(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep, err := monitor.Replay(read.events(ctx, schemas.ReadRequest{From: 1, Limit: pageSize, Data: true, Begin: schemas.MaxJudged + 1}, nil), nil)
+	if err := errors.Join(err, end()); err != nil || rep.Mismatches != 0 || rep.Verdicts < 3 {
+		t.Errorf("a replay makes otherwise what was judged then: %+v, %v", rep, err)
+	}
 }

@@ -122,6 +122,30 @@ func Call[Rep any](ctx context.Context, nc *nats.Conn, subject string, req any) 
 	return rep, nil
 }
 
+// insistPause lies between two questions to a service that is not there.
+const insistPause = 500 * time.Millisecond
+
+// Insist asks, as Call does, until that service is there. down is told once, why it
+// waits.
+func Insist[Rep any](ctx context.Context, nc *nats.Conn, subject string, req any, down func(error)) (Rep, error) {
+	for told := false; ; told = true {
+		rep, err := Call[Rep](ctx, nc, subject, req)
+		var r *schemas.Refusal
+		absent := errors.As(err, &r) && r.Code == schemas.CodeUnavailable || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)
+		if err == nil || !absent || ctx.Err() != nil {
+			return rep, err
+		}
+		if !told {
+			down(err)
+		}
+		select {
+		case <-time.After(insistPause):
+		case <-ctx.Done():
+			return rep, ctx.Err()
+		}
+	}
+}
+
 // ReadRefusal is the refusal that an answer holds, nil where it holds none.
 func ReadRefusal(m *nats.Msg) *schemas.Refusal {
 	text := m.Header[schemas.HeaderErrorCode]

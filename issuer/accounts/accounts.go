@@ -2,9 +2,10 @@
 // the JWTs by which the server itself enforces who may publish what.
 //
 // One account per agent and per service, named by its id. It imports the
-// service writ.out.<id>.> as out.> and the stream writ.in.<id>.> as in.>, and
-// nothing else; the server stamps the account into the subject, so that the
-// sender of what CONTROL sees is never in doubt. Users are signed by one of
+// service writ.out.<id>~<incarnation>.> as out.> and the stream writ.in.<id>.>
+// as in.>, and nothing else; the server stamps the account into the subject, so
+// that the sender of what CONTROL sees is never in doubt, nor is which of those
+// who bore the name one after the other. Users are signed by one of
 // four scoped keys, whose templates bound them whatever they claim:
 //
 //	role       may publish                                      may subscribe
@@ -162,7 +163,7 @@ func (m *Maker) imports(c *jwt.AccountClaims, a Account) {
 	}
 	c.Imports.Add(&jwt.Import{
 		Name: "out", Type: jwt.Service, Account: trust.Accounts[keys.CONTROL],
-		Subject: jwt.Subject(schemas.OutPrefix + "." + id + ".>"), LocalSubject: "out.>",
+		Subject: jwt.Subject(schemas.OutSubject(id, a.Incarnation)), LocalSubject: "out.>",
 	}, &jwt.Import{
 		Name: "in", Type: jwt.Stream, Account: trust.Accounts[keys.DELIVER],
 		Subject: jwt.Subject(schemas.InPrefix + "." + id + ".>"), LocalSubject: "in.>",

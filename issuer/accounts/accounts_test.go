@@ -244,6 +244,31 @@ func TestAccountLivesAnHourAndCarriesItsIssuingTime(t *testing.T) {
 	}
 }
 
+// Whatever an agent publishes, the server writes into the subject which of those
+// who bore the name it is.
+func TestAnAccountSpeaksForOneIncarnationAlone(t *testing.T) {
+	m := maker(t)
+	for incarnation, want := range map[string]string{"": "writ.out.alice.>", "second": "writ.out.alice~second.>"} {
+		token, err := m.Account(Account{ID: "alice", Lock: schemas.Active, Keys: Keys{Incarnation: incarnation}}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := jwt.DecodeAccountClaims(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, i := range c.Imports {
+			if i.Type == jwt.Service {
+				out = append(out, string(i.Subject)+" as "+string(i.LocalSubject))
+			}
+		}
+		if !slices.Equal(out, []string{want + " as out.>"}) {
+			t.Errorf("%q: %v", incarnation, out)
+		}
+	}
+}
+
 func TestSuspendedAccountKeepsItsIdentityKeyAlone(t *testing.T) {
 	m := maker(t)
 	token, err := m.Account(Account{ID: "alice", Lock: schemas.Suspended}, time.Now())

@@ -33,11 +33,13 @@ func Seal(data string, with *Opener) error {
 	if _, err := Open(data); err != nil {
 		return err
 	}
-	steps, err := sealing(data, with)
-	if err != nil {
-		return err
-	}
-	return walk(steps)
+	return exclusively(data, func() error {
+		steps, err := sealing(data, with)
+		if err != nil {
+			return err
+		}
+		return walk(steps)
+	})
 }
 
 func sealing(data string, with *Opener) ([]step, error) {
@@ -97,11 +99,13 @@ func Unseal(data string) error {
 	if _, err := Open(data); err != nil {
 		return err
 	}
-	steps, err := unsealing(data)
-	if err != nil {
-		return err
-	}
-	return walk(steps)
+	return exclusively(data, func() error {
+		steps, err := unsealing(data)
+		if err != nil {
+			return err
+		}
+		return walk(steps)
+	})
 }
 
 func unsealing(data string) ([]step, error) {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/gofrs/flock"
 )
 
 // ReadSecret reads a secret file of a data folder's keys/, which nobody else
@@ -20,13 +22,34 @@ func ReadSecret(data, name string) ([]byte, error) {
 
 // WriteSecret writes one, durably, whole or not at all, in place of what is
 // there.
+//
+// It waits while Seal or Unseal is at work: what was written beside them could
+// stay in clear in a folder that is sealed.
 func WriteSecret(data, name string, content []byte) error {
 	d := &draft{dir: filepath.Join(data, Dir), replace: true}
-	d.write(name, content)
-	if d.err != nil {
-		return fmt.Errorf("write keys/%s: %w", name, d.err)
+	if _, err := sealOf(d.dir); err != nil { // asks, where it has to, while nobody waits
+		return fmt.Errorf("write keys/%s: %w", name, err)
+	}
+	err := exclusively(data, func() error {
+		d.write(name, content)
+		return d.err
+	})
+	if err != nil {
+		return fmt.Errorf("write keys/%s: %w", name, err)
 	}
 	return nil
+}
+
+// lockFile of a data folder is held by whoever changes how its secrets lie on
+// the disk. It stays: removing it would let two lock two files of one name.
+const lockFile = "keys.lock"
+
+func exclusively(data string, do func() error) error {
+	lock := flock.New(filepath.Join(data, lockFile), flock.SetPermissions(0o600))
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("lock the folder of keys: %w", err)
+	}
+	return errors.Join(do(), lock.Unlock())
 }
 
 // readSecret is where every secret of a folder of keys is read. Errors never

@@ -28,9 +28,10 @@
 //	                         are rotated: issuer only
 //	master.secret            agents' account keys: issuer only
 //	capability.keys          Ed25519, the one that signs capabilities and its successor: issuer only
-//	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only
+//	ledger.note, ledger.pub  signs checkpoints (C2SP signed note): ledger only; ledger.next.note, .pub: its successor
+//	ledger.policy            once it was replaced: which keys count for who verifies, and up to where
 //	weights.note, .pub       signs the monitor's weights; made by the first signature
-//	ledger.secret            root of the ledger's per-agent keys: ledger only
+//	ledger.secret            wraps the ledger's per-agent keys: ledger only
 //	creds/ROLE.creds         one NATS user per service
 //	operator.creds           the operator's NATS user
 //	tls/                     where TLS is on: package ca
@@ -49,7 +50,6 @@ import (
 	"sync"
 
 	"github.com/nats-io/nkeys"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/writ-sh/writ/schemas"
 )
@@ -312,38 +312,4 @@ func (s *Secrets) derivedFrom(master, info string) (*Pair, error) {
 		s.derived.Store(source{master, info}, pair)
 	}
 	return pair, err
-}
-
-// Ledger is what the ledger alone needs.
-type Ledger struct {
-	Origin   string // of checkpoints: the trust domain
-	Signer   note.Signer
-	Verifier string   // public: verifies checkpoints
-	Secret   [32]byte // root of the per-agent keys
-}
-
-// OpenLedger reads the ledger's keys.
-func OpenLedger(data string) (*Ledger, error) {
-	trust, err := Open(data)
-	if err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(data, Dir)
-	skey, err := readSecret(dir, "ledger.note")
-	if err != nil {
-		return nil, err
-	}
-	l := &Ledger{Origin: trust.TrustDomain}
-	if l.Signer, err = note.NewSigner(string(skey)); err != nil {
-		return nil, errors.New("keys/ledger.note is damaged; restore it from a backup")
-	}
-	if l.Verifier, err = readText(dir, "ledger.pub"); err != nil {
-		return nil, err
-	}
-	secret, err := readHex(dir, "ledger.secret")
-	if err != nil {
-		return nil, err
-	}
-	copy(l.Secret[:], secret)
-	return l, nil
 }

@@ -2,7 +2,6 @@ package keys
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/jwt/v2"
-	"golang.org/x/mod/sumdb/note"
 )
 
 // Key is what may be known of a key of the folder. No secret is in it.
@@ -75,16 +73,16 @@ func List(data string, now time.Time) ([]Key, error) {
 			out = append(out, Key{keyID(k.Public), "capability, verifies only", time.Time{}, k.Until, ringFile})
 		}
 	}
-	text, err := readText(dir, "ledger.pub")
+	ledger, err := ledgerKeys(dir)
 	if err != nil {
 		return nil, err
 	}
-	v, err := note.NewVerifier(text)
+	out = append(append(out, ledger...), Key{Kind: "erasable contents", Where: "ledger.secret"})
+	weights, err := weightsKeys(dir)
 	if err != nil {
-		return nil, errors.New("keys/ledger.pub is damaged; restore it from a backup")
+		return nil, err
 	}
-	out = append(out, Key{ID: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()), Kind: "checkpoints of " + v.Name(), Where: "ledger.note"},
-		Key{Kind: "erasable contents", Where: "ledger.secret"})
+	out = append(out, weights...)
 	accounts, err := mastersKeys(dir)
 	if err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package keys
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +17,6 @@ import (
 const (
 	operatorFile = "operator-signing.seed"
 	operatorNext = "operator-signing.next.seed"
-	operatorTurn = "operator-signing.turn"
 )
 
 // RotateOperator has another key sign accounts, where nobody else uses the
@@ -72,11 +70,7 @@ func rotateOperator(data, actor, reason string) (schemas.Rotation, error) {
 		r.Replaced = besides(claims, r.KeyID)
 	}
 	if r.Replaced != "" {
-		turn, err := json.Marshal(Turn{Rotation: r, Actor: actor, Reason: reason})
-		if err != nil {
-			return r, err
-		}
-		d.write(operatorTurn, turn)
+		d.turn(operatorTurn, Turn{Rotation: r, Actor: actor, Reason: reason})
 	}
 	if r.Replaced != "" && !slices.Contains(t.Formers, r.Replaced) {
 		t.Formers = append(t.Formers, r.Replaced)
@@ -147,26 +141,4 @@ func (d *draft) resign(name, token string, by nkeys.KeyPair) {
 		return
 	}
 	d.write("accounts/"+name+".jwt", []byte(token))
-}
-
-// OperatorTurn is a rotation of the operator's signing key of which the log may
-// not know yet; nil where there is none.
-func (s *Secrets) OperatorTurn() (*Turn, error) {
-	b, err := readSecret(s.Masters.dir, operatorTurn)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	t := new(Turn)
-	if err := schemas.Unmarshal(b, t); err != nil {
-		return nil, fmt.Errorf("keys/%s is damaged; remove it: %w", operatorTurn, err)
-	}
-	return t, nil
-}
-
-// OperatorTold says that the log has it.
-func (s *Secrets) OperatorTold() error {
-	return errors.Join(os.Remove(filepath.Join(s.Masters.dir, operatorTurn)), syncDir(s.Masters.dir))
 }

@@ -72,11 +72,11 @@ func TestTheOperatorsSigningKeyIsReplacedByTheRootKeyAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if turn, err := s.OperatorTurn(); err != nil || turn == nil || turn.Rotation.KeyID != after || turn.Reason != "each year" {
+	if turn, _, err := s.Untold(); err != nil || turn == nil || turn.Rotation.KeyID != after || turn.Reason != "each year" {
 		t.Errorf("for the log: %+v, %v", turn, err)
 	}
-	if err := s.OperatorTold(); err != nil {
-		t.Fatal(err)
+	if _, told, err := s.Untold(); err != nil || told() != nil {
+		t.Fatal("the log can't be told", err)
 	}
 	if err := os.RemoveAll(filepath.Join(data, Dir, offlineDir)); err != nil {
 		t.Fatal(err)
@@ -152,7 +152,7 @@ func TestAnInterruptedRotationOfTheOperatorsKeyIsDoneAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if turn, err := s.OperatorTurn(); err != nil || turn == nil || turn.Rotation.Replaced != done.Replaced || len(s.Trust.Formers) != 1 {
+		if turn, _, err := s.Untold(); err != nil || turn == nil || turn.Rotation.Replaced != done.Replaced || len(s.Trust.Formers) != 1 {
 			t.Errorf("behind %v: for the log %+v, %v; formers %v", written[:n], turn, err, s.Trust.Formers)
 		}
 	}

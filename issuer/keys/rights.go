@@ -107,7 +107,7 @@ var roles = map[Role]rights{
 		[]string{schemas.Assess},
 		follow("intake"), inboxOf(RoleOperator, RoleIssuer)),
 		[]string{schemas.OutPrefix + ".*.> intake", schemas.CtlHealth}},
-	RoleLedger: {CONTROL, slices.Concat([]string{schemas.EventSubject(schemas.Fleet, schemas.LedgerAlarm)}, follow("ledger"), inboxOf(RoleOperator, RoleIssuer)),
+	RoleLedger: {CONTROL, slices.Concat([]string{schemas.EventSubject(schemas.Fleet, schemas.LedgerAlarm), schemas.EventSubject(schemas.Fleet, schemas.PolicyRotated)}, follow("ledger"), inboxOf(RoleOperator, RoleIssuer, RoleMonitor)),
 		[]string{"writ.ctl.ledger.>", schemas.CtlHealth}},
 	RoleRelease: {CONTROL, slices.Concat([]string{"_R_.>"},
 		kinds(schemas.MessageCancelled, schemas.MessageExpired, schemas.ReleaseMark), inboxOf(RoleOperator, RoleIssuer)),
@@ -115,6 +115,7 @@ var roles = map[Role]rights{
 	RoleDeliver: {DELIVER, []string{schemas.InPrefix + ".*.>"}, []string{"out._r.*"}},
 	RoleMonitor: {CONTROL, slices.Concat(
 		kinds(schemas.RiskChanged, schemas.RiskSignal, schemas.ReviewRequested),
+		[]string{schemas.CtlRead}, // of the ledger, what EVENTS has forgotten
 		follow("monitor"), inboxOf(RoleIntake, RoleOperator, RoleIssuer)),
 		[]string{schemas.Assess, "writ.ctl.monitor.>", schemas.CtlHealth}},
 	// What named operators ask comes to the issuer, which knows them and asks
@@ -122,7 +123,7 @@ var roles = map[Role]rights{
 	RoleIssuer: {CONTROL, slices.Concat([]string{"_R_.>"}, asked("ledger", "monitor", "release"), []string{schemas.CtlHealth},
 		kinds(schemas.AgentDeclared, schemas.AgentRemoved, schemas.AgentEnrolled, schemas.AgentPaused,
 			schemas.AgentResumed, schemas.AgentSuspended, schemas.AgentKilled, schemas.AgentViolation, schemas.AgentCertified, schemas.AgentWarranted, schemas.AgentRenewed,
-			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed,
+			schemas.TokenIssued, schemas.TokenRevoked, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed, schemas.ReviewVouched,
 			schemas.PolicyApplied, schemas.PolicyLockdown, schemas.PolicyLifted, schemas.PolicyRotated,
 			schemas.AgentInvited, schemas.OperationEnded),
 		follow("issuer"), inboxOf(RoleOperator, RoleIssuer)),

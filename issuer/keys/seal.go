@@ -174,7 +174,7 @@ func (s *seal) open(name string, sealed []byte) ([]byte, error) {
 // to be public is sealed.
 func isPublic(name string) bool {
 	switch name = filepath.ToSlash(name); name {
-	case "trust.json", sealFile, "offline/README", TLSDir + "/tls.json", TLSDir + "/ca.pem":
+	case "trust.json", sealFile, LedgerPolicy, "offline/README", TLSDir + "/tls.json", TLSDir + "/ca.pem":
 		return true
 	}
 	return path.Ext(name) == ".jwt" || path.Ext(name) == ".pub"

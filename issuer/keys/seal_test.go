@@ -544,3 +544,38 @@ func TestADataFolderOpenToOthersIsRefused(t *testing.T) {
 		t.Errorf("its mode: %v, %v", info.Mode(), err)
 	}
 }
+
+// A webhook is added while the keys are being sealed. Its secret would lie in
+// clear in a folder that counts as sealed, for whoever gets the disk.
+func TestWhatIsWrittenWhileTheKeysAreSealedIsSealed(t *testing.T) {
+	data := t.TempDir()
+	if err := Init(data, "acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	with := opener(t, testPhrase)
+	another(t, with)
+	wrote := make(chan error, 1)
+	err := exclusively(data, func() error {
+		steps, err := sealing(data, with)
+		if err != nil {
+			return err
+		}
+		go func() { wrote <- WriteSecret(data, "webhooks/chat.json", []byte("whsec_x")) }()
+		select { // who does not wait has written it by now, or will see the seal
+		case err := <-wrote:
+			wrote <- err
+		case <-time.After(200 * time.Millisecond):
+		}
+		return walk(steps)
+	})
+	if err := errors.Join(err, <-wrote); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(filepath.Join(data, Dir, "webhooks", "chat.json"))
+	if err != nil || !isSealed(file) {
+		t.Errorf("it lies there in clear: %q, %v", file, err)
+	}
+	if got, err := ReadSecret(data, "webhooks/chat.json"); err != nil || string(got) != "whsec_x" {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -31,6 +31,8 @@ type Bundle struct {
 	Checkpoint string         `cbor:"checkpoint"` // C2SP tlog-checkpoint, signed
 	Contents   []Place        `cbor:"contents"`   // which records there are, ascending
 	Records    []BundleRecord `cbor:"records"`    // those records, in that order
+	// Handovers lead from a former key of the log to Key, oldest first.
+	Handovers []HandoverProof `cbor:"handovers,omitempty"`
 }
 
 // A Place says where a record stands: in the ledger, and in the log.
@@ -59,7 +61,7 @@ var (
 		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, DupMapKey: cbor.DupMapKeyEnforcedAPF,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField, UTF8: cbor.UTF8RejectInvalid,
 		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-		MaxNestedLevels:   4, MaxArrayElements: MaxBundleRecords, MaxMapPairs: 16,
+		MaxNestedLevels:   5, MaxArrayElements: MaxBundleRecords, MaxMapPairs: 16,
 	}.DecMode())
 )
 
@@ -84,9 +86,13 @@ func NewBundle(key, checkpoint string, records []schemas.Shown) *Bundle {
 		Contents: make([]Place, len(records)), Records: make([]BundleRecord, len(records))}
 	for i, r := range records {
 		b.Contents[i] = Place{Index: r.Index, Seq: r.Seq}
-		b.Records[i] = BundleRecord{Leaf: r.Leaf, Path: r.Path, Salt: r.Salt, Headers: r.Headers, Payload: r.Payload}
+		b.Records[i] = bundleRecord(r)
 	}
 	return b
+}
+
+func bundleRecord(r schemas.Shown) BundleRecord {
+	return BundleRecord{Leaf: r.Leaf, Path: r.Path, Salt: r.Salt, Headers: r.Headers, Payload: r.Payload}
 }
 
 // Marshal gives the file. Errors are: more than the bounds allow.
@@ -125,10 +131,29 @@ func OpenBundle(data []byte) (*Bundle, error) {
 	if len(b.Checkpoint) > maxCheckpoint {
 		return nil, fmt.Errorf("%w: a checkpoint of %d bytes", ErrBundle, len(b.Checkpoint))
 	}
+	if n := len(b.Handovers); n > MaxHandovers {
+		return nil, fmt.Errorf("%w: %d handovers, and %d are the most", ErrBundle, n, MaxHandovers)
+	}
+	for i := range b.Handovers {
+		h := &b.Handovers[i]
+		if len(h.Checkpoint) > maxCheckpoint {
+			return nil, fmt.Errorf("%w: a checkpoint of %d bytes", ErrBundle, len(h.Checkpoint))
+		}
+		if err := errors.Join(checkPath(h.Record.Path), checkPath(h.Growth)); err != nil {
+			return nil, err
+		}
+	}
 	for i := range b.Records {
-		if n := len(b.Records[i].Path); n > maxPath || n%len(Hash{}) != 0 {
-			return nil, fmt.Errorf("%w: a path of %d bytes", ErrBundle, n)
+		if err := checkPath(b.Records[i].Path); err != nil {
+			return nil, err
 		}
 	}
 	return b, nil
+}
+
+func checkPath(path []byte) error {
+	if n := len(path); n > maxPath || n%len(Hash{}) != 0 {
+		return fmt.Errorf("%w: a path of %d bytes", ErrBundle, n)
+	}
+	return nil
 }

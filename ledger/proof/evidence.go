@@ -74,6 +74,7 @@ type Entry struct {
 	Gap       *Gap
 	Redaction *Redaction
 	Prune     *Prune     // of KindPrune
+	Handover  *Handover  // of KindHandover
 	Redacted  *Redaction // of KindEvent, where the content was erased: on what authority
 	// Answered is the sequence of the first answer in the bundle that only who
 	// was handed this message can have given; 0 where there is none.
@@ -84,6 +85,7 @@ type Entry struct {
 // exactly one of these, and ErrProof.
 var (
 	ErrUntrusted     = errors.New("the bundle is under a key that does not count")
+	ErrHandover      = errors.New("the bundle's handovers from key to key do not hold")
 	ErrBadCheckpoint = errors.New("the checkpoint is not signed by that key")
 	ErrUnwitnessed   = errors.New("too few of the policy's witnesses have cosigned the checkpoint")
 	ErrForked        = errors.New("the bundles are of two histories")
@@ -130,18 +132,9 @@ func (b *Bundle) Verify(p *Policy) (*Evidence, error) {
 		return nil, bad(0, ErrMissingLeaf, "the bundle lists none")
 	}
 	first, last := b.Contents[0].Seq, b.Contents[len(b.Contents)-1].Seq
-	// What the bundle says of its key is a name, to be found in the policy.
-	key := p.logs[b.Key]
-	if key == nil {
-		return nil, bad(first, ErrUntrusted, "%.200q is not in the policy", b.Key)
-	}
-	err := strictSignatures(b.Checkpoint)
+	c, err := b.signedUnder(p, first)
 	if err != nil {
-		return nil, bad(first, ErrBadCheckpoint, "%w", err)
-	}
-	c, err := OpenCheckpoint([]byte(b.Checkpoint), key)
-	if err != nil {
-		return nil, bad(first, ErrBadCheckpoint, "%w", err)
+		return nil, err
 	}
 	ev := &Evidence{Checkpoint: c, Entries: make([]Entry, len(b.Contents))}
 	if p.witnesses != nil {
@@ -163,6 +156,33 @@ func (b *Bundle) Verify(p *Policy) (*Evidence, error) {
 	}
 	ev.span()
 	return ev, checkStory(ev.Entries)
+}
+
+// signedUnder opens the checkpoint under a key that counts.
+func (b *Bundle) signedUnder(p *Policy, first uint64) (c Checkpoint, err error) {
+	links, err := b.links()
+	if err != nil {
+		return c, bad(first, ErrHandover, "%w", err)
+	}
+	key, err := p.key(b.Key, links)
+	if err != nil {
+		return c, bad(first, ErrUntrusted, "%w", err)
+	}
+	if err := strictSignatures(b.Checkpoint); err != nil {
+		return c, bad(first, ErrBadCheckpoint, "%w", err)
+	}
+	if c, err = OpenCheckpoint([]byte(b.Checkpoint), key.Verifier); err != nil {
+		return c, bad(first, ErrBadCheckpoint, "%w", err)
+	}
+	if key.until != 0 && c.Size > key.until {
+		return c, bad(first, ErrUntrusted, "in the policy it signs %d records at most, and here %d: it is retired, and somebody goes on with it", key.until, c.Size)
+	}
+	if n := len(links); n > 0 {
+		if err := links[n-1].grewTo(c); err != nil {
+			return c, bad(first, ErrHandover, "%w", err)
+		}
+	}
+	return c, nil
 }
 
 // leaf proves the record that stands at place i.
@@ -263,6 +283,9 @@ func (e *Entry) open(b *BundleRecord) error {
 	case KindPrune:
 		e.Prune = new(Prune)
 		err = own(subject, PruneSubject, h, b.Payload, e.Prune)
+	case KindHandover:
+		e.Handover = new(Handover)
+		err = own(subject, HandoverSubject, h, b.Payload, e.Handover)
 	default:
 		e.Event, err = event(r, subject, h, b.Payload)
 	}

@@ -43,6 +43,12 @@
 //     no record missing between the kill and the message. Enrolling anew ends
 //     a kill.
 //
+// A ledger's key can be replaced: the key names its successor in a record of the
+// ledger ([Handover]), and both sign the checkpoint that ends with it. Behind it
+// the former key counts no more. A bundle brings all handovers, so that who
+// pinned a former key is led to the one that signs now, by nobody but the
+// holders of each; and who knows that a key was retired says so in the policy.
+//
 // From [Evidence.Complete] follows more: no record is missing between the first
 // and the last, so what is not in the bundle is not in that part of the log.
 // The records of a selection, by agent or trace, are each proven; that the
@@ -102,13 +108,15 @@ func (c Checkpoint) text() string {
 	return fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
 }
 
-// Sign gives the checkpoint as a signed note. The signer must bear the
-// checkpoint's origin as its name.
-func (c Checkpoint) Sign(s note.Signer) ([]byte, error) {
-	if s.Name() != c.Origin {
-		return nil, fmt.Errorf("sign a checkpoint of %q: the key is named %q", c.Origin, s.Name())
+// Sign gives the checkpoint as a signed note. Signers must bear the
+// checkpoint's origin as their name.
+func (c Checkpoint) Sign(signers ...note.Signer) ([]byte, error) {
+	for _, s := range signers {
+		if s.Name() != c.Origin {
+			return nil, fmt.Errorf("sign a checkpoint of %q: the key is named %q", c.Origin, s.Name())
+		}
 	}
-	msg, err := note.Sign(&note.Note{Text: c.text()}, s)
+	msg, err := note.Sign(&note.Note{Text: c.text()}, signers...)
 	if err != nil {
 		return nil, fmt.Errorf("sign checkpoint: %w", err)
 	}

@@ -34,6 +34,7 @@ const (
 	KindGap       Kind = 2 // sequences that the log lost: those behind the previous record's, up to StreamSeq
 	KindRedaction Kind = 3 // the key of Agent was destroyed; its earlier records can't be opened
 	KindPrune     Kind = 4 // the contents of the oldest records were moved to an archive
+	KindHandover  Kind = 5 // checkpoints of more records than up to this one are signed by another key
 )
 
 // A Record is one leaf of the ledger. Its encoding is fixed: big-endian, 180
@@ -97,7 +98,7 @@ func (r *Record) Parse(b []byte) error {
 		return fmt.Errorf("%w: undefined flags %#x", ErrRecord, be.Uint32(b[8:]))
 	}
 	r.Kind = Kind(be.Uint16(b[6:]))
-	if r.Kind < KindEvent || r.Kind > KindPrune {
+	if r.Kind < KindEvent || r.Kind > KindHandover {
 		return fmt.Errorf("%w: kind %d is unknown", ErrRecord, r.Kind)
 	}
 	r.Index = be.Uint64(b[12:])

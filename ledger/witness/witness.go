@@ -23,6 +23,10 @@
 //	     that very size and has another root
 //	422  where the proof does not hold
 //
+// Of a log whose key was replaced it is given the keys in their order: once it
+// has cosigned what the successor signed, the former key counts no more, so that
+// a thief of that can't have it cosign what the log never was.
+//
 // It cosigns only what it has on disk: a checkpoint is written, by rename, and
 // synced before the answer is made, so that a witness that crashed remembers
 // everything that it ever cosigned. One process holds a folder.
@@ -68,7 +72,7 @@ const (
 type Options struct {
 	Dir    string          // its key and what it has cosigned
 	Name   string          // of its key, where it has none yet: a host name, best
-	Logs   []note.Verifier // keys of the logs; several of one name are one log's
+	Logs   []note.Verifier // keys of the logs; several of one name are one log's, each the successor of the one before
 	Logger *slog.Logger
 }
 
@@ -90,6 +94,7 @@ type watched struct {
 
 	mu   sync.Mutex       // held from the comparison until the answer is on disk
 	last proof.Checkpoint // cosigned last; of size 0 where nothing was
+	from int              // which key signed that: those before it count no more
 }
 
 // Open opens a witness's folder, and makes its key where there is none.
@@ -204,7 +209,7 @@ func (l *watched) load(origin string) error {
 		return nil
 	}
 	if err == nil {
-		l.last, err = l.open(msg)
+		l.last, l.from, err = l.open(msg, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("witness: what was cosigned of %q can't be read (%w): restore %s, and name the key that signed it too", origin, err, l.path)
@@ -212,14 +217,15 @@ func (l *watched) load(origin string) error {
 	return nil
 }
 
-// open verifies a checkpoint under the log's keys.
-func (l *watched) open(msg []byte) (c proof.Checkpoint, err error) {
-	for _, v := range l.keys {
-		if c, err = proof.OpenCheckpoint(msg, v); err == nil {
+// open verifies a checkpoint under the log's keys from one on, and says which
+// signed it: the newest of them, for a log's handover bears both signatures.
+func (l *watched) open(msg []byte, from int) (c proof.Checkpoint, key int, err error) {
+	for key = len(l.keys) - 1; key >= from; key-- {
+		if c, err = proof.OpenCheckpoint(msg, l.keys[key]); err == nil {
 			break
 		}
 	}
-	return c, err
+	return c, key, err
 }
 
 // A refusal is an answer other than a cosignature.
@@ -266,15 +272,15 @@ func (w *Witness) Add(body []byte) ([]byte, *refusal) {
 	if l == nil {
 		return nil, refuse(http.StatusNotFound, "this witness does not watch a log named %.100q", origin)
 	}
-	c, err := l.open(req.Checkpoint)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c, key, err := l.open(req.Checkpoint, l.from)
 	if err != nil {
 		return nil, refuse(unopened(err), "%v", err)
 	}
 	if req.Old > c.Size {
 		return nil, refuse(http.StatusBadRequest, "the old size %d is above the checkpoint's, %d", req.Old, c.Size)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if req.Old != l.last.Size {
 		no := refuse(http.StatusConflict, "the old size is %d, and what was cosigned last has %d", req.Old, l.last.Size)
 		no.size, no.told = l.last.Size, true
@@ -284,14 +290,14 @@ func (w *Witness) Add(body []byte) ([]byte, *refusal) {
 		return nil, no
 	}
 	cosignature, err := w.cosign(c, req.Checkpoint)
-	if err == nil && c.Size > l.last.Size {
+	if err == nil && (c.Size > l.last.Size || key > l.from) {
 		err = replace(l.path, req.Checkpoint)
 	}
 	if err != nil {
 		w.logger.Error("witness: nothing was cosigned", "error", err)
 		return nil, refuse(http.StatusInternalServerError, "the witness can't keep what it would cosign")
 	}
-	l.last = c
+	l.last, l.from = c, key
 	return cosignature, nil
 }
 

@@ -465,3 +465,59 @@ func FuzzWitness(f *testing.F) {
 		}
 	})
 }
+
+// A log's key was replaced, and a thief holds the former one. He has the log's
+// tree and grows it as he likes. A witness that has cosigned what the successor
+// signed takes nothing of his, before and after a restart; the log itself goes on.
+func TestAKeyThatWasReplacedHasNothingCosigned(t *testing.T) {
+	s, v := keyOf(t, "acme.example", 1)
+	next, nextV := keyOf(t, "acme.example", 2)
+	o := Options{Dir: t.TempDir(), Name: "witness.example", Logs: []note.Verifier{v, nextV}}
+	w := mustOpen(t, o)
+	log := (&history{t: t, signer: s}).grow(12, "true")
+	if rec := post(w, log.request(0, 5).Marshal()); rec.Code != http.StatusOK {
+		t.Fatal(rec.Code, rec.Body)
+	}
+	// Of the checkpoint that ends with the handover, both are there.
+	both := log.request(5, 7)
+	root, err := tlog.TreeHash(7, log)
+	if err == nil {
+		both.Checkpoint, err = proof.Checkpoint{Origin: "acme.example", Size: 7, Root: root}.Sign(s, next)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec := post(w, both.Marshal()); rec.Code != http.StatusOK {
+		t.Fatal(rec.Code, rec.Body)
+	}
+	thief := &history{t: t, signer: s, hashes: slices.Clone(log.hashes[:tlog.StoredHashIndex(0, 7)]), size: 7}
+	thief.grow(5, "forged")
+	steal := func(w *Witness, from int64) {
+		t.Helper()
+		if rec := post(w, thief.request(from, 12).Marshal()); rec.Code != http.StatusForbidden {
+			t.Errorf("with the former key: %d %s", rec.Code, rec.Body)
+		}
+	}
+	steal(w, 7)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w = mustOpen(t, o)
+	steal(w, 7)
+	log.signer = next
+	if rec := post(w, log.request(7, 12).Marshal()); rec.Code != http.StatusOK {
+		t.Errorf("the log itself: %d %s", rec.Code, rec.Body)
+	}
+	steal(w, 12)
+	// A witness that was not told of the successor yet takes what both have
+	// signed, and then nothing more: neither the log's, nor the thief's.
+	late := mustOpen(t, Options{Dir: t.TempDir(), Name: "late.example", Logs: []note.Verifier{v}})
+	first := both
+	first.Old, first.Proof = 0, nil
+	if rec := post(late, first.Marshal()); rec.Code != http.StatusOK {
+		t.Errorf("a late witness, what both have signed: %d %s", rec.Code, rec.Body)
+	}
+	if rec := post(late, log.request(7, 12).Marshal()); rec.Code != http.StatusForbidden {
+		t.Errorf("a late witness, what the successor has signed: %d %s", rec.Code, rec.Body)
+	}
+}

@@ -56,6 +56,7 @@ type Options struct {
 	CrossFit   int              // folds of CrossFit; 0 for Judge
 	Poison     int              // so many hijacked runs of each suite, of other models, end unnoticed before the test
 	Explain    bool             // verdicts say in words what every factor is about
+	Suspend    int              // risk from which a harmless run of the baseline is suspended, vouched for and begun anew, as on a control plane; 0: none is
 	Progress   func(done, of int)
 
 	bodies map[*traces.Run]bodies   // of the runs, made by Judge where nil
@@ -67,6 +68,7 @@ type Judged struct {
 	Run      *traces.Run
 	Verdicts []schemas.Verdict
 	tight    bool // its token listed what the task needs
+	novel    bool // its job was new
 }
 
 // Positive reports whether a run was hijacked, and can be seen to be.
@@ -96,7 +98,7 @@ type group struct {
 func Judge(ctx context.Context, o Options) ([]Judged, error) {
 	var out []Judged
 	for _, r := range o.Test {
-		out = append(out, Judged{Run: r, tight: o.Capability})
+		out = append(out, Judged{Run: r, tight: o.Capability, novel: o.Protocol == Novel})
 	}
 	if o.bodies == nil {
 		o.bodies = bodiesOf(o)

@@ -7,8 +7,8 @@ import (
 	"github.com/writ-sh/writ/monitor"
 )
 
-// A sample is the sinks of one labelled run, as vectors of evidence: of a
-// hijacked one those alone that were injected.
+// A sample is the sinks of one labelled run, as vectors of evidence, and of which
+// stratum the run is: of a hijacked one those alone that were injected.
 type sample struct {
 	positive bool
 	weight   float64
@@ -17,7 +17,7 @@ type sample struct {
 
 // Bounds of the fit: least holds evidences in that the recorded runs may hardly
 // need, and that other attacks do; ridge keeps the rest small.
-var least = map[string]float64{"tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "shape": .1, "rare": .05, "outside": .3}
+var least = map[string]float64{"new_tool": .05, "tool": .05, "similar": .05, "bigram": .05, "together": .05, "fresh": .1, "intent": .1, "unknown": .2, "shape": .1, "rare": .05, "outside": .3}
 
 const (
 	firstWeight = .3
@@ -25,7 +25,8 @@ const (
 
 	ridge      = .25
 	tightness  = 8   // as so many counts a run whose token lists what its task needs: such tokens Writ is there for
-	classTotal = 300 // weight of all positives, and of all negatives
+	classTotal = 300 // weight of all positives
+	harmless   = 4   // times as much weigh all negatives: of them, the one in fifty that stands out most matters
 	rounds     = 6
 )
 
@@ -34,14 +35,18 @@ const (
 // injection weighs the same, and so does each harmless task. Floating point is
 // no matter here: it makes the weights, and judges nothing. Within an injection or
 // a task, a run with a tight token counts for more.
+//
+// Scores are held against those of the same agent, in jobs as known: so each agent
+// has a constant of its own here, for jobs that recur and for new ones, which is
+// left out of the weights. Without, weights go to telling agents from one another.
 func Fit(judged []Judged) monitor.Weights {
-	samples := samplesOf(judged)
+	samples, strata := samplesOf(judged)
 	ids := monitor.Evidences()
-	w := make([]float64, len(ids)+1) // the last is the constant
+	w := make([]float64, len(ids)+strata+1) // of the evidences, the strata, and the constant
 	for i, id := range ids {
 		w[i] = firstWeight * sign(id)
 	}
-	w[len(ids)] = firstBase
+	w[len(w)-1] = firstBase
 	for range rounds {
 		descend(samples, ids, w)
 	}
@@ -49,7 +54,7 @@ func Fit(judged []Judged) monitor.Weights {
 	for i := range ids {
 		out.Of[i] = int64(math.Round(w[i] * 65536))
 	}
-	out.Base = int64(math.Round(w[len(ids)] * 65536))
+	out.Base = int64(math.Round(w[len(w)-1] * 65536))
 	return out
 }
 
@@ -60,7 +65,7 @@ func sign(id string) float64 {
 	return 1
 }
 
-func samplesOf(judged []Judged) []sample {
+func samplesOf(judged []Judged) (out []sample, strata int) {
 	ids := monitor.Evidences()
 	type key struct {
 		positive     bool
@@ -78,23 +83,32 @@ func samplesOf(judged []Judged) []sample {
 		}
 		return 1
 	}
+	type stratum struct {
+		suite string
+		novel bool
+	}
+	strataOf := map[stratum]int{}
 	runs, causes := map[key]float64{}, map[bool]float64{}
 	for _, j := range judged {
+		s := stratum{j.Run.Suite, j.novel}
+		if _, known := strataOf[s]; !known {
+			strataOf[s] = len(ids) + len(strataOf)
+		}
 		k := of(j)
 		if runs[k] == 0 {
 			causes[k.positive]++
 		}
 		runs[k] += weight(j)
 	}
-	var out []sample
 	for _, j := range judged {
 		k := of(j)
-		s := sample{positive: k.positive, weight: classTotal / causes[k.positive] * weight(j) / runs[k]}
+		s := sample{positive: k.positive, weight: total(k.positive) / causes[k.positive] * weight(j) / runs[k]}
 		for i, v := range j.Verdicts {
 			if len(v.Factors) == 0 || k.positive && j.Run.Calls[i].Y != 2 {
 				continue
 			}
-			x := make([]float64, len(ids))
+			x := make([]float64, len(ids)+len(strataOf))
+			x[strataOf[stratum{j.Run.Suite, j.novel}]] = 1
 			for _, f := range v.Factors {
 				if n := slices.Index(ids, f.ID); n >= 0 {
 					x[n] = float64(f.Bits) / 65536
@@ -106,7 +120,14 @@ func samplesOf(judged []Judged) []sample {
 			out = append(out, s)
 		}
 	}
-	return out
+	return out, len(strataOf)
+}
+
+func total(positive bool) float64 {
+	if positive {
+		return classTotal
+	}
+	return harmless * classTotal
 }
 
 func linear(w, x []float64) float64 {
@@ -227,7 +248,7 @@ func bounded(ids []string, w, gradient []float64, curvature [][]float64) []float
 			}
 			x := next[k] - slope/curvature[k][k]
 			switch {
-			case k == len(ids):
+			case k >= len(ids): // of a stratum, or the constant
 			case sign(ids[k]) < 0:
 				x = min(x, 0)
 			default:

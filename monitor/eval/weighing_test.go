@@ -65,7 +65,7 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 		}
 		return Judged{Run: r, Verdicts: []schemas.Verdict{{Factors: []schemas.Factor{{ID: "base"}}}}, tight: tight}
 	}
-	samples := samplesOf([]Judged{
+	samples, _ := samplesOf([]Judged{
 		run("a", "none", false), run("a", "none", true), run("a", "none", true), run("b", "none", false), run("c", "important", true), run("c", "important", false),
 	})
 	var weights []float64
@@ -73,12 +73,37 @@ func TestRunsWithTightTokensCountForMore(t *testing.T) {
 		weights = append(weights, s.weight)
 	}
 	unit := classTotal / 2. / (2*tightness + 1)
-	want := []float64{unit, tightness * unit, tightness * unit, classTotal / 2, classTotal * tightness / (tightness + 1.), classTotal / (tightness + 1.)}
+	want := []float64{harmless * unit, harmless * tightness * unit, harmless * tightness * unit, harmless * classTotal / 2, classTotal * tightness / (tightness + 1.), classTotal / (tightness + 1.)}
 	for i := range want {
 		if d := weights[i] - want[i]; d > 1e-9 || d < -1e-9 {
 			t.Errorf("weights %v, want %v", weights, want)
 			break
 		}
+	}
+}
+
+// Scores are held against those of the same agent: what all runs of one have, and
+// those of others don't, has a constant of the agent's to go to.
+func TestEachAgentHasItsOwnConstantForKnownJobsAndForNewOnes(t *testing.T) {
+	run := func(suite string, novel bool) Judged {
+		r := &traces.Run{Suite: suite, UserTask: "a", Attack: "none", N: 1, Calls: []traces.Call{{}}}
+		return Judged{Run: r, Verdicts: []schemas.Verdict{{Factors: []schemas.Factor{{ID: "base"}}}}, novel: novel}
+	}
+	samples, strata := samplesOf([]Judged{run("bank", false), run("office", false), run("bank", true), run("bank", false)})
+	if strata != 3 {
+		t.Fatalf("%d constants, want 3", strata)
+	}
+	var which []int
+	for _, s := range samples {
+		own := s.calls[0][len(monitor.Evidences()):]
+		at := slices.Index(own, 1)
+		if len(own) != strata || at < 0 || slices.Contains(own[at+1:], 1) {
+			t.Fatalf("constants of a run: %v", own)
+		}
+		which = append(which, at)
+	}
+	if !slices.Equal(which, []int{0, 1, 2, 0}) {
+		t.Errorf("constants %v", which)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -21,7 +22,8 @@ const Type = "writ-capability+jwt"
 type Signer struct {
 	trustDomain string
 	kid         string
-	signer      jose.Signer
+	head        string // the first part of every token
+	key         ed25519.PrivateKey
 }
 
 // NewSigner makes a signer for a trust domain from an Ed25519 private key.
@@ -42,14 +44,25 @@ func NewSigner(trustDomain string, key ed25519.PrivateKey) (*Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("capability signer: %w", err)
 	}
-	return &Signer{trustDomain: trustDomain, kid: kid, signer: signer}, nil
+	jws, err := signer.Sign([]byte("{}"))
+	if err != nil {
+		return nil, fmt.Errorf("capability signer: %w", err)
+	}
+	token, err := jws.CompactSerialize()
+	if err != nil {
+		return nil, fmt.Errorf("capability signer: %w", err)
+	}
+	head, _, _ := strings.Cut(token, ".")
+	return &Signer{trustDomain: trustDomain, kid: kid, head: head, key: key}, nil
 }
 
 // KeyID is the kid under which the signer's tokens are verified.
 func (s *Signer) KeyID() string { return s.kid }
 
-// Sign gives the token in compact form. Claims that no verifier would accept,
-// and tokens over MaxToken, are errors that match ErrMalformed.
+// Sign gives the token in compact form (RFC 7515, section 7.1). Claims that no
+// verifier would accept, and tokens over MaxToken, are errors that match
+// ErrMalformed. The first part is go-jose's, which would make it anew for each
+// token, at a quarter of what the signature costs.
 func (s *Signer) Sign(c Claims) (string, error) {
 	if err := c.check(s.trustDomain); err != nil {
 		return "", fmt.Errorf("sign capability: %w: %w", ErrMalformed, err)
@@ -58,14 +71,8 @@ func (s *Signer) Sign(c Claims) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("sign capability: %w", err)
 	}
-	jws, err := s.signer.Sign(payload)
-	if err != nil {
-		return "", fmt.Errorf("sign capability: %w", err)
-	}
-	token, err := jws.CompactSerialize()
-	if err != nil {
-		return "", fmt.Errorf("sign capability: %w", err)
-	}
+	signed := s.head + "." + base64.RawURLEncoding.EncodeToString(payload)
+	token := signed + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(s.key, []byte(signed)))
 	if len(token) > MaxToken {
 		return "", fmt.Errorf("sign capability: %w: the token has %d bytes, %d are possible; ask for fewer scopes or a shorter task", ErrMalformed, len(token), MaxToken)
 	}

@@ -20,6 +20,7 @@ import (
 type target struct {
 	id      string
 	account string
+	out     string         // before what it publishes, as the server stamps it
 	request *schemas.Event // delivered to it and unanswered; nil for a service of the control plane
 	oldJWT  string         // its account as it was
 }
@@ -30,7 +31,7 @@ func (v target) reach(from string) []string {
 	s := []string{
 		"in.call." + v.id, "in.send." + from, "in.ask." + from, "in.memory.get.diary.today", "in.cancel.1",
 		"writ.in." + v.id + ".send." + from, "writ.in." + v.id + ".ask." + from, "writ.in." + v.id + ".call." + v.id, "writ.in." + v.id + ".cancel.1",
-		"writ.out." + v.id + ".op.call.reflect", "writ.out." + v.id + ".token.issue", "writ.out." + v.id + ".op.memory.put.diary.today",
+		v.out + "op.call.reflect", v.out + "token.issue", v.out + "op.memory.put.diary.today",
 		"out." + v.id + ".op.call.reflect", "out.op.send." + v.id, "out.op.ask." + v.id, "out.op.call." + v.id, "out.op.call.bash", "out.mail.send." + v.id, "out.mail.ask." + v.id,
 		"out.op.memory.put." + v.id + ".diary.today",
 		"_INBOX." + v.id, "_INBOX_" + v.id + ".x", keys.InboxPrefix(keys.RoleOperator) + ".x", keys.InboxPrefix(keys.RoleIntake) + ".x",
@@ -41,7 +42,7 @@ func (v target) reach(from string) []string {
 	}
 	if v.request != nil {
 		token := schemas.ResponseToken(v.request.Request, v.request.Seq)
-		s = append(s, "out._r."+token, "writ.out."+v.id+"._r."+token, "_INBOX.mailer."+v.id, v.request.Reply, v.request.Reply+".x")
+		s = append(s, "out._r."+token, v.out+"_r."+token, "_INBOX.mailer."+v.id, v.request.Reply, v.request.Reply+".x")
 	}
 	return s
 }
@@ -98,13 +99,13 @@ func (w *world) targets() []target {
 	add := func(id string) {
 		old, err := maker.Account(accounts.Account{ID: id, Lock: schemas.Active, Keys: w.keys(id)}, time.Now().Add(-accounts.TTL-time.Minute))
 		must(w.t, err)
-		all = append(all, target{id: id, account: w.account(id), request: w.asked[id], oldJWT: old})
+		all = append(all, target{id: id, account: w.account(id), out: w.out(id, ""), request: w.asked[id], oldJWT: old})
 	}
 	for _, id := range victims {
 		add(id)
 	}
 	for role := range w.roles {
-		all = append(all, target{id: string(role), account: w.secrets.Trust.Accounts[keys.CONTROL], oldJWT: w.secrets.Trust.JWTs[w.secrets.Trust.Accounts[keys.CONTROL]]})
+		all = append(all, target{id: string(role), out: "writ.out." + string(role) + ".", account: w.secrets.Trust.Accounts[keys.CONTROL], oldJWT: w.secrets.Trust.JWTs[w.secrets.Trust.Accounts[keys.CONTROL]]})
 	}
 	return all
 }
@@ -268,7 +269,7 @@ func TestTheMatrixFindsRightsThatAreTooWide(t *testing.T) {
 		},
 		"an import in another's name": func(w *world) *attacker {
 			return imports(w, &jwt.Import{Name: "forgery", Type: jwt.Service, Account: w.secrets.Trust.Accounts[keys.CONTROL],
-				Subject: "writ.out.bob.>", LocalSubject: "writ.out.bob.>"})
+				Subject: jwt.Subject(w.out("bob", ">")), LocalSubject: jwt.RenamingSubject(w.out("bob", ">"))})
 		},
 		"a user of DELIVER for somebody else than release": static(keys.DELIVER, everything),
 		"a service that reads all of CONTROL": static(keys.CONTROL, func(c *jwt.UserClaims) {

@@ -299,6 +299,12 @@ func (r *rig) keys(id string) accounts.Keys {
 	return accounts.Keys{Incarnation: a.Incarnation, Generation: a.Generation}
 }
 
+// out is the subject under which CONTROL sees what a principal publishes.
+func (r *rig) out(id, rest string) string {
+	r.t.Helper()
+	return strings.TrimSuffix(schemas.OutSubject(id, r.keys(id).Incarnation), ">") + rest
+}
+
 func (r *rig) account(id string) string {
 	r.t.Helper()
 	pair, err := r.secrets.Account(id, r.keys(id).Incarnation, 0, keys.AccountKey)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,7 @@ import (
 // signatures and one durable event each) with all cores, and tokens verified on
 // one, beside the machine's raw Ed25519 rates on one core. Both ratios are by
 // processor time, so per core; that of an issue is of all that it takes: client,
-// server, log and ledger too.
+// server, log and ledger too, until the ledger holds the last of them.
 type Issue struct {
 	IssuePerS   float64 `json:"issue_per_s"`
 	IssueCPU    float64 `json:"issue_cpu_us"`
@@ -37,87 +38,17 @@ type Issue struct {
 
 // RunIssue measures the issuer.
 func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
-	const agents = 256
-	r, err := newRig(ctx, agents, progress)
-	if err != nil {
-		return nil, err
-	}
-	defer r.close(context.WithoutCancel(ctx))
-	keys := make([]string, agents) // an agent's own, as the helper makes them
-	for i := range keys {
-		user, err := nkeys.CreateUser()
-		if err != nil {
-			return nil, fmt.Errorf("bench: make a key: %w", err)
-		}
-		if keys[i], err = user.PublicKey(); err != nil {
-			return nil, fmt.Errorf("bench: make a key: %w", err)
-		}
-	}
-	progress("issuing, 64 at once")
 	out := &Issue{}
-	var next atomic.Int64
-	var l load
-	if out.Shares, err = shares(func() (err error) {
-		l, err = flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
-			i := int(next.Add(1)) % agents
-			if _, err := r.issueFor(ctx, i, keys[i]); err != nil {
-				return 0, err
-			}
-			return 1, nil
-		})
-		return err
-	}); err != nil {
+	token, keys, err := out.issuing(ctx, progress)
+	if err != nil {
 		return nil, err
 	}
-	out.IssuePerS, out.IssueCPU = l.perSecond, l.cpuMicros
+	// The control plane has ended: what it had left to do counts as nobody's
+	// verifying.
 	progress("verifying, and the raw limits")
-	grant, err := r.issue(ctx, 0)
-	if err != nil {
+	if err := out.verifying(token, keys); err != nil {
 		return nil, err
 	}
-	set, err := bus.Call[json.RawMessage](ctx, r.operator, schemas.CtlJWKS, nil)
-	if err != nil {
-		return nil, fmt.Errorf("bench: public keys: %w", err)
-	}
-	v, err := capability.NewVerifier("bench.example", set)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	want := capability.Expect{Time: now, Delivered: true}
-	if out.VerifyPerS, err = repeat(func() error {
-		_, err := v.Verify(grant.Token, want)
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	seen := capability.NewCache(v, 1)
-	perSecond, err := repeat(func() error {
-		_, err := seen.Verify(grant.Token, want)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	out.SeenNanos = 1e9 / perSecond
-	public, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		return nil, fmt.Errorf("bench: %w", err)
-	}
-	message := []byte(grant.Token)
-	signature := ed25519.Sign(private, message)
-	if out.SignPerS, err = repeat(func() error {
-		ed25519.Sign(private, message)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	out.CheckPerS, err = repeat(func() error {
-		if !ed25519.Verify(public, message, signature) {
-			return fmt.Errorf("bench: a good signature was refused")
-		}
-		return nil
-	})
 	if out.IssueCPU > 0 {
 		out.IssueRatio = 1e6 / out.IssueCPU / out.SignPerS
 		if own := out.Shares["issuer"]; own > 0 {
@@ -125,24 +56,122 @@ func RunIssue(ctx context.Context, progress func(string)) (*Issue, error) {
 		}
 	}
 	out.VerifyRatio = out.VerifyPerS / out.CheckPerS
-	return out, err
+	return out, nil
 }
 
-// repeat calls fn for two seconds on one core and gives its rate by the
-// processor time that it took: other work on the machine changes no ratio.
-func repeat(fn func() error) (perSecond float64, err error) {
-	began, used, n := time.Now(), ProcessorTime(), 0
-	for time.Since(began) < 2*time.Second {
-		for range 16 {
-			if err := fn(); err != nil {
-				return 0, err
-			}
-			n++
+// issuing measures a control plane, and gives a token of it and the keys to
+// verify that with.
+func (out *Issue) issuing(ctx context.Context, progress func(string)) (token string, keys json.RawMessage, err error) {
+	const agents = 256
+	r, err := newRig(ctx, agents, progress)
+	if err != nil {
+		return "", nil, err
+	}
+	defer r.close(context.WithoutCancel(ctx))
+	users := make([]string, agents) // an agent's own key, as the helper makes it
+	for i := range users {
+		user, err := nkeys.CreateUser()
+		if err != nil {
+			return "", nil, fmt.Errorf("bench: make a key: %w", err)
+		}
+		if users[i], err = user.PublicKey(); err != nil {
+			return "", nil, fmt.Errorf("bench: make a key: %w", err)
 		}
 	}
-	took := ProcessorTime() - used
-	if took <= 0 { // not known on this system
-		took = time.Since(began)
+	progress(fmt.Sprintf("issuing, %d at once", pushing))
+	var next, issued atomic.Int64
+	if out.Shares, err = shares(func() error {
+		used := ProcessorTime()
+		l, err := flood(ctx, pushing, loadFor, func(ctx context.Context, _ int) (int, error) {
+			i := int(next.Add(1)) % agents
+			if _, err := r.issueFor(ctx, i, users[i]); err != nil {
+				return 0, err
+			}
+			issued.Add(1)
+			return 1, nil
+		})
+		if err != nil {
+			return err
+		}
+		g, err := r.issueFor(ctx, 0, users[0])
+		if err != nil {
+			return err
+		}
+		if _, err := bus.Call[schemas.Head](ctx, r.operator, schemas.CtlHead, schemas.HeadRequest{Min: g.Seq}); err != nil {
+			return fmt.Errorf("bench: await the ledger: %w", err)
+		}
+		token = g.Token
+		out.IssuePerS, out.IssueCPU = l.perSecond, micros(ProcessorTime()-used)/float64(issued.Add(1))
+		return nil
+	}); err != nil {
+		return "", nil, err
 	}
-	return float64(n) / took.Seconds(), nil
+	if keys, err = bus.Call[json.RawMessage](ctx, r.operator, schemas.CtlJWKS, nil); err != nil {
+		return "", nil, fmt.Errorf("bench: public keys: %w", err)
+	}
+	return token, keys, nil
+}
+
+// verifying measures the verifier beside raw Ed25519.
+func (out *Issue) verifying(token string, keys json.RawMessage) error {
+	v, err := capability.NewVerifier("bench.example", keys)
+	if err != nil {
+		return err
+	}
+	seen, want := capability.NewCache(v, 1), capability.Expect{Time: time.Now(), Delivered: true}
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	message := []byte(token)
+	signature := ed25519.Sign(private, message)
+	rates, err := inTurn(func() error {
+		_, err := v.Verify(token, want)
+		return err
+	}, func() error {
+		if !ed25519.Verify(public, message, signature) {
+			return errors.New("bench: a good signature was refused")
+		}
+		return nil
+	}, func() error {
+		ed25519.Sign(private, message)
+		return nil
+	}, func() error {
+		_, err := seen.Verify(token, want)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	out.VerifyPerS, out.CheckPerS, out.SignPerS, out.SeenNanos = rates[0], rates[1], rates[2], 1e9/rates[3]
+	return nil
+}
+
+// inTurn calls each of some functions on one core for 50 ms, 32 times round, and
+// gives their rates by the processor time that they took: what else the machine
+// does, and how fast its clock goes meanwhile, befalls all of them alike.
+func inTurn(fns ...func() error) (perSecond []float64, err error) {
+	took, calls := make([]time.Duration, len(fns)), make([]float64, len(fns))
+	for range 32 {
+		for i, fn := range fns {
+			began, used := time.Now(), ProcessorTime()
+			for time.Since(began) < 50*time.Millisecond {
+				for range 16 {
+					if err := fn(); err != nil {
+						return nil, err
+					}
+				}
+				calls[i] += 16
+			}
+			if cpu := ProcessorTime() - used; cpu > 0 {
+				took[i] += cpu
+			} else { // not known on this system
+				took[i] += time.Since(began)
+			}
+		}
+	}
+	for i := range fns {
+		perSecond = append(perSecond, calls[i]/took[i].Seconds())
+	}
+	return perSecond, nil
 }

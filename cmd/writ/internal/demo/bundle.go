@@ -35,11 +35,11 @@ func (s *story) handOver(ctx context.Context) (h handover, err error) {
 	ask := func(ctx context.Context, q schemas.ShowRequest) (schemas.ShowReply, error) {
 		return bus.Call[schemas.ShowReply](ctx, s.operator, schemas.CtlShow, q)
 	}
-	checkpoint, records, err := ledger.Collect(ctx, ask, schemas.ShowRequest{Trace: s.grant.TraceID})
+	b, err := ledger.Collect(ctx, ask, key, schemas.ShowRequest{Trace: s.grant.TraceID})
 	if err != nil {
 		return h, fmt.Errorf("hand evidence over: %w", err)
 	}
-	if h.bundle, err = proof.NewBundle(key, checkpoint, records).Marshal(); err != nil {
+	if h.bundle, err = b.Marshal(); err != nil {
 		return h, fmt.Errorf("hand evidence over: %w", err)
 	}
 	return h, nil

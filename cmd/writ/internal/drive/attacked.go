@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -19,7 +20,8 @@ import (
 // eval says of the same runs.
 type Attacked struct {
 	Learned   int     `json:"learned"`       // harmless runs of other models, first
-	CutOff    int     `json:"cut_off"`       // more of these, during which the agent was suspended: nothing learns from them
+	CutOff    int     `json:"cut_off"`       // more of these, that did not come to their end: nothing learns from them
+	Vouched   int     `json:"vouched"`       // suspensions that an operator vouched for; the run then began anew
 	Hijacked  int     `json:"attacked"`      // runs of the tested model whose injection is seen in a call
 	Held      int     `json:"attacked_held"` // of these, stopped for their risk
 	ByFirst   int     `json:"by_first_sink"` // of these, before or at their first injected side effect
@@ -78,20 +80,39 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 			return err
 		}
 	}
-	d.report.Calls += len(run.Calls)
 	if len(run.Calls) == 0 {
 		return nil
 	}
+	for try := 1; ; try++ {
+		cut, err := d.attempt(ctx, run, tested)
+		if err != nil || tested {
+			return err
+		}
+		if !cut {
+			d.learned = append(d.learned, run)
+			return nil
+		}
+		vouched, err := d.vouch(ctx, run.Suite)
+		if err != nil || !vouched || try == settleTries {
+			return err
+		}
+		d.vouched++
+	}
+}
+
+// attempt drives a run once, as one operation, and says whether it was cut off: an
+// agent that is let go on begins its task anew.
+func (d *driver) attempt(ctx context.Context, run *traces.Run, tested bool) (cut bool, err error) {
+	d.report.Calls += len(run.Calls)
 	grant, err := d.issue(ctx, run)
 	if err != nil {
-		return fmt.Errorf("issue: %w", err)
+		return false, fmt.Errorf("issue: %w", err)
 	}
 	nc, err := d.connect(run.Suite, grant.Creds)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer nc.Close()
-	cut := false
 	for i := range run.Calls {
 		d.mu.Lock()
 		d.out[grant.OperationID] = run.Output(i)
@@ -102,31 +123,55 @@ func (d *driver) recorded(ctx context.Context, run *traces.Run) error {
 			refusal, err = d.approve(ctx, nc, grant.OperationID, c, refusal)
 		}
 		if err != nil {
-			return fmt.Errorf("call %d: %w", i, err)
+			return false, fmt.Errorf("call %d: %w", i, err)
 		}
-		if refusal == nil {
-			d.accepted[grant.OperationID]++
-		} else if tested {
-			d.stopped[run.ID] = i
-			break
-		} else {
+		if refusal != nil {
+			if tested {
+				d.stopped[run.ID] = i
+			}
 			cut = true
+			break
 		}
+		d.accepted[grant.OperationID]++
 	}
-	if tested { // nothing of it may stay, whatever it was
+	switch {
+	case tested: // nothing of it may stay, whatever it was
 		if err := d.lock(ctx, run.Suite, schemas.Suspended); err != nil {
-			return err
+			return cut, err
 		}
-		return d.settle(ctx, run.Suite)
+		return cut, d.settle(ctx, run.Suite)
+	case cut:
+		return cut, nil
 	}
 	if err := d.settle(ctx, run.Suite); err != nil {
-		return err
+		return false, err
 	}
-	if !cut {
-		d.learned = append(d.learned, run)
-	}
-	return d.giveUp(ctx, nc, grant.OperationID)
+	return false, d.giveUp(ctx, nc, grant.OperationID)
 }
+
+// vouch resumes an agent of which a call was refused, and vouches for what had
+// suspended it, as an operator would who knows the run's label; false where there
+// is nothing that can be vouched for. The suspension may reach the issuer behind
+// the refusal.
+func (d *driver) vouch(ctx context.Context, agent string) (bool, error) {
+	for try := 0; try < settleTries; try++ {
+		a, err := d.statusOf(ctx, agent)
+		if err != nil {
+			return false, err
+		}
+		if a.State == schemas.Suspended {
+			return len(a.Causes) > 0, d.resume(ctx, agent, a.Causes)
+		}
+		select {
+		case <-time.After(statusPause):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+	return false, d.settle(ctx, agent)
+}
+
+const statusPause = 100 * time.Millisecond
 
 // approve lets a held call of a harmless run through, as a reviewer would who
 // knows its label, and repeats it.
@@ -181,12 +226,12 @@ func (d *driver) attacked(ctx context.Context, runs []*traces.Run, from uint64) 
 			set.Test = append(set.Test, r)
 		}
 	}
-	o := eval.Options{Set: set, Manifest: d.manifest, Protocol: eval.Warm}
+	o := eval.Options{Set: set, Manifest: d.manifest, Protocol: eval.Warm, Suspend: vouchedThresholds.Suspend}
 	judged, err := eval.Judge(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	a := &Attacked{Learned: len(d.learned), CutOff: len(runs) - len(set.Test) - len(d.learned),
+	a := &Attacked{Learned: len(d.learned), Vouched: d.vouched, CutOff: len(runs) - len(set.Test) - len(d.learned),
 		Predicted: eval.Summarise(o, judged, false).At70.ByFirstSink}
 	for _, r := range set.Test {
 		i, stopped := d.stopped[r.ID]

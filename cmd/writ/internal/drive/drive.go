@@ -136,6 +136,7 @@ type driver struct {
 	received  map[string]int    // how many calls it was given, by operation
 
 	learned  []*traces.Run  // harmless runs, whole
+	vouched  int            // suspensions that were vouched for
 	accepted map[string]int // calls that were answered, by operation
 	stopped  map[string]int // index of the first call that was not, for its risk; by run
 }
@@ -325,15 +326,9 @@ func (d *driver) pace(ctx context.Context) error {
 // settle does what an operator would after a run that was stopped: what is
 // held is denied, and the agent may go on with its next task.
 func (d *driver) settle(ctx context.Context, agent string) error {
-	status, err := bus.Call[schemas.StatusReply](ctx, d.Operator, schemas.CtlStatus, schemas.StatusRequest{AgentID: agent})
-	if err != nil {
-		return fmt.Errorf("status: %w", err)
-	}
-	if len(status.Agents) != 1 {
-		return fmt.Errorf("status of %s: %d agents", agent, len(status.Agents))
-	}
-	if status.Agents[0].State == schemas.Active {
-		return nil
+	status, err := d.statusOf(ctx, agent)
+	if err != nil || status.State == schemas.Active {
+		return err
 	}
 	reviews, err := bus.Call[schemas.ReviewsReply](ctx, d.Operator, schemas.CtlReviews, schemas.PageRequest{Limit: 1000})
 	if err != nil {
@@ -348,12 +343,27 @@ func (d *driver) settle(ctx context.Context, agent string) error {
 			return fmt.Errorf("deny %d: %w", r.Seq, err)
 		}
 	}
-	_, err = bus.Call[schemas.Receipt](ctx, d.Operator, schemas.CtlLock, schemas.LockRequest{
-		AgentID: agent, Lock: schemas.Active, Reason: "recorded run is over", Actor: d.Actor})
+	return d.resume(ctx, agent, nil)
+}
+
+func (d *driver) resume(ctx context.Context, agent string, vouch []uint64) error {
+	_, err := bus.Call[schemas.Receipt](ctx, d.Operator, schemas.CtlLock, schemas.LockRequest{
+		AgentID: agent, Lock: schemas.Active, Vouch: vouch, Reason: "recorded run is over", Actor: d.Actor})
 	if err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	return nil
+}
+
+func (d *driver) statusOf(ctx context.Context, agent string) (s schemas.AgentStatus, err error) {
+	status, err := bus.Call[schemas.StatusReply](ctx, d.Operator, schemas.CtlStatus, schemas.StatusRequest{AgentID: agent})
+	if err != nil {
+		return s, fmt.Errorf("status: %w", err)
+	}
+	if len(status.Agents) != 1 {
+		return s, fmt.Errorf("status of %s: %d agents", agent, len(status.Agents))
+	}
+	return status.Agents[0], nil
 }
 
 // over reports whether an action is no longer held: a suspension, or its expiry,

@@ -18,7 +18,7 @@ var named = []struct {
 	lock  schemas.Lock
 }{
 	{"held", []schemas.Kind{schemas.MessageHeld, schemas.ResponseHeld}, ""},
-	{"decided", []schemas.Kind{schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed}, ""},
+	{"decided", []schemas.Kind{schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed, schemas.ReviewVouched}, ""},
 	{"paused", []schemas.Kind{schemas.AgentPaused}, schemas.Paused},
 	{"suspended", []schemas.Kind{schemas.AgentSuspended}, schemas.Suspended},
 	{"killed", []schemas.Kind{schemas.AgentKilled}, schemas.Killed},
@@ -115,7 +115,7 @@ func compose(name string, e *schemas.Event, base string) ([]byte, error) {
 	case schemas.MessageHeld, schemas.ResponseHeld:
 		f.Review, f.Link = e.Seq, base+"/v1/reviews/"+strconv.FormatUint(e.Seq, 10)
 	case schemas.MessageDenied, schemas.ResponseDenied:
-	case schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed:
+	case schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewEndorsed, schemas.ReviewVouched:
 		f.Review, f.Reason = e.Ref, e.Reason
 	default:
 		f.Reason = e.Reason

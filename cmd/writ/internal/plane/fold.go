@@ -65,10 +65,7 @@ func (s *foldStore) keep(p ledger.Prefix, fold []byte) error {
 	plain = binary.BigEndian.AppendUint64(plain, p.Seq)
 	plain = append(plain, p.Root[:]...)
 	plain = append(plain, fold...)
-	out := append(make([]byte, 0, len(foldMagic)+12+len(plain)+s.aead.Overhead()), foldMagic...)
-	nonce := make([]byte, s.aead.NonceSize())
-	rand.Read(nonce) // never fails (crypto/rand)
-	out = s.aead.Seal(append(out, nonce...), nonce, plain, []byte(foldMagic))
+	out := s.seal(plain)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
@@ -83,6 +80,25 @@ func (s *foldStore) keep(p ledger.Prefix, fold []byte) error {
 		return err
 	}
 	return syncFolder(s.dir)
+}
+
+func (s *foldStore) seal(plain []byte) []byte {
+	out := append(make([]byte, 0, len(foldMagic)+12+len(plain)+s.aead.Overhead()), foldMagic...)
+	nonce := make([]byte, s.aead.NonceSize())
+	rand.Read(nonce) // never fails (crypto/rand)
+	return s.aead.Seal(append(out, nonce...), nonce, plain, []byte(foldMagic))
+}
+
+func (s *foldStore) unseal(b []byte) ([]byte, error) {
+	n := len(foldMagic) + s.aead.NonceSize()
+	if len(b) < n || string(b[:len(foldMagic)]) != foldMagic {
+		return nil, errors.New("it is no kept fold")
+	}
+	plain, err := s.aead.Open(nil, b[len(foldMagic):n], b[n:], []byte(foldMagic))
+	if err != nil || len(plain) < foldHead {
+		return nil, errors.New("it was changed, or was kept by another control plane")
+	}
+	return plain, nil
 }
 
 // load gives the newest fold that is one of this ledger, with its sequence. It
@@ -107,13 +123,9 @@ func (s *foldStore) load(led *ledger.Ledger) (fold []byte, seq uint64, refused e
 }
 
 func (s *foldStore) open(led *ledger.Ledger, b []byte) ([]byte, uint64, error) {
-	n := len(foldMagic) + s.aead.NonceSize()
-	if len(b) < n || string(b[:len(foldMagic)]) != foldMagic {
-		return nil, 0, errors.New("it is no kept fold")
-	}
-	plain, err := s.aead.Open(nil, b[len(foldMagic):n], b[n:], []byte(foldMagic))
-	if err != nil || len(plain) < foldHead {
-		return nil, 0, errors.New("it was changed, or was kept by another control plane")
+	plain, err := s.unseal(b)
+	if err != nil {
+		return nil, 0, err
 	}
 	want := ledger.Prefix{Size: binary.BigEndian.Uint64(plain), Seq: binary.BigEndian.Uint64(plain[8:]), Root: proof.Hash(plain[16:foldHead])}
 	have, err := led.PrefixOf(want.Size)

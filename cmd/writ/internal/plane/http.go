@@ -57,7 +57,7 @@ func split(address string, secure bool) (host string, port int, err error) {
 		host = "127.0.0.1"
 	}
 	if ip := net.ParseIP(host); !secure && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", 0, fmt.Errorf("address %q is not on loopback, and without TLS connections are not encrypted: turn TLS on with writ up --tls, or listen on 127.0.0.1", address)
+		return "", 0, fmt.Errorf("address %q is not on loopback, and without TLS connections are not encrypted: turn TLS on, or listen on 127.0.0.1", address)
 	}
 	return host, port, nil
 }

@@ -30,6 +30,7 @@ type keeping struct {
 	led   *ledger.Ledger
 	rel   *release.Release
 	folds *foldStore
+	log   *bus.Appender
 
 	mu sync.Mutex // one at a time
 }
@@ -39,6 +40,7 @@ func (k *keeping) serve() error {
 		bus.Handle(k.conn, k.p.log, schemas.CtlErase, k.erase),
 		bus.Handle(k.conn, k.p.log, schemas.CtlBackup, k.backup),
 		bus.Handle(k.conn, k.p.log, schemas.CtlPrune, k.prune),
+		bus.Handle(k.conn, k.p.log, schemas.CtlHandOver, k.handOver),
 	)
 }
 

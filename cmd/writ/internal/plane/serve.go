@@ -32,18 +32,25 @@ type part struct {
 // service stands with intake, for neither keeps anything itself.
 var parts = map[string]part{
 	"issuer": {keys.RoleIssuer, func(p *Process, ctx context.Context, o ServeOptions) error {
+		f := face{address: o.HTTP, proxy: o.HTTPURL, reader: keys.RoleIssuer}
+		if o.TLS != nil {
+			var err error
+			if f.tls, f.hosts, err = o.TLS.config(p.log, time.Now); err != nil {
+				return err
+			}
+		}
 		i, err := p.startIssuer(ctx)
 		if err != nil {
 			return err
 		}
-		return p.startHTTP(ctx, i, face{address: o.HTTP, proxy: o.HTTPURL, reader: keys.RoleIssuer})
+		return p.startHTTP(ctx, i, f)
 	}},
 	"broker":  {keys.RoleIntake, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startBroker(ctx) }},
 	"ledger":  {keys.RoleLedger, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startLedger(ctx) }},
 	"monitor": {keys.RoleMonitor, func(p *Process, ctx context.Context, _ ServeOptions) error { return p.startMonitor(ctx) }},
 }
 
-// ServeOptions say what to serve. All but Weights, Shadow, HTTP, HTTPURL and
+// ServeOptions say what to serve. All but Weights, Shadow, HTTP, HTTPURL, TLS and
 // Logger are needed; the weights are the monitor's alone, HTTP is the issuer's.
 type ServeOptions struct {
 	Service     string // issuer, broker, ledger or monitor
@@ -52,9 +59,10 @@ type ServeOptions struct {
 	Data        string // the ledger's database and anchor, the monitor's snapshot, the issuer's webhooks
 	Weights     *monitor.Weights
 	Shadow      *monitor.Weights
-	HTTP        string  // HOST:PORT on loopback; 127.0.0.1 and a free port where empty
-	HTTPURL     string  // as in Options
-	VerifyShare float64 // as in Options
+	HTTP        string    // HOST:PORT, without TLS on loopback; 127.0.0.1 and a free port where empty
+	HTTPURL     string    // as in Options
+	TLS         *TLSFiles // of HTTP; nil where it is off
+	VerifyShare float64   // as in Options
 	Logger      *slog.Logger
 }
 

@@ -41,6 +41,9 @@ func (p *Process) startLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := keys.SettleLedger(p.keys); err != nil {
+		return err
+	}
 	o, err := ledgerOptions(p.keys, p.data)
 	if err != nil {
 		return err
@@ -82,7 +85,7 @@ func (p *Process) startLedger(ctx context.Context) error {
 		if err := led.Serve(conn); err != nil {
 			return err
 		}
-		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds}
+		k := &keeping{p: p, conn: conn, led: led, rel: rel, folds: folds, log: log}
 		if err := k.serve(); err != nil {
 			return err
 		}
@@ -102,7 +105,8 @@ func (p *Process) startLedger(ctx context.Context) error {
 				return err
 			}
 			ready()
-			return nil
+			_, _, err := tellHandOver(ctx, p.keys, log)
+			return err
 		})
 		if err := g.Wait(); err != nil {
 			return err
@@ -153,7 +157,7 @@ func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Si
 		defer context.AfterFunc(failed, func() { cancel(failed.Err()) })()
 		f.CaughtUp = func(end uint64) {
 			if f.From <= end {
-				cancel(fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; if they are lost for good, an operator must record the gap, or restore the whole data folder from one backup", ledger.ErrGap, f.From, end))
+				cancel(forgot(led.Signs(), f.From, end))
 			}
 		}
 		err := f.Run(following, take)
@@ -174,6 +178,17 @@ func (p *Process) follow(ctx context.Context, led *ledger.Ledger, sink ledger.Si
 	// signed.
 	g.Go(func() error { return led.Run(context.WithoutCancel(ctx), entries, sink) })
 	return g.Wait()
+}
+
+// forgot says what can be done where EVENTS lacks what the ledger must have. A
+// gap is recorded by a ledger that signs, and none signs behind a tail that it
+// could not compare.
+func forgot(signs bool, from, end uint64) error {
+	next := "restore the whole data folder from one backup; the gap can't be accepted, for the ledger's last records are not signed, and nothing is left to compare them with"
+	if signs {
+		next = "if they are lost for good, an operator must record the gap (writ ledger accept-gap), or restore the whole data folder from one backup"
+	}
+	return fmt.Errorf("%w: EVENTS has forgotten %d to %d before the ledger had confirmed them; %s", ledger.ErrGap, from, end, next)
 }
 
 // repair gives EVENTS back the tail that a loss of power took from it.
@@ -257,8 +272,13 @@ func ledgerOptions(keysOf, data string) (ledger.Options, error) {
 	if err != nil {
 		return ledger.Options{}, err
 	}
-	return ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
-		Signer: k.Signer, Verifier: verifier, Secret: k.Secret, Witnesses: witnesses}, nil
+	o := ledger.Options{Dir: filepath.Join(data, "ledger"), AnchorDir: filepath.Join(data, "anchor"),
+		Signer: k.Signer, Verifier: verifier, Key: k.Verifier, Secret: k.Secret, Lookup: k.Lookup, Witnesses: witnesses,
+		Turn: func(size uint64, to ledger.Handover) error { return keys.TurnLedger(keysOf, size, to.Actor, to.Reason) }}
+	if k.Next != nil {
+		o.Next = &ledger.Successor{Signer: k.Next.Signer, Key: k.Next.Verifier}
+	}
+	return o, nil
 }
 
 func (p *Process) startMonitor(ctx context.Context) error {

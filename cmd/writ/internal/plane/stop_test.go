@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -98,9 +100,52 @@ func TestAStartBehindWhatEVENTSForgotIsRefused(t *testing.T) {
 	if err == nil {
 		must(t, p.Stop(context.Background()))
 	}
-	if !errors.Is(err, ledger.ErrGap) || !strings.Contains(err.Error(), fmt.Sprintf("forgotten %d to %d", last-1999, last)) {
+	if !errors.Is(err, ledger.ErrGap) || !strings.Contains(err.Error(), fmt.Sprintf("forgotten %d to %d", last-1999, last)) || !strings.Contains(err.Error(), "accept-gap") {
 		t.Errorf("a start behind a gap: %v", err)
 	}
+}
+
+// Behind a crash, and then more days than EVENTS keeps, the last records bear no
+// signature, and nothing is left to compare them with: no gap can be accepted
+// there, and whoever starts is not told to try.
+func TestAnUnsignedTailThatEVENTSForgotOffersARestoreAlone(t *testing.T) {
+	data := t.TempDir()
+	p, operator := startOn(t, data)
+	operator.Close()
+	must(t, p.Stop(context.Background()))
+	anchor, before := filepath.Join(data, "anchor"), filepath.Join(t.TempDir(), "anchor")
+	must(t, os.CopyFS(before, os.DirFS(anchor)))
+	p, err := Start(t.Context(), Options{Data: data}) // logs what the anchor does not cover
+	must(t, err)
+	operator, err = p.Operator()
+	must(t, err)
+	_, err = bus.Call[schemas.Receipt](t.Context(), operator, schemas.CtlLock, schemas.LockRequest{AgentID: schemas.MemoryID, Lock: schemas.Paused, Reason: "test", Actor: "test"})
+	must(t, err)
+	operator.Close()
+	must(t, p.Stop(context.Background()))
+	must(t, os.RemoveAll(anchor))
+	must(t, os.CopyFS(anchor, os.DirFS(before)))
+	forgotten(t, data)
+
+	p, err = Start(t.Context(), Options{Data: data})
+	if err == nil {
+		must(t, p.Stop(context.Background()))
+	}
+	if !errors.Is(err, ledger.ErrGap) || strings.Contains(err.Error(), "accept-gap") || !strings.Contains(err.Error(), "restore the whole data folder") {
+		t.Errorf("a start behind an unsigned tail: %v", err)
+	}
+	o, err := LedgerOptions(data)
+	must(t, err)
+	r, err := ledger.OpenReader(o)
+	must(t, err)
+	o.StreamID, err = r.StreamID()
+	must(t, errors.Join(err, r.Close()))
+	led, err := ledger.Open(o)
+	must(t, err)
+	if err := led.RecordGap(1<<20, "lost", "test", time.Now()); !errors.Is(err, ledger.ErrUnconfirmed) {
+		t.Errorf("the gap is accepted: %v", err)
+	}
+	must(t, led.Close())
 }
 
 // Whoever stops a control plane while much is going on, and starts it when EVENTS

@@ -10,7 +10,7 @@
 //     without an end.
 //   - decisions: what intake held and denied early, what a verdict made of an
 //     action, what capabilities were issued, and what operators decided of held
-//     actions: where two must approve, two have. Intake and issuer follow the log
+//     actions, and of those that they vouched for: where two must approve, two have. Intake and issuer follow the log
 //     by a moment, so theirs must be what some state of the last 16,384 events
 //     decides; what intake accepted is decided exactly, by the above.
 //   - locks: the lock that an event carries is the one its verdict decides, and
@@ -294,19 +294,20 @@ func (c *Check) claimOf(e *schemas.Event) *claim {
 		return grant(e, &c.rails)
 	case schemas.AgentDeclared:
 		return declaration(e)
-	case schemas.ReviewEndorsed, schemas.ReviewApproved, schemas.ReviewDenied:
+	case schemas.ReviewEndorsed, schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewVouched:
 		return c.review(e)
 	}
 	return nil
 }
 
-// review demands that what was reviewed was held, and where two operators must
+// review demands that what was reviewed was held, or had suspended its agent where it
+// is vouched for, and where two operators must
 // approve, that two have. The issuer decides no review before it has folded the
 // one before of the same.
 func (c *Check) review(e *schemas.Event) *claim {
 	since := c.reviews[e.Ref]
 	c.reviews[e.Ref] = e.Seq
-	return &claim{e, fmt.Sprintf("it is %s, and what it is of was not held, or has not the approvals that it needs", e.Kind), func(s *schemas.State) bool {
+	return &claim{e, fmt.Sprintf("it is %s, and what it is of was not held, or did not suspend the agent, or has not the approvals that it needs", e.Kind), func(s *schemas.State) bool {
 		return s.Seq >= since && issuer.Reviewed(s, e)
 	}}
 }

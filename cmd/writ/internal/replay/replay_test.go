@@ -52,7 +52,7 @@ func (r *recorded) end(kind schemas.Kind, of *schemas.Event, code int) uint64 {
 }
 
 func (r *recorded) review(kind schemas.Kind, of *schemas.Event, actor string) uint64 {
-	return r.put(&schemas.Event{Kind: kind, Agent: of.Agent, Ref: of.Seq, Operation: of.Operation, Action: of.Action, Actor: actor, Reason: "read"})
+	return r.put(&schemas.Event{Kind: kind, Agent: of.Agent, Ref: of.Seq, Operation: of.Operation, Action: of.Action, Digest: of.Digest, Actor: actor, Reason: "read"})
 }
 
 func verdict(risk int, decision string) []byte {
@@ -284,6 +284,53 @@ func TestAnApprovalIsHeldAgainstItsEndorsement(t *testing.T) {
 		var seqs []uint64
 		for _, s := range c.steps {
 			seqs = append(seqs, r.review(s.kind, risky, s.actor))
+		}
+		got := r.check(t, nil)
+		switch {
+		case c.bad == 0 && got.Mismatches == 0:
+		case c.bad > 0 && got.Mismatches == 1 && got.First == seqs[c.bad-1] && strings.Contains(got.Reason, "approvals"):
+		default:
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// The same of what suspended an agent: nobody has the monitor learn an action by
+// writing into the log that somebody vouched for it.
+func TestAVouchIsHeldAgainstWhatItIsOf(t *testing.T) {
+	vouched, endorsed := schemas.ReviewVouched, schemas.ReviewEndorsed
+	for name, c := range map[string]struct {
+		needs  bool // two operators
+		steps  []schemas.Kind
+		change func(of *schemas.Event) // what it is said to be of
+		bad    int
+	}{
+		"of what suspended it":        {false, []schemas.Kind{vouched}, nil, 0},
+		"by two":                      {true, []schemas.Kind{endorsed, vouched}, nil, 0},
+		"by one of two":               {true, []schemas.Kind{vouched}, nil, 1},
+		"twice":                       {false, []schemas.Kind{vouched, vouched}, nil, 2},
+		"of another body":             {false, []schemas.Kind{vouched}, func(of *schemas.Event) { of.Digest = schemas.Sum([]byte("more")) }, 1},
+		"of another tool":             {false, []schemas.Kind{vouched}, func(of *schemas.Event) { of.Action.Resource = "eve" }, 1},
+		"of what was accepted":        {false, []schemas.Kind{vouched}, func(of *schemas.Event) { of.Seq-- }, 1},
+		"as an approval":              {false, []schemas.Kind{schemas.ReviewApproved}, nil, 1},
+		"as a denial":                 {false, []schemas.Kind{schemas.ReviewDenied}, nil, 1},
+		"behind an endorsement alone": {true, []schemas.Kind{endorsed, endorsed}, nil, 2},
+	} {
+		r := &recorded{t: t, now: time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)}
+		p := ann
+		p.TwoPerson = c.needs
+		r.declare(p)
+		r.declare(schemas.Principal{ID: "bob", Kind: schemas.KindAgent})
+		r.issue("ann", "op", "send:bob")
+		risky := r.act("ann", "op", "send:bob", "bob", denied)
+		risky.Verdict, risky.Risk, risky.Lock, risky.Code = verdict(95, schemas.Suspend), 95, schemas.Suspended, schemas.CodeCancelled
+		of := *risky
+		if c.change != nil {
+			c.change(&of)
+		}
+		var seqs []uint64
+		for i, kind := range c.steps {
+			seqs = append(seqs, r.review(kind, &of, []string{"vera", "walt"}[i]))
 		}
 		got := r.check(t, nil)
 		switch {

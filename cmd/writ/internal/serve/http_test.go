@@ -2,6 +2,7 @@ package serve
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"encoding/json"
 	"io"
@@ -78,7 +79,7 @@ func (c *client) post(path string, body any) (status int, answer []byte) {
 
 func (r *rig) do(req *http.Request) (status int, answer []byte, nonce string) {
 	r.Helper()
-	res, err := http.DefaultClient.Do(req)
+	res, err := cmp.Or(r.http, http.DefaultClient).Do(req)
 	r.must(err)
 	defer res.Body.Close()
 	answer, err = io.ReadAll(res.Body)

@@ -75,6 +75,8 @@ func (m *member) overstay() (over time.Duration, err error) {
 			nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		refused := err != nil && (errors.Is(err, nats.ErrAuthorization) || strings.Contains(err.Error(), "Authentication Expired"))
 		switch behind := came.Sub(exp); {
+		case refused && time.Until(exp) <= 0: // the server spoke at some time since it came
+			return over, nil
 		case err == nil && behind >= time.Second:
 			nc.Close()
 			return over, fmt.Errorf("it came back %s behind the end of its capability", behind)
@@ -84,10 +86,8 @@ func (m *member) overstay() (over time.Duration, err error) {
 			if nc.Close(); err != nil {
 				return over, err
 			}
-		case refused && behind >= 0:
-			return over, nil
 		case refused:
-			return over, fmt.Errorf("it was refused %s before the end of its capability: %w", -behind, err)
+			return over, fmt.Errorf("it was refused %s before the end of its capability: %w", time.Until(exp), err)
 		case ctx.Err() != nil:
 			return over, err
 		default:

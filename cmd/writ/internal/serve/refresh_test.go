@@ -228,7 +228,9 @@ func (m *member) operation(ctx context.Context) *agent.Operation {
 	}
 	op, err := m.identity.IssueToken(ctx, agent.Request{OperationID: "op", Scope: []string{"send:" + m.next}, TTL: *lifetime})
 	if err == nil {
-		err = op.OnSend(m.take)
+		if err = op.OnSend(m.take); err != nil {
+			_ = op.Close(ctx) // it would be refreshed beside the next
+		}
 	}
 	m.mu.Lock()
 	if m.why = err; err == nil {

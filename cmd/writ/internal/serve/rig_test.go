@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,6 +66,7 @@ type rig struct {
 	dir  string
 	url  string
 	pool *x509.CertPool
+	http *http.Client // nil: one without TLS
 
 	patience time.Duration // for whatever is waited for
 
@@ -299,13 +301,14 @@ func (r *rig) serveAll() {
 }
 
 // serve starts one service and returns when it says that it works.
-func (r *rig) serve(service string) {
+func (r *rig) serve(service string, more ...string) {
 	r.Helper()
 	role := map[string]keys.Role{"issuer": keys.RoleIssuer, "broker": keys.RoleIntake, "ledger": keys.RoleLedger, "monitor": keys.RoleMonitor}[service]
 	cmd := r.command("writ", "serve", service, "--json", "--server", r.url, "--creds", keys.CredsPath(r.machine(service), role), "--data", r.machine(service))
 	if service == "issuer" {
 		cmd.Args = append(cmd.Args, "--http", "127.0.0.1:0")
 	}
+	cmd.Args = append(cmd.Args, more...)
 	said := &output{}
 	cmd.Stdout = said
 	p := r.start(service, cmd)

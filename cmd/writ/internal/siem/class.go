@@ -53,7 +53,7 @@ func classOf(e *schemas.Event) class {
 		return set(detectionFinding, 1, "Create")
 	case schemas.ReviewRequested, schemas.ReviewEndorsed:
 		return set(detectionFinding, 2, "Update")
-	case schemas.ReviewApproved, schemas.ReviewDenied:
+	case schemas.ReviewApproved, schemas.ReviewDenied, schemas.ReviewVouched:
 		return set(detectionFinding, 3, "Close")
 	case schemas.AgentDeclared:
 		return set(accountChange, 1, "Create")

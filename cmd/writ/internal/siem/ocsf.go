@@ -232,7 +232,7 @@ func (r *record) finding(e *schemas.Event) {
 		r.RiskScore = &e.Risk
 	}
 	switch {
-	case e.Kind == schemas.ReviewApproved:
+	case e.Kind == schemas.ReviewApproved, e.Kind == schemas.ReviewVouched:
 		r.Status, r.StatusName = 3, "Suppressed"
 	case e.Kind == schemas.ReviewDenied:
 		r.Status, r.StatusName = 4, "Resolved"
@@ -250,6 +250,8 @@ func titleOf(e *schemas.Event) string {
 		return "An agent tried what the server itself refuses"
 	case e.Kind == schemas.ReviewApproved, e.Kind == schemas.ReviewDenied, e.Kind == schemas.ReviewEndorsed:
 		return "A held action was reviewed"
+	case e.Kind == schemas.ReviewVouched:
+		return "An operator vouched for what had suspended an agent"
 	case e.Lock == schemas.Suspended:
 		return "An agent was suspended for its risk"
 	case e.Lock == schemas.Paused:

@@ -63,6 +63,7 @@ func samples() []*schemas.Event {
 		{Kind: schemas.PolicyRotated, Agent: schemas.Fleet, Actor: "ada", Reason: "each quarter"},
 		{Kind: schemas.AgentWarranted, Agent: "analyst-7", Actor: "ada", Reason: "in case"},
 		{Kind: schemas.AgentRenewed, Agent: "analyst-7", Expires: at.Add(24 * time.Hour), Actor: "analyst-7"},
+		{Kind: schemas.ReviewVouched, Agent: "analyst-7", Ref: 9, Actor: "ada", Reason: "known", Action: schemas.Action{Verb: "call", Resource: "mail"}, Digest: schemas.Sum([]byte("x"))},
 	}
 	for i, e := range events {
 		e.Seq, e.ID, e.Time = uint64(i+1), fmt.Sprintf("id-%d", i+1), at.Add(time.Duration(i)*time.Second)

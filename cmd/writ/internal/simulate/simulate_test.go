@@ -358,6 +358,10 @@ func random(t *testing.T, seed uint64) *history {
 		agent := []string{"ann", "bob"}[rng.IntN(2)]
 		switch n := rng.IntN(20); {
 		case n == 0:
+			for _, seq := range slices.Sorted(mapsKeys(s.Agents[agent].Causes)) {
+				h.lift(schemas.ReviewVouched, agent, seq)
+				put(uint64(len(h.events)))
+			}
 			h.lift(schemas.AgentResumed, agent, 0)
 			put(uint64(len(h.events)))
 		case n == 1 || ops[agent] == "":
