@@ -110,7 +110,7 @@ func (i *Issuer) reviews(_ context.Context, req schemas.PageRequest) (schemas.Re
 	for _, e := range held {
 		r := schemas.Review{Seq: e.Seq, AgentID: e.Agent, Operation: e.Operation, Action: e.Action.String(),
 			Risk: e.Risk, Factors: []schemas.Factor{}, Time: e.Time, Digest: e.Digest.String(),
-			TwoPerson: two[e.Agent], Endorsed: e.Actor}
+			TwoPerson: two[e.Agent], Endorsed: e.Actor, Paused: e.Lock == ""}
 		var v schemas.Verdict
 		if len(e.Verdict) > 0 {
 			if err := schemas.Unmarshal(e.Verdict, &v); err != nil {

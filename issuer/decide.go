@@ -20,7 +20,6 @@ const (
 	defaultTTL = 300      // seconds, where neither request nor ceiling says
 	maxTask    = 16 << 10 // bytes of a task's text
 	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
-	maxReason  = 500      // bytes of an operator's reason
 	maxActor   = 200      // bytes of an operator's name
 	maxOpen    = 1000     // operations of one agent that one agent has opened
 )

@@ -72,8 +72,8 @@ func checkReason(reason string) error {
 	if schemas.HeaderText(reason) == "" {
 		return schemas.Refuse(schemas.CodeMalformed, "no reason was given; say why, it stands in the log")
 	}
-	if len(reason) > maxReason {
-		return schemas.Refuse(schemas.CodeMalformed, "the reason has %d bytes, %d are possible", len(reason), maxReason)
+	if len(reason) > schemas.MaxReason {
+		return schemas.Refuse(schemas.CodeMalformed, "the reason has %d bytes, %d are possible", len(reason), schemas.MaxReason)
 	}
 	return nil
 }

@@ -311,7 +311,7 @@ func TestLockRequestsAreChecked(t *testing.T) {
 		"unknown":      {func(r *schemas.LockRequest) { r.AgentID = "nobody" }, 404},
 		"bad id":       {func(r *schemas.LockRequest) { r.AgentID = "*" }, 400},
 		"no reason":    {func(r *schemas.LockRequest) { r.Reason = " \n" }, 400},
-		"long reason":  {func(r *schemas.LockRequest) { r.Reason = strings.Repeat("x", maxReason+1) }, 400},
+		"long reason":  {func(r *schemas.LockRequest) { r.Reason = strings.Repeat("x", schemas.MaxReason+1) }, 400},
 		"no actor":     {func(r *schemas.LockRequest) { r.Actor = "" }, 400},
 		"unknown lock": {func(r *schemas.LockRequest) { r.Lock = "dead" }, 400},
 	} {

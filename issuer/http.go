@@ -127,7 +127,7 @@ type route struct {
 func (h *face) serve(w http.ResponseWriter, r *http.Request, to route) {
 	if r.Method != to.method {
 		w.Header().Set("Allow", to.method)
-		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: schemas.CodeMalformed, Detail: "only " + to.method + " is possible here"}.Write(w)
+		httpcap.Problem{Status: http.StatusMethodNotAllowed, Code: http.StatusMethodNotAllowed, Detail: "only " + to.method + " is possible here"}.Write(w)
 		return
 	}
 	w.Header().Set(dpop.HeaderNonce, h.proofs.NonceFor())

@@ -179,7 +179,7 @@ func (c *caller) ok(path string, body any) schemas.IssueReply {
 func (a *api) problem(what string, res *http.Response, body []byte, status int, word string) {
 	a.t.Helper()
 	var p httpcap.Problem
-	if err := json.Unmarshal(body, &p); err != nil || res.StatusCode != status || p.Status != status || p.Reason != word && !strings.Contains(p.Detail, word) {
+	if err := json.Unmarshal(body, &p); err != nil || res.StatusCode != status || p.Status != status || p.Code < 400 || status == 405 && p.Code != 405 || p.Reason != word && !strings.Contains(p.Detail, word) {
 		a.t.Errorf("%s: %s %s (%v), want %d and %q", what, res.Status, body, err, status, word)
 	}
 }

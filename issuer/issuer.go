@@ -392,11 +392,14 @@ func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.
 		i.Logger.Warn("an operator was refused by the server", "operator", id, "what", v.What, "subject", v.Subject)
 		return nil
 	}
-	flood := floodOf(v)
+	flood := ""
+	if v.What == schemas.FloodOfBytes || v.What == schemas.FloodOfMessages {
+		flood = v.String()
+	}
 	if flood != "" && !view(i, func(s *schemas.State) bool { return floods(s.Agents[id], v) }) {
 		return nil
 	}
-	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentViolation, Agent: id, ContentType: jsonType, Data: schemas.Marshal(v)})
+	_, err := i.append(ctx, &schemas.Event{Kind: schemas.AgentViolation, Agent: id, Reason: schemas.HeaderText(strings.ToValidUTF8(v.String(), "?")), ContentType: jsonType, Data: schemas.Marshal(v)})
 	if err != nil || flood == "" {
 		return err
 	}
@@ -406,17 +409,6 @@ func (i *Issuer) ReportViolation(ctx context.Context, account string, v schemas.
 		err = errors.New("a server did not acknowledge; its account is pushed again")
 	}
 	return err
-}
-
-// floodOf says what a flood is in words; "" where the violation is none.
-func floodOf(v schemas.Violation) string {
-	switch v.What {
-	case schemas.FloodOfBytes:
-		return fmt.Sprintf("it sent %d MiB within half a second", v.Count)
-	case schemas.FloodOfMessages:
-		return fmt.Sprintf("it sent %d messages within half a second", v.Count)
-	}
-	return ""
 }
 
 // overRate is how many times its rate an agent must exceed for its messages to

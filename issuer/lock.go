@@ -51,6 +51,7 @@ func (i *Issuer) lock(ctx context.Context, req schemas.LockRequest) (schemas.Rec
 			r.Vouched = append(r.Vouched, e.Ref)
 		}
 	}
+	r.Already = d.kind == "" && len(d.vouch) == 0
 	i.complete(ctx, &r)
 	if c != nil {
 		r.ConnectionsClosed = c.count()

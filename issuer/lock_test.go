@@ -347,6 +347,9 @@ func TestViolationsReachTheLog(t *testing.T) {
 	e := p.lastEvent("ev.analyst-7.agent.violation")
 	var got schemas.Violation
 	must(t, schemas.Unmarshal(e.Data, &got))
+	if want := "the server refused to let it publish out.report.call.bash"; e.Reason != want {
+		t.Errorf("its reason is %q, want %q", e.Reason, want)
+	}
 	if got != (schemas.Violation{Subject: "out.report.call.bash", What: "publish", Count: 1}) {
 		t.Errorf("got %+v", got)
 	}

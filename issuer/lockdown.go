@@ -23,6 +23,7 @@ func (i *Issuer) lockdown(ctx context.Context, req schemas.LockdownRequest) (sch
 	if err != nil {
 		return r, err
 	}
+	r.Already = e == nil
 	if e != nil {
 		if r.Seq, err = i.append(ctx, e); err != nil {
 			return r, err

@@ -77,7 +77,7 @@ func (i *Issuer) fulfil(ctx context.Context, id string, d accounts.Death) error 
 	req := schemas.LockRequest{AgentID: id, Lock: schemas.Killed, Actor: "warrant", Reason: "its account is killed on the servers, which the log did not say"}
 	if d.By != "" {
 		req.Actor = clipTo(maxActor, "warrant/"+d.By)
-		req.Reason = clipTo(maxReason, d.Reason)
+		req.Reason = clipTo(schemas.MaxReason, d.Reason)
 	}
 	l, err := i.logLock(ctx, req)
 	if err != nil {
@@ -145,6 +145,7 @@ func (i *Issuer) serveWarrants(ctx context.Context) (*nats.Subscription, error) 
 type Served struct {
 	Nodes  []string // servers that took it
 	Closed int      // connections
+	Before bool     // every server had the account killed already, and nobody was in it: nothing was killed
 }
 
 // ServeWarrant kills by a death warrant, by the word of the servers alone: no
@@ -160,6 +161,10 @@ func ServeWarrant(ctx context.Context, nc *nats.Conn, token string) (Served, err
 	if err := w.count(ctx); err != nil {
 		return s, err
 	}
+	before, err := w.askClaims(d.Account)
+	if err != nil {
+		return s, err
+	}
 	list, err := w.connections(ctx, d.Account)
 	if err != nil {
 		return s, err
@@ -169,5 +174,13 @@ func ServeWarrant(ctx context.Context, nc *nats.Conn, token string) (Served, err
 	if err == nil {
 		s.Nodes, err = w.pushed(ctx, q)
 	}
-	return s, errors.Join(err, w.clear(ctx, d.Account))
+	err = errors.Join(err, w.clear(ctx, d.Account))
+	// What the servers had is asked first and read last: no kill waits for it.
+	tokens, _, unheard := w.heardClaims(ctx, before)
+	s.Before = unheard == nil && len(tokens) >= w.want() && s.Closed == 0
+	for _, had := range tokens {
+		was, _, dead := accounts.ReadDeath(had)
+		s.Before = s.Before && dead == nil && was.Account == d.Account
+	}
+	return s, err
 }

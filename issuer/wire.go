@@ -127,10 +127,20 @@ func (w *wire) want() int {
 // lookup gets the JWTs that the servers have of an account: of each that has
 // one. answered is how many servers spoke, also where not all did.
 func (w *wire) lookup(ctx context.Context, account string) (tokens []string, answered int, err error) {
-	q, err := w.ask("$SYS.REQ.ACCOUNT."+account+".CLAIMS.LOOKUP", nil)
+	q, err := w.askClaims(account)
 	if err != nil {
 		return nil, 0, err
 	}
+	return w.heardClaims(ctx, q)
+}
+
+// askClaims and heardClaims are lookup in two: what is asked before a push is
+// answered as of before it.
+func (w *wire) askClaims(account string) (*question, error) {
+	return w.ask("$SYS.REQ.ACCOUNT."+account+".CLAIMS.LOOKUP", nil)
+}
+
+func (w *wire) heardClaims(ctx context.Context, q *question) (tokens []string, answered int, err error) {
 	err = q.each(ctx, w.want(), func(m *nats.Msg) error {
 		answered++
 		if len(m.Data) > 0 { // else it has none

@@ -156,6 +156,8 @@ var (
 	// ErrHalted is matched by errors after which the ledger takes nothing
 	// more, until somebody has looked into it.
 	ErrHalted = errors.New("the ledger has halted")
+	// ErrOpen is matched where Open fails over what it finds on disk.
+	ErrOpen = errors.New("open the ledger")
 	// ErrTampered is matched where what is stored contradicts itself, a
 	// signature or the anchor.
 	ErrTampered = errors.New("the ledger was damaged or tampered with")

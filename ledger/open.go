@@ -23,7 +23,7 @@ func Open(o Options) (*Ledger, error) {
 	l := &Ledger{o: o, guard: newGuard(o.Logger)}
 	// Pebble may give up, or panic, on what is damaged.
 	if err := l.guard.run(l.open); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the ledger: %w", err), l.release())
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrOpen, err), l.release())
 	}
 	return l, nil
 }

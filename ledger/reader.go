@@ -39,8 +39,8 @@ func (r *Reader) open() (err error) {
 	if l.subjects, err = openSubjects(l.o.FS, l.o.SubjectsDir, l.o.Secret, l.o.Lookup, false); err != nil {
 		return err
 	}
-	if r.lock, err = pebble.LockDirectory(l.o.Dir, l.o.FS); err != nil {
-		return fmt.Errorf("%w; ask the running control plane, or read a copy: %w", errInUse, err)
+	if r.lock, err = lockToRead(&l.o); err != nil {
+		return err
 	}
 	po := pebbleOptions(l.o.FS, l.guard)
 	po.ReadOnly, po.Lock = true, r.lock

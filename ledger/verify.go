@@ -56,9 +56,9 @@ func (v *verification) stored(ctx context.Context, o *Options) (err error) {
 	if v.subjects, err = openSubjects(o.FS, o.SubjectsDir, o.Secret, o.Lookup, false); err != nil {
 		return err
 	}
-	lock, err := pebble.LockDirectory(o.Dir, o.FS)
+	lock, err := lockToRead(o)
 	if err != nil {
-		return fmt.Errorf("verify %s: %w; ask the running control plane, or verify a copy: %w", o.Dir, errInUse, err)
+		return fmt.Errorf("verify %s: %w", o.Dir, err)
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	po := pebbleOptions(o.FS, v.guard)
@@ -129,7 +129,7 @@ func (v *verification) reply(err error) (schemas.VerifyReply, error) {
 	case err == nil:
 		root := v.tree.root()
 		rep.Root = hex.EncodeToString(root[:])
-	case errors.Is(err, errInUse) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errInUse) || errors.Is(err, errNoLock) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return rep, err
 	case errors.As(err, &halt):
 		rep.FirstBadSeq, rep.Error = halt.Seq, halt.Err.Error()

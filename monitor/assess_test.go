@@ -310,6 +310,36 @@ func TestResumeForgetsRiskAndRefusals(t *testing.T) {
 	}
 }
 
+// Who was killed at a high risk and is enrolled anew would be suspended for its
+// first lawful request, if the risk were the name's. What the agent usually does
+// is the name's: no hijacker begins anew by being killed.
+func TestAnotherIncarnationBeginsWithoutTheRiskOfTheFormer(t *testing.T) {
+	p := trained(t, 25, "analyst")
+	o := p.issue("analyst", "report", defaultTask)
+	o.do("call:shell", `{}`)
+	o.do("call:shell", `{"again":1}`)
+	p.said("analyst", "edr", "malware", 93)
+	learned := p.m.agents["analyst"].baseline.learned
+	kill := p.event(schemas.AgentKilled, "analyst", nil)
+	p.event(schemas.AgentEnrolled, "analyst", nil) // knew nothing of the kill
+	if r, _ := p.m.Risk("analyst", p.now); r.Risk < 90 {
+		t.Fatalf("risk %d before it was enrolled anew", r.Risk)
+	}
+	p.put(&schemas.Event{Kind: schemas.AgentEnrolled, Agent: "analyst", Ref: kill.Seq, Time: p.now, Data: schemas.Marshal(schemas.Enrolment{Incarnation: "second"})})
+	if r, _ := p.m.Risk("analyst", p.now); r.Risk != 0 {
+		t.Errorf("the new incarnation is at risk %d", r.Risk)
+	}
+	if v := p.issue("analyst", "report", defaultTask).do("call:search", `{"q":"weekly"}`); v.Decision != schemas.Pass || v.Risk >= 40 {
+		t.Errorf("its first request: %s", show(v))
+	}
+	if got := p.m.agents["analyst"].baseline.learned; got != learned {
+		t.Errorf("the baseline has %d of %d actions", got, learned)
+	}
+	if r, err := Replay(logOf(p.log), nil); err != nil || r.Mismatches != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestAnApprovalAdmitsTheActionOnceAndSignsItsValuesIn(t *testing.T) {
 	p := trained(t, 60, "analyst")
 	p.reviewed("analyst")

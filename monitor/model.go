@@ -124,6 +124,10 @@ func (m *Model) apply(e *schemas.Event) error {
 		clear(m.agent(e.Agent).causes)
 	case schemas.AgentResumed:
 		m.agent(e.Agent).pardon()
+	case schemas.AgentEnrolled:
+		if e.Ref != 0 { // the kill that it undoes: another incarnation begins, without the risk of the former
+			m.agent(e.Agent).pardon()
+		}
 	case schemas.ReviewApproved:
 		m.approved(e)
 	case schemas.ReviewVouched:
@@ -288,7 +292,7 @@ func (m *Model) violation(e *schemas.Event) error {
 	a := m.agent(e.Agent)
 	a.refuse(a.violationUnits(v), e.Time)
 	if len(m.pending) < maxPending {
-		m.pending[e.Seq] = violation{e.Agent, e.ID, "after the server refused what " + e.Agent + " tried"}
+		m.pending[e.Seq] = violation{e.Agent, e.ID, "after " + v.String()}
 	}
 	return nil
 }
@@ -308,7 +312,7 @@ func (m *Model) Changes(at time.Time, source string) []*schemas.Event {
 		v := m.Assess(e)
 		e.Verdict, e.Risk, e.Lock = schemas.Marshal(v), v.Risk, lockOf(v.Decision)
 		if e.Lock != "" {
-			e.Reason = fmt.Sprintf("risk %d %s", v.Risk, p.why)
+			e.Reason = schemas.HeaderText(strings.ToValidUTF8(fmt.Sprintf("risk %d %s", v.Risk, p.why), "?"))
 		}
 		out = append(out, e)
 	}
@@ -545,6 +549,10 @@ func (m *Model) Risk(name string, at time.Time) (schemas.RiskReply, bool) {
 	if a.lastAction != (schemas.Action{}) {
 		rep.Action = a.lastAction.String()
 	}
+	a.counting(at, func(s *saying, now fixed) {
+		rep.Signals = append(rep.Signals, schemas.RiskSaying{Source: s.source, Event: s.event, Reason: s.reason, Points: s.points,
+			Now: int((abs(now) + one/2) >> 16), Time: s.at})
+	})
 	if err := json.Unmarshal(a.lastVerdict, &rep.Verdict); err != nil {
 		return rep, false // judged has read it before
 	}

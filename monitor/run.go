@@ -354,7 +354,8 @@ func (a *agent) noteRefusal(action schemas.Action) {
 	a.refusals = append(a.refusals, action)
 }
 
-// pardon forgets risk, refusals and signals: an operator has looked.
+// pardon forgets risk, refusals and signals, and keeps the baseline: an operator
+// has looked.
 func (a *agent) pardon() {
 	a.risk, a.refused, a.refusals, a.slow, a.said = 0, 0, nil, 0, nil
 }

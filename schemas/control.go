@@ -210,6 +210,7 @@ type LockdownReply struct {
 	ElapsedMS       float64  `json:"elapsed_ms"`
 	Checkpoint      string   `json:"checkpoint"` // signed; covers Seq
 	Partial         bool     `json:"partial"`
+	Already         bool     `json:"already,omitempty"` // it was so since Seq, and nothing was logged
 }
 
 // RotateRequest has another key sign capabilities, or agents' users, from now
@@ -261,6 +262,7 @@ type Receipt struct {
 	Partial           bool     `json:"partial"`    // a server did not
 	Revoked           []string `json:"revoked"`    // capabilities that it ended, those derived from the agent's included
 	Effect            string   `json:"effect,omitempty"`
+	Already           bool     `json:"already,omitempty"`  // it was so since Seq, and nothing was logged
 	Vouched           []uint64 `json:"vouched,omitempty"`  // actions that suspended it, and that the monitor has now learned
 	Endorsed          []uint64 `json:"endorsed,omitempty"` // those for which a second operator must vouch before it is resumed
 }
@@ -391,6 +393,7 @@ type Review struct {
 	Digest    string    `json:"payload_sha256"`
 	TwoPerson bool      `json:"two_person,omitempty"`  // two operators must approve
 	Endorsed  string    `json:"endorsed_by,omitempty"` // who did so first
+	Paused    bool      `json:"paused,omitempty"`      // held for the agent was paused before, whatever the risk
 }
 
 type ReviewsReply struct {
@@ -484,6 +487,9 @@ type AgentRisk struct {
 	Seq     uint64 `json:"seq"`
 }
 
+// MaxReason is how many bytes an operator's reason may have.
+const MaxReason = 500
+
 // RiskReply explains an agent's present risk.
 type RiskReply struct {
 	AgentID string    `json:"agent_id"`
@@ -495,7 +501,18 @@ type RiskReply struct {
 	History []RiskPoint `json:"history,omitempty"` // oldest first, bounded
 	// Causes are actions that suspended the agent and that an operator can vouch
 	// for, by their events, oldest first.
-	Causes []uint64 `json:"causes,omitempty"`
+	Causes  []uint64     `json:"causes,omitempty"`
+	Signals []RiskSaying `json:"signals,omitempty"` // what counts of what is said from outside
+}
+
+// A RiskSaying is a signal from outside that counts at present.
+type RiskSaying struct {
+	Source string    `json:"source"`
+	Event  string    `json:"event"`
+	Reason string    `json:"reason"`
+	Points int       `json:"points"` // of risk when it was said; below 0 where it speaks for the agent
+	Now    int       `json:"now"`    // what is left of them, without sign
+	Time   time.Time `json:"time"`   // when it was said
 }
 
 type RiskPoint struct {

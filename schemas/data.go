@@ -182,6 +182,25 @@ type Violation struct {
 	Count   int    `json:"count"` // how many within the second
 }
 
+// String says in words what was refused.
+func (v Violation) String() string {
+	switch v.What {
+	case FloodOfBytes:
+		return fmt.Sprintf("it sent %d MiB within half a second", v.Count)
+	case FloodOfMessages:
+		return fmt.Sprintf("it sent %d messages within half a second", v.Count)
+	}
+	s := "the server refused to let it " + v.What
+	if v.What == "subscribe" {
+		s += " to"
+	}
+	s += " " + v.Subject
+	if v.Count > 1 {
+		s += fmt.Sprintf(" (%d times within a second)", v.Count)
+	}
+	return s
+}
+
 // An Enrolment is the body of agent.enrolled: when the credential ends that was
 // made, and which incarnation begins where it brings a killed principal back.
 type Enrolment struct {

@@ -158,6 +158,7 @@ func (s *State) Apply(e *Event) error {
 		}
 		if a.Lock == Killed && e.Ref == a.LockSeq { // that very kill, by who knew of it
 			a.Lock, a.LockSeq, a.LockReason = Active, e.Seq, "enrolled anew"
+			a.Risk = 0 // of the one that was killed
 			if made.Incarnation != "" {
 				a.Incarnation = made.Incarnation
 			}

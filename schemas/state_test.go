@@ -120,18 +120,18 @@ func TestOnlyEnrollingAnewEndsAKill(t *testing.T) {
 	w.grant("alice", "op")
 	w.lock(AgentKilled)
 	w.lock(AgentResumed)
-	w.apply(Event{Kind: MessageDenied, Agent: "alice", Lock: Active, Verdict: []byte("{}")})
+	w.apply(Event{Kind: MessageDenied, Agent: "alice", Lock: Active, Verdict: []byte("{}"), Risk: 93})
 	w.declare(Principal{ID: "alice", Kind: KindAgent, Lock: Active})
 	if a := w.s.Agents["alice"]; a.Lock != Killed || w.code("alice", "op", "read:data.x") != CodeCancelled {
 		t.Fatalf("%s", a.Lock)
 	}
 	w.apply(Event{Kind: AgentEnrolled, Agent: "alice", Ref: w.s.Agents["alice"].LockSeq - 1})
-	if w.s.Agents["alice"].Lock != Killed {
-		t.Error("an enrolment that knew nothing of the kill ended it")
+	if a := w.s.Agents["alice"]; a.Lock != Killed || a.Risk != 93 {
+		t.Errorf("an enrolment that knew nothing of the kill: %s at risk %d", a.Lock, a.Risk)
 	}
 	w.apply(Event{Kind: AgentEnrolled, Agent: "alice", Ref: w.s.Agents["alice"].LockSeq})
-	if a := w.s.Agents["alice"]; a.Lock != Active || w.code("alice", "op", "read:data.x") != CodeUnauthorized {
-		t.Errorf("%s, and the old capability gives %d", a.Lock, w.code("alice", "op", "read:data.x"))
+	if a := w.s.Agents["alice"]; a.Lock != Active || a.Risk != 0 || w.code("alice", "op", "read:data.x") != CodeUnauthorized {
+		t.Errorf("%s at risk %d, and the old capability gives %d", a.Lock, a.Risk, w.code("alice", "op", "read:data.x"))
 	}
 	w.lock(AgentSuspended)
 	w.apply(Event{Kind: AgentEnrolled, Agent: "alice"})

@@ -222,6 +222,8 @@ func rule(e *schemas.Event, v *schemas.Ruling, observed bool) {
 			e.Code, e.Reason = schemas.CodeHeld, fmt.Sprintf("risk %d: held for review, and the agent is paused", v.Risk)
 		} else if e.Kind == schemas.ResponseAccepted {
 			e.Kind = schemas.ResponseHeld
+		} else if e.Kind == schemas.MessageDenied { // its refusal isn't what pauses the agent
+			e.Reason = schemas.HeaderText(fmt.Sprintf("%s; and at risk %d the agent is paused", e.Reason, v.Risk))
 		}
 	default: // also what we don't know: fail closed
 		e.Lock = schemas.Suspended

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
@@ -147,17 +148,32 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+
 	var g grammar
-	parser, err := newParser(&g, stdout, stderr)
+	term := newTerminal(stdout, stderr)
+	term.stdout.failed = end
+	parser, err := newParser(&g, term.stdout, stderr)
 	if err != nil {
 		panic(err) // the grammar is part of the program: a test builds it
 	}
+	parser.Exit = func(code int) { // of --help
+		if term.stdout.err != nil {
+			code = term.fail(term.stdout.lost())
+		}
+		os.Exit(code)
+	}
 	kongcompletion.Register(parser)
-	term := newTerminal(stdout, stderr)
 	if len(args) == 0 {
 		args = []string{"--help"}
 		parser.Stdout = stderr
 		parser.Exit = func(int) { os.Exit(exitUsage) }
+	}
+	if i := slices.IndexFunc(args, func(a string) bool { return !utf8.ValidString(a) }); i >= 0 {
+		term.json = slices.Contains(args, "--json")
+		// The parser would put other characters in their place, unsaid.
+		return term.fail(misuse("set the terminal, or what calls writ, to UTF-8", "argument %d is not UTF-8: %q", i+1, args[i]))
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
@@ -172,6 +188,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	keys.OpenWith(app.opensKeys(ctx))
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run(app)
+	if lost := term.stdout.err; lost != nil && (err == nil || ctx.Err() != nil || errors.Is(err, lost) || errors.Is(err, errShown)) {
+		return term.fail(term.stdout.lost())
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = &advised{errors.New("interrupted before it was done"), "run the command again; writ log shows what was carried out"}
 	}

@@ -128,7 +128,7 @@ func (a *App) dial(more ...nats.Option) (*client, error) {
 		// A refused publish is told apart from the request, which would wait.
 		Options: []nats.Option{nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
-				bar(advise(fmt.Errorf("these credentials may not give this command: %w", err), "the operator's role admits others only: an admin can change it in the fleet file; or give another operator's credentials with --as"))
+				bar(advise(schemas.Refuse(schemas.CodeForbidden, "these credentials may not give this command: %v", err), "the operator's role admits others only: an admin can change it in the fleet file; or give another operator's credentials with --as"))
 				return
 			}
 			log.Error("nats", "error", err)

@@ -75,6 +75,10 @@ func (c *issueCmd) Run(ctx context.Context, app *App) error {
 	req.CertificateBound = c.Bound
 	reply, err := call[schemas.IssueReply](ctx, app, schemas.CtlIssue, req)
 	if err != nil {
+		var r *schemas.Refusal
+		if errors.As(err, &r) && r.Code == schemas.CodeForbidden {
+			err = advise(err, "stay within the ceiling, or raise it in the fleet file and run writ apply")
+		}
 		return err
 	}
 	if err := writeSecret(c.Creds, []byte(reply.Creds)); err != nil {

@@ -123,25 +123,42 @@ func checkKeys(data string) check {
 	if err == nil {
 		_, err = keys.OpenLedger(data)
 	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		k.State, k.Detail, k.Next = failed, err.Error(), "writ init --data "+data+" makes them; after a loss, restore them from a backup"
-	case errors.Is(err, keys.ErrSealed):
-		k.State, k.Detail, k.Next = failed, err.Error(), fmt.Sprintf(adviceOpener, "", "")
-	case errors.Is(err, keys.ErrPermissions):
-		k.State, k.Detail, k.Next = failed, err.Error(), "close them to others, and replace them if somebody had access"
-	case err != nil:
-		k.State, k.Detail, k.Next = failed, err.Error(), "restore the keys from a backup"
-	default:
-		if keys.IsSealed(data) {
-			k.Detail = "whole, sealed, and closed to others"
-		}
-		if _, err := os.Stat(offlineDir(data)); err == nil {
-			k.State, k.Detail = warned, k.Detail+"; the offline keys are still here"
-			k.Next = "writ keys export-root --to FILE --remove takes them off this machine; or move " + offlineDir(data)
-		}
+	if err != nil {
+		k.State, k.Detail, k.Next = failed, err.Error(), adviceKeys(data, err)
+		return k
+	}
+	if keys.IsSealed(data) {
+		k.Detail = "whole, sealed, and closed to others"
+	}
+	if _, err := os.Stat(offlineDir(data)); err == nil {
+		k.State, k.Detail = warned, k.Detail+"; the offline keys are still here"
+		k.Next = "writ keys export-root --to FILE --remove takes them off this machine; or move " + offlineDir(data)
 	}
 	return k
+}
+
+// adviceKeys is what to do about keys that can't be opened.
+func adviceKeys(data string, err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return adviceOwner(data)
+	case errors.Is(err, fs.ErrNotExist) && !anyKeys(data):
+		return "writ init --data " + data + " makes them; after a loss, restore them from a backup"
+	case errors.Is(err, fs.ErrNotExist):
+		return "some keys are there, and this one is not: restore keys/ from a backup"
+	case errors.Is(err, keys.ErrSealed):
+		return fmt.Sprintf(adviceOpener, "", "")
+	case errors.Is(err, keys.ErrPermissions):
+		return "close them to others, and replace them if somebody had access"
+	}
+	return "restore the keys from a backup"
+}
+
+// anyKeys reports whether a folder of keys holds something: what writ init
+// refuses to write over.
+func anyKeys(data string) bool {
+	entries, err := os.ReadDir(filepath.Join(data, keys.Dir))
+	return err == nil && len(entries) > 0
 }
 
 func checkDisk(data string) check {
@@ -175,7 +192,7 @@ func (c *doctorCmd) checkPlane(ctx context.Context, app *App) []check {
 		return []check{k}
 	}
 	defer cl.close()
-	return []check{checkServices(ctx, cl), checkMemory(ctx, app, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkExpiry(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
+	return []check{checkServices(ctx, cl), checkFleet(ctx, cl), checkMemory(ctx, app, cl), checkClock(ctx, cl, app.now), checkStreams(ctx, cl), checkExpiry(ctx, cl, app.now), c.checkDrift(ctx, app, cl)}
 }
 
 func checkServices(ctx context.Context, cl *client) check {
@@ -203,6 +220,19 @@ func checkServices(ctx context.Context, cl *client) check {
 	if len(down) > 0 {
 		k.State, k.Detail = failed, strings.Join(down, "; ")
 		k.Next = "nothing is delivered until they answer: look at the control plane's log and restart it"
+	}
+	return k
+}
+
+// checkFleet tells of a lockdown, in which everything works and nobody acts.
+func checkFleet(ctx context.Context, cl *client) check {
+	k := check{Name: "fleet", State: healthy, Detail: "not locked down"}
+	reply, err := ask[schemas.StatusReply](ctx, cl, schemas.CtlStatus, schemas.StatusRequest{AgentID: schemas.MemoryID})
+	switch {
+	case err != nil:
+		k.State, k.Detail, k.Next = failed, err.Error(), nextFor(err)
+	case reply.Lockdown != "":
+		k.State, k.Detail, k.Next = warned, "locked down: "+reply.Lockdown+"; nobody acts", "writ lockdown --lift --reason REASON, once what it was for is over"
 	}
 	return k
 }

@@ -121,6 +121,10 @@ func (c *joinCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	reply, user, err := token.use(ctx, csr)
+	var r *schemas.Refusal
+	if errors.As(err, &r) && r.Code == schemas.CodeUnauthorized {
+		err = advise(err, "ask an operator for another token: writ enroll "+token.ID+" --join 1h")
+	}
 	if err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ type keysRotateCmd struct {
 
 type rotateCapabilityCmd struct {
 	Compromised bool   `help:"A thief may have the keys: replace them all, so that nothing signed before verifies any more."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
@@ -103,7 +103,7 @@ func (c *rotateCapabilityCmd) Run(ctx context.Context, app *App) error {
 
 type rotateAccountsCmd struct {
 	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, and everybody has to be enrolled anew."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
@@ -128,7 +128,7 @@ func (c *rotateAccountsCmd) Run(ctx context.Context, app *App) error {
 
 type rotateCACmd struct {
 	Compromised bool   `help:"A thief may have the keys: nothing that they signed counts any more, nor what the keys of agents' accounts signed, and everybody has to be enrolled anew."`
-	Reason      string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason      string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateCACmd) Run(ctx context.Context, app *App) error {
@@ -180,7 +180,7 @@ func (c *rotateLedgerCmd) Run(ctx context.Context, app *App) error {
 }
 
 type rotateOperatorCmd struct {
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *rotateOperatorCmd) Run(app *App) error {

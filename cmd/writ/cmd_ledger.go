@@ -96,6 +96,9 @@ func verifyOffline(ctx context.Context, app *App) (doc ledgerVerifyDoc, err erro
 	step, done := app.progress("verified")
 	doc.VerifyReply, err = ledger.Verify(ctx, o, step)
 	done()
+	if errors.Is(err, fs.ErrPermission) {
+		err = advise(err, adviceOwner(app.Data))
+	}
 	return doc, advise(err, "verify a copy of the data folder that nobody has open")
 }
 

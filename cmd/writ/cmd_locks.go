@@ -14,7 +14,7 @@ import (
 // lockArgs are common to all commands that set an agent's lock.
 type lockArgs struct {
 	Agent  string `arg:"" help:"An agent of the fleet."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and the agent is told."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, and the agent is told."`
 }
 
 type (
@@ -45,8 +45,19 @@ func (c *killCmd) Run(ctx context.Context, app *App) error {
 
 // checkReason holds a reason against what the log can keep.
 func checkReason(reason string) error {
-	if reason == "" || schemas.HeaderText(reason) != reason {
-		return misuse("give --reason as one line of at most 1,000 bytes", "--reason is empty, too long, or holds line breaks or spaces at an end")
+	return checkLine("--reason", reason, schemas.MaxReason)
+}
+
+// checkLine holds a line of text against what the log keeps as it is.
+func checkLine(flag, text string, most int) error {
+	next := fmt.Sprintf("give %s as one line of UTF-8, of at most %d bytes", flag, most)
+	switch {
+	case text == "":
+		return misuse(next, "%s is empty", flag)
+	case len(text) > most:
+		return misuse(next, "%s has %d bytes, %d are possible", flag, len(text), most)
+	case schemas.HeaderText(text) != text:
+		return misuse(next, "%s holds line breaks or other control characters, or spaces at an end", flag)
 	}
 	return nil
 }
@@ -70,14 +81,26 @@ func (c *lockArgs) set(ctx context.Context, app *App, lock schemas.Lock, vouch [
 		app.receipt(receipt)
 	}
 	if err == nil && receipt.Partial {
-		err = advise(errors.New("the lock is in the log and nothing behind it is delivered, but not every NATS server has confirmed that it cut the agent off"),
-			"run the command again; writ doctor says which part of the control plane is down")
+		missing := "not every NATS server has confirmed that it cut the agent off"
+		if lock == schemas.Active || lock == schemas.Paused { // nobody is cut off
+			missing = "release or the ledger has not confirmed that it got there"
+		}
+		err = advise(fmt.Errorf("the lock is in the log and nothing behind it is delivered, but %s", missing),
+			"run the command again; writ doctor says which part of the control plane is down, and whether the disk is full")
 	}
 	return err
 }
 
 func (t *terminal) receipt(r schemas.Receipt) {
-	t.say("%s is %s.", r.AgentID, t.paint(lockStyle(r.State), string(r.State)))
+	switch {
+	case !r.Already:
+		t.say("%s is %s.", r.AgentID, t.paint(lockStyle(r.State), string(r.State)))
+	default:
+		t.say("%s was %s already%s; nothing was logged.", r.AgentID, t.paint(lockStyle(r.State), string(r.State)), sinceEvent(r.Seq))
+		if r.State == schemas.Active || r.State == schemas.Paused {
+			return // else it was carried out once more, for a server that had not confirmed it
+		}
+	}
 	facts := [][2]string{
 		{"event", strconv.FormatUint(r.Seq, 10)},
 		{"last accepted", orNone(r.LastAcceptedSeq)},
@@ -98,6 +121,14 @@ func (t *terminal) receipt(r schemas.Receipt) {
 		t.say("It goes on when a second operator vouches for %s as well.", seqs(r.Endorsed))
 	}
 	t.checkpoint(r.Checkpoint)
+}
+
+// sinceEvent names the event since which something is so; 0 where none made it so.
+func sinceEvent(seq uint64) string {
+	if seq == 0 {
+		return ""
+	}
+	return " (event " + strconv.FormatUint(seq, 10) + ")"
 }
 
 func orNone(seq uint64) string {
@@ -125,7 +156,7 @@ func seqs(all []uint64) string {
 
 type lockdownCmd struct {
 	Lift   bool   `help:"End it."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and every agent is told."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, and every agent is told."`
 }
 
 func (c *lockdownCmd) Run(ctx context.Context, app *App) error {
@@ -139,6 +170,12 @@ func (c *lockdownCmd) Run(ctx context.Context, app *App) error {
 	r.Cancelled = list(r.Cancelled)
 	if app.JSON {
 		err = app.emit(r)
+	} else if r.Already {
+		state := app.paint(red, "locked down")
+		if c.Lift {
+			state = app.paint(green, "open")
+		}
+		app.say("The fleet was %s already%s; nothing was logged.", state, sinceEvent(r.Seq))
 	} else {
 		state := app.paint(red, "locked down") + ": nothing is accepted, issued or delivered until writ lockdown --lift"
 		if c.Lift {

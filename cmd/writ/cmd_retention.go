@@ -24,7 +24,7 @@ type ledgerPruneCmd struct {
 	Before  string        `placeholder:"TIME" xor:"age" required:"" help:"Prune what is older than this time (RFC 3339)."`
 	Keep    time.Duration `placeholder:"DURATION" xor:"age" required:"" help:"Prune what is older than this, like 2160h."`
 	Archive string        `required:"" type:"path" placeholder:"DIR" help:"Folder for the archives: bundles that verify offline."`
-	Reason  string        `default:"retention" placeholder:"TEXT" help:"Why: it stands in the ledger (default: ${default})."`
+	Reason  string        `default:"retention" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the ledger (default: ${default})."`
 	DryRun  bool          `help:"Show what would be pruned, and do nothing."`
 	Key     string        `type:"path" placeholder:"FILE" help:"The ledger's public key; the data folder's keys/ledger.pub where missing."`
 }
@@ -74,7 +74,7 @@ func (c *ledgerPruneCmd) before(now time.Time) (time.Time, error) {
 		if c.Keep <= 0 {
 			return now, misuse("give --keep a duration like 2160h", "--keep %s keeps nothing", c.Keep)
 		}
-		return now.Add(-c.Keep), nil
+		return now.Add(-c.Keep), checkReason(c.Reason)
 	}
 	t, err := time.Parse(time.RFC3339, c.Before)
 	if err != nil {
@@ -191,7 +191,7 @@ func (a *archiver) verify(data []byte, first, last uint64) error {
 type ledgerRedactCmd struct {
 	Agent     string `required:"" placeholder:"ID" help:"Whose contents are erased. It must have been killed or removed."`
 	Authority string `required:"" placeholder:"TEXT" help:"Who demands it, and by what right: it stands in the ledger for good."`
-	Reason    string `required:"" placeholder:"TEXT" help:"Why: it stands in the ledger for good."`
+	Reason    string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the ledger for good."`
 	Confirm   string `placeholder:"ID" help:"The agent once more: an erasure can't be undone."`
 }
 
@@ -200,8 +200,8 @@ func (c *ledgerRedactCmd) Run(ctx context.Context, app *App) error {
 		return misuse("writ status lists the agents", "%w", err)
 	}
 	for name, text := range map[string]string{"--authority": c.Authority, "--reason": c.Reason} {
-		if text == "" || schemas.HeaderText(text) != text {
-			return misuse("give "+name+" as one line of at most 1,000 bytes", "%s is empty, too long, or holds line breaks or spaces at an end", name)
+		if err := checkLine(name, text, schemas.MaxReason); err != nil {
+			return err
 		}
 	}
 	if c.Confirm != c.Agent {
@@ -225,7 +225,7 @@ func (c *ledgerRedactCmd) Run(ctx context.Context, app *App) error {
 
 type ledgerAcceptGapCmd struct {
 	Last   uint64 `required:"" placeholder:"SEQ" help:"The last sequence that is lost."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the ledger for good."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the ledger for good."`
 }
 
 type gapDoc struct {

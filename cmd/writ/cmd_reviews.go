@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -53,23 +54,43 @@ func (c *reviewListCmd) Run(ctx context.Context, app *App) error {
 	}
 	var rows [][]cell
 	for _, r := range reply.Reviews {
-		rows = append(rows, []cell{text(r.Seq), text(app.clock(r.Time)), text(r.AgentID), text(r.Operation), text(r.Action), riskCell(r.Risk), text(because(r.Factors))})
+		rows = append(rows, []cell{text(r.Seq), text(app.clock(r.Time)), text(r.AgentID), text(r.Operation), text(r.Action), riskCell(r.Risk), text(approvals(r)), text(because(r))})
 	}
-	app.table([]string{"seq", "time", "agent", "operation", "action", "risk", "because"}, rows)
+	app.table([]string{"seq", "time", "agent", "operation", "action", "risk", "approvals", "because"}, rows)
 	app.note("writ review approve SEQ lets it happen; writ review deny SEQ --reason TEXT cancels it.")
 	return nil
 }
 
-// because names the heaviest factors of a verdict.
-func because(factors []schemas.Factor) string {
+// approvals says how many operators must approve, and who has.
+func approvals(r schemas.Review) string {
+	switch {
+	case r.Endorsed != "":
+		return "1 of 2: " + r.Endorsed
+	case r.TwoPerson:
+		return "0 of 2"
+	}
+	return "0 of 1"
+}
+
+// because says why an action is held: for the agent was paused before, or for the
+// heaviest factors of its verdict.
+func because(r schemas.Review) string {
+	if r.Paused {
+		return "the agent was paused before"
+	}
 	const shown = 3
 	var out []string
-	for _, f := range heaviest(factors)[:min(len(factors), shown)] {
-		if f.Points > 0 {
-			out = append(out, f.ID+" "+observed(f))
+	for _, f := range heaviest(r.Factors) {
+		if f.Points < worthSaying && f.ID != "signal" || len(out) == shown {
+			continue
 		}
+		said := "the agent " + cmp.Or(sayings[f.ID], f.ID)
+		if f.Observed != "" {
+			said += ": " + observed(f)
+		}
+		out = append(out, said)
 	}
-	return strings.TrimSpace(strings.Join(out, "; "))
+	return cmp.Or(strings.Join(out, "; "), "its risk stands from before")
 }
 
 func observed(f schemas.Factor) string {
@@ -83,7 +104,7 @@ func observed(f schemas.Factor) string {
 
 type reviewApproveCmd struct {
 	Seq    uint64 `arg:"" help:"Sequence of the held action."`
-	Reason string `placeholder:"TEXT" help:"Why: it stands in the log."`
+	Reason string `placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log."`
 }
 
 func (c *reviewApproveCmd) Run(ctx context.Context, app *App) error {
@@ -97,7 +118,7 @@ func (c *reviewApproveCmd) Run(ctx context.Context, app *App) error {
 
 type reviewDenyCmd struct {
 	Seq    uint64 `arg:"" help:"Sequence of the held action."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and the agent is told."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, and the agent is told."`
 }
 
 func (c *reviewDenyCmd) Run(ctx context.Context, app *App) error {
@@ -116,6 +137,10 @@ func decide(ctx context.Context, app *App, req schemas.ReviewRequest) error {
 		return app.emit(reply)
 	}
 	app.say("%d: %s of %s is %s.", reply.Seq, plain(reply.Action), reply.AgentID, reply.State)
+	if reply.State == "endorsed" {
+		app.note("It does not happen yet: a second operator must approve it, with the same command.")
+		return nil
+	}
 	if req.Approve && !strings.HasPrefix(reply.Action, schemas.VerbSend+":") {
 		app.note("Whoever asked was answered 423 already: the same request passes once within %s.", schemas.ApprovalTTL)
 	}
@@ -135,10 +160,39 @@ func (c *riskCmd) Run(ctx context.Context, app *App) error {
 		return err
 	}
 	if app.JSON {
-		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Causes)})
+		return app.emit(riskDoc{reply, list(reply.Factors), list(reply.History), list(reply.Causes), list(reply.Signals), app.behind(ctx, reply)})
 	}
-	app.risk(reply)
+	app.risk(reply, app.behind(ctx, reply))
 	return nil
+}
+
+// behind is the event that set a risk without an action of the agent: what the
+// server refused, or a signal. It is nil where there is none, or it is told
+// already, erased or archived.
+func (a *App) behind(ctx context.Context, r schemas.RiskReply) *riskCause {
+	if r.Seq == 0 || r.Action != "" {
+		return nil
+	}
+	at := func(seq uint64) *schemas.Event {
+		page, err := call[schemas.ReadReply](ctx, a, schemas.CtlRead, schemas.ReadRequest{From: seq, To: seq, Limit: 1})
+		if err != nil || len(page.Records) != 1 {
+			return nil
+		}
+		e, err := decodeRecord(page.Records[0])
+		if err != nil {
+			return nil
+		}
+		return e
+	}
+	set := at(r.Seq)
+	if set == nil || set.Ref == 0 {
+		return nil
+	}
+	e := at(set.Ref)
+	if e == nil {
+		return nil
+	}
+	return &riskCause{e.Seq, e.Time, e.Kind, e.Reason}
 }
 
 // points writes fixed point in units of 1/65536.

@@ -117,7 +117,7 @@ func (c *serveCmd) notStarted(ctx context.Context, app *App, err error) error {
 	if ctx.Err() != nil {
 		return advise(fmt.Errorf("interrupted before the %s was up", c.Service), "run it again; nothing was lost")
 	}
-	err = fmt.Errorf("the %s did not start: %w", c.Service, err)
+	err = whyNot(app.Data, fmt.Errorf("the %s did not start: %w", c.Service, err))
 	switch {
 	case errors.Is(err, plane.ErrTLSFiles):
 		return advise(err, "give --tls-cert and --tls-key a certificate and its key, and --tls-client-ca authorities, as PEM files")

@@ -12,7 +12,7 @@ type signalCmd struct {
 	Source string `required:"" placeholder:"ID" help:"Who says so: a source under signals in the fleet file."`
 	Event  string `required:"" placeholder:"EVENT" help:"What: an event that the source is declared with."`
 	Points *int   `placeholder:"N" help:"For fewer points of risk than are declared; 0 takes back what was said."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log and in verdicts."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log and in verdicts."`
 }
 
 func (c *signalCmd) Run(ctx context.Context, app *App) error {

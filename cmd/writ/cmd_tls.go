@@ -175,7 +175,15 @@ const (
 // checkCertificates looks at what TLS stands on, where it is on.
 func checkCertificates(ctx context.Context, app *App) check {
 	k := check{Name: "tls", State: skipped, Detail: "TLS is off: Writ listens on loopback alone", Next: "writ up --tls turns it on"}
-	if app.Server != "" || !ca.Exists(app.Data) {
+	if app.Server != "" {
+		return k
+	}
+	on, err := ca.On(app.Data)
+	if err != nil {
+		k.State, k.Detail, k.Next = failed, "whether TLS is on is not known: "+err.Error(), adviceOwner(app.Data)
+		return k
+	}
+	if !on {
 		return k
 	}
 	k.Next = ""
@@ -185,6 +193,10 @@ func checkCertificates(ctx context.Context, app *App) check {
 		return k
 	}
 	authority, err := ca.Open(app.Data, trust.TrustDomain)
+	if errors.Is(err, fs.ErrPermission) {
+		k.State, k.Detail, k.Next = failed, err.Error(), adviceOwner(app.Data)
+		return k
+	}
 	if err != nil {
 		k.State, k.Detail, k.Next = failed, err.Error(), "restore keys/tls from a backup; where it is SPIRE's bundle, put it back"
 		return k

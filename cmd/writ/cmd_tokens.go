@@ -65,7 +65,7 @@ func (t *terminal) tokens(reply schemas.TokensReply) {
 
 type revokeCmd struct {
 	JTI    string `arg:"" name:"jti" help:"The capability; writ tokens lists them."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, and the agents are told."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, and the agents are told."`
 }
 
 func (c *revokeCmd) Run(ctx context.Context, app *App) error {

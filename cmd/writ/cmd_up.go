@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -14,6 +16,7 @@ import (
 	"github.com/writ-sh/writ/cmd/writ/internal/plane"
 	"github.com/writ-sh/writ/internal/embed"
 	"github.com/writ-sh/writ/issuer/ca"
+	"github.com/writ-sh/writ/ledger"
 	"github.com/writ-sh/writ/schemas"
 )
 
@@ -43,6 +46,11 @@ type httpFlags struct {
 func (f httpFlags) check(secure bool) error {
 	if err := plane.CheckAddress(f.HTTP, secure); err != nil {
 		return misuse("give --http an address like 127.0.0.1:4222; port 0 picks one", "--http: %w", err)
+	}
+	if f.HTTPURL != "" {
+		if err := plane.CheckProxy(f.HTTPURL); err != nil {
+			return misuse("give --http-url the proxy's address as clients know it, like https://writ.example", "--http-url: %w", err)
+		}
 	}
 	return nil
 }
@@ -131,7 +139,7 @@ func (c *upCmd) Run(ctx context.Context, app *App) error {
 	app.note("Stopping; interrupt again to end at once.")
 	stopped := p.Stop(stopCtx)
 	if failed != nil {
-		failed = advise(fmt.Errorf("a service failed, and everything was stopped: %w", failed),
+		failed = advise(whyNot(app.Data, fmt.Errorf("a service failed, and everything was stopped: %w", failed)),
 			"writ doctor --data "+app.Data+" looks for the cause; writ up goes on where it stopped")
 	}
 	return errors.Join(shown, failed, stopped)
@@ -162,7 +170,30 @@ func (c *upCmd) notStarted(ctx context.Context, app *App, err error) error {
 	if errors.As(err, &refusal) && refusal.Code != schemas.CodeUnavailable {
 		return advise(err, "correct what was refused, and run writ up again")
 	}
-	return advise(err, "writ doctor --data "+app.Data+" looks for the cause")
+	return advise(whyNot(app.Data, err), "writ doctor --data "+app.Data+" looks for the cause")
+}
+
+// whyNot advises what to do where a control plane can't start, or go on, for a
+// cause that is known.
+func whyNot(data string, err error) error {
+	switch {
+	case errors.Is(err, plane.ErrListenHTTP):
+		return advise(err, "choose another address with --http; port 0 picks one")
+	case errors.Is(err, embed.ErrListen):
+		return advise(err, "choose another address with --listen; port 0 picks one")
+	case errors.Is(err, plane.ErrWitnesses):
+		return advise(err, "correct the policy that --witness-policy names, or that lies in "+filepath.Join(data, plane.WitnessPolicy)+"; docs/operations.md shows one")
+	case errors.Is(err, fs.ErrPermission):
+		return advise(err, adviceOwner(data))
+	case errors.Is(err, ledger.ErrOpen), errors.Is(err, ledger.ErrHalted):
+		return advise(err, "copy the folder, and look at the copy: writ ledger verify --data COPY names the first bad event; \"When it halts\" in docs/operations.md says what to do about each")
+	}
+	return err
+}
+
+// adviceOwner is what to do about files that may not be read or written.
+func adviceOwner(data string) string {
+	return "run it as the user whom " + data + " belongs to, or give it to the one who runs it: chown -R USER " + data
 }
 
 // tuneMemory lets the heap grow to five times what is live, and to half a GiB

@@ -27,7 +27,7 @@ type warrantMakeCmd struct {
 	Agent  string `arg:"" help:"An agent of the fleet."`
 	Out    string `required:"" type:"path" placeholder:"FILE" help:"Where to keep the warrant: a new file."`
 	Creds  string `placeholder:"FILE" type:"path" help:"Also write the credentials with which it is served, in clear: a new file. A copy of those in a sealed folder opens nothing."`
-	Reason string `required:"" placeholder:"TEXT" help:"Why: it stands in the log, now and where the warrant is served."`
+	Reason string `required:"" placeholder:"TEXT" help:"Why, in at most 500 bytes: it stands in the log, now and where the warrant is served."`
 }
 
 func (c *warrantMakeCmd) Run(ctx context.Context, app *App) error {
@@ -121,17 +121,45 @@ func (c *warrantServeCmd) Run(ctx context.Context, app *App) error {
 	if err != nil {
 		return advise(fmt.Errorf("the warrant is not carried out in full: %w", err), "serve it again; --as must be the credentials keys/creds/system.creds of this control plane")
 	}
+	why := ""
+	if served.Before {
+		why = c.before(ctx, app, d.Name, here)
+	}
 	if app.JSON {
-		return app.emit(struct {
+		err = app.emit(struct {
 			AgentID string   `json:"agent_id"`
 			Account string   `json:"account"`
 			Nodes   []string `json:"nodes"`
 			Closed  int      `json:"connections_closed"`
-		}{d.Name, d.Account, list(served.Nodes), served.Closed})
+			Killed  bool     `json:"killed"`
+			Why     string   `json:"error,omitempty"`
+		}{d.Name, d.Account, list(served.Nodes), served.Closed, !served.Before, why})
+		if why != "" {
+			err = errors.Join(err, errShown)
+		}
+		return err
+	}
+	if why != "" {
+		return advise(errors.New(why), "writ kill "+d.Name+" kills it as it is now, where the issuer runs; writ warrant make "+d.Name+" makes a warrant for it as it is now")
 	}
 	app.say("%s is killed on %s; %d connections were closed.", d.Name, strings.Join(served.Nodes, " "), served.Closed)
 	app.note("The issuer logs it as soon as it runs, and cancels what is pending.")
 	return nil
+}
+
+// before says what it means that the account was killed before: the servers know
+// accounts alone, and the issuer, where it runs, who bears the name now.
+func (c *warrantServeCmd) before(ctx context.Context, app *App, name string, here bool) string {
+	if here {
+		status, err := call[schemas.StatusReply](ctx, &App{globals: globals{Data: app.Data}, terminal: app.terminal}, schemas.CtlStatus, schemas.StatusRequest{AgentID: name})
+		if err == nil && len(status.Agents) == 1 && status.Agents[0].State != schemas.Killed {
+			return "it is of an earlier incarnation of " + name + ", which is dead; nothing was killed"
+		}
+		if err == nil && len(status.Agents) == 1 {
+			return name + " was killed before; nothing was killed now"
+		}
+	}
+	return "the account of this warrant was killed before; nothing was killed now: if " + name + " was enrolled anew since, the warrant is of an earlier incarnation"
 }
 
 func orAgent(name string) string {

@@ -139,13 +139,14 @@ func mint() {
 }
 
 // agent is a stock client: agent serve CREDS answers all that it gets with
-// what it got; agent ask CREDS SUBJECT BODY prints the answer, or the refusal.
+// what it got; agent ask CREDS SUBJECT BODY prints the answer, or the refusal;
+// agent tell CREDS SUBJECT BODY waits for none.
 // $SVID is the folder of its certificate.
 func agent() {
 	where, err := running(os.Getenv("WRIT_HOME"))
 	must(err)
 	if len(os.Args) < 3 {
-		must(fmt.Errorf("usage: agent serve CREDS | agent ask CREDS SUBJECT BODY"))
+		must(fmt.Errorf("usage: agent serve CREDS | agent ask CREDS SUBJECT BODY | agent tell CREDS SUBJECT BODY"))
 	}
 	opts := []nats.Option{nats.UserCredentials(os.Args[2])}
 	if strings.HasPrefix(where.NATS, "tls://") {
@@ -172,6 +173,9 @@ func agent() {
 			return
 		}
 		fmt.Println(string(m.Data))
+	case os.Args[1] == "tell" && len(os.Args) == 5:
+		must(nc.Publish(os.Args[3], []byte(os.Args[4])))
+		must(nc.Flush())
 	default:
 		must(fmt.Errorf("unknown: %v", os.Args))
 	}

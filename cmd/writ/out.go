@@ -11,6 +11,8 @@ package main
 //     and TERM=dumb are respected.
 //   - An error says what happened and why, then what to do next. It is printed
 //     once, here, and the exit code is never 0.
+//   - A result that can't be written is an error too: all of stdout goes through
+//     one writer, whose first error ends the command.
 //   - Nothing secret is printed: no seeds, no credentials; they go to files
 //     that only the user can read.
 //   - Text that an agent had a hand in passes through plain, so that it can't
@@ -34,20 +36,48 @@ import (
 )
 
 type terminal struct {
-	stdout, stderr io.Writer
-	json           bool
-	printed        bool // a result stands on stdout
-	aligned        bool // stdout is a terminal
-	colour         bool // and takes colour
-	live           bool // stderr is a terminal: progress may be drawn
-	now            func() time.Time
+	stdout  *result
+	stderr  io.Writer
+	json    bool
+	printed bool // a result stands on stdout
+	aligned bool // stdout is a terminal
+	colour  bool // and takes colour
+	live    bool // stderr is a terminal: progress may be drawn
+	now     func() time.Time
 }
 
 func newTerminal(stdout, stderr io.Writer) *terminal {
-	t := &terminal{stdout: stdout, stderr: stderr, now: time.Now}
+	t := &terminal{stdout: &result{w: stdout}, stderr: stderr, now: time.Now}
 	t.aligned, t.live = isTerminal(stdout), isTerminal(stderr)
 	t.colour = t.aligned && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return t
+}
+
+// result is stdout. What follows its first error is not written, so that no
+// result has a hole in it.
+type result struct {
+	w      io.Writer
+	err    error  // the first
+	failed func() // called at it, where there is one: ends what writes
+}
+
+func (r *result) Write(b []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.w.Write(b)
+	if err != nil {
+		r.err = fmt.Errorf("the result could not be written: %w", err)
+		if r.failed != nil {
+			r.failed()
+		}
+	}
+	return n, r.err
+}
+
+// lost is the error of a command whose result was not written.
+func (r *result) lost() error {
+	return advise(r.err, "what was asked for may be done all the same: writ log shows it; write the result where there is room, and a secret that was lost make anew")
 }
 
 func isTerminal(w io.Writer) bool {
@@ -97,9 +127,15 @@ func nextFor(err error) string {
 	case schemas.CodeMalformed:
 		return "correct the value and run the command again"
 	case schemas.CodeForbidden:
-		return "stay within the ceiling, or raise it in the fleet file and run writ apply"
+		return "leave it to somebody who may, or have an admin change what is allowed in the fleet file (writ apply)"
+	case schemas.CodeUnauthorized:
+		return "ask an operator for credentials that count: writ enroll ID"
+	case schemas.CodeCancelled, schemas.CodeHeld:
+		return "writ status shows who is locked, and whether the fleet is locked down"
+	case schemas.CodeRate:
+		return "wait, and run the command again"
 	}
-	return "writ status shows the agent's state"
+	return "change what the message names, and run the command again" // a conflict, too much: it says what is in the way
 }
 
 // fail prints an error, and gives the exit code.
@@ -141,7 +177,7 @@ func (t *terminal) emit(v any) error {
 	enc := json.NewEncoder(t.stdout)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("print the result: %w", err)
+		return err
 	}
 	return nil
 }

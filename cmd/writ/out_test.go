@@ -69,7 +69,10 @@ func TestErrorsSayWhatToDoNextAndNeverExitZero(t *testing.T) {
 		{advise(advise(errors.New("boom"), "duck"), "run"), exitFailed, "writ: boom\n  next: duck\n"},
 		{misuse("see help", "bad flag"), exitUsage, "writ: bad flag\n  next: see help\n"},
 		{schemas.Refuse(schemas.CodeNotFound, "no such agent"), exitFailed, "writ: 404 no such agent\n  next: writ status lists what there is\n"},
-		{schemas.Refuse(schemas.CodeForbidden, "beyond the ceiling"), exitFailed, "writ: 403 beyond the ceiling\n  next: stay within the ceiling, or raise it in the fleet file and run writ apply\n"},
+		{schemas.Refuse(schemas.CodeForbidden, "beyond the ceiling"), exitFailed, "writ: 403 beyond the ceiling\n  next: leave it to somebody who may, or have an admin change what is allowed in the fleet file (writ apply)\n"},
+		{schemas.Refuse(schemas.CodeConflict, "TLS is off"), exitFailed, "writ: 409 TLS is off\n  next: change what the message names, and run the command again\n"},
+		{schemas.Refuse(schemas.CodeTooLarge, "the task is too long"), exitFailed, "writ: 413 the task is too long\n  next: change what the message names, and run the command again\n"},
+		{schemas.Refuse(schemas.CodeCancelled, "locked down"), exitFailed, "writ: 410 locked down\n  next: writ status shows who is locked, and whether the fleet is locked down\n"},
 		{errors.New("two\nlines\x1b"), exitFailed, "writ: two\n      lines\\u001b\n  next: writ doctor looks for the cause\n"},
 		{errShown, exitFailed, ""},
 	}
@@ -85,7 +88,7 @@ func TestAFailureIsOneJSONDocumentUnlessAResultWasPrinted(t *testing.T) {
 	term, out, stderr := screen()
 	term.json = true
 	term.fail(schemas.Refuse(schemas.CodeForbidden, "not <yours>"))
-	if got, want := out.String(), `{"error":"not <yours>","code":403,"next":"stay within the ceiling, or raise it in the fleet file and run writ apply"}`+"\n"; got != want {
+	if got, want := out.String(), `{"error":"not <yours>","code":403,"next":"leave it to somebody who may, or have an admin change what is allowed in the fleet file (writ apply)"}`+"\n"; got != want {
 		t.Errorf("stdout %q, want %q", got, want)
 	}
 	if stderr.Len() > 0 {

@@ -13,9 +13,19 @@ import (
 // riskDoc writes empty lists as such.
 type riskDoc struct {
 	schemas.RiskReply
-	Factors []schemas.Factor    `json:"factors"`
-	History []schemas.RiskPoint `json:"history"`
-	Causes  []uint64            `json:"causes"`
+	Factors []schemas.Factor     `json:"factors"`
+	History []schemas.RiskPoint  `json:"history"`
+	Causes  []uint64             `json:"causes"`
+	Signals []schemas.RiskSaying `json:"signals"`
+	Behind  *riskCause           `json:"behind,omitempty"`
+}
+
+// riskCause is an event that is no action of the agent, and set its risk.
+type riskCause struct {
+	Seq    uint64       `json:"seq"`
+	Time   time.Time    `json:"time"`
+	Kind   schemas.Kind `json:"kind"`
+	Reason string       `json:"reason"`
 }
 
 // sayings are what the evidences are to somebody who never read how they are made:
@@ -58,7 +68,7 @@ const worthSaying = 65536 / 10
 
 // risk tells what an agent's risk is, since when, and why: what was seen, what
 // was expected, and how rare that is.
-func (t *terminal) risk(r schemas.RiskReply) {
+func (t *terminal) risk(r schemas.RiskReply, cause *riskCause) {
 	t.say("%s is at risk %s of 100%s.", r.AgentID, t.paint(riskCell(r.Risk).style, strconv.Itoa(r.Risk)), t.since(r))
 	if len(r.History) > 1 {
 		values := make([]int, len(r.History))
@@ -67,6 +77,7 @@ func (t *terminal) risk(r schemas.RiskReply) {
 		}
 		t.say("%s  %s to %s", sparkline(values), t.clock(r.History[0].Time), t.clock(r.History[len(r.History)-1].Time))
 	}
+	t.signals(r.Signals)
 	if r.Seq == 0 {
 		t.say("It has done nothing yet.")
 		return
@@ -76,6 +87,9 @@ func (t *terminal) risk(r schemas.RiskReply) {
 		set = plain(r.Action) + ", " + set
 	}
 	t.say("Set by %s, %s ago: decision %s.", set, span(t.now().Sub(r.Time).Round(time.Millisecond)), r.Decision)
+	if cause != nil {
+		t.say("Behind it: event %d, %s: %s.", cause.Seq, cause.Kind, plain(cause.Reason))
+	}
 	if len(r.Causes) > 0 {
 		t.say("It was suspended by event %s, for which nobody has vouched: writ log shows what it was, writ resume %s --vouch SEQ --reason TEXT takes it for harmless.", seqs(r.Causes), r.AgentID)
 	}
@@ -88,17 +102,32 @@ func (t *terminal) risk(r schemas.RiskReply) {
 	for _, f := range heaviest(r.Factors) {
 		said := sayings[f.ID]
 		// A channel beside the score has no points.
-		beside := f.ID == "approved" || f.ID == "signal" || f.Points == 0 && f.Bits > 0 && r.Risk >= 40 && monitor.Timed(f.ID)
-		if f.ID != "base" && (max(f.Points, -f.Points) >= worthSaying || beside) {
+		beside := f.ID == "approved" || f.Points == 0 && f.Bits > 0 && r.Risk >= 40 && monitor.Timed(f.ID)
+		if f.ID != "base" && f.ID != "signal" && (max(f.Points, -f.Points) >= worthSaying || beside) {
 			rows = append(rows, []cell{text(points(f.Points)), text(cmp.Or(said, plain(f.ID))), text(f.Observed), text(f.Expected), text(f.Support)})
 		}
 	}
 	if len(rows) == 0 {
-		t.say("Nothing in it stands out.")
+		if len(r.Signals) == 0 {
+			t.say("Nothing in it stands out.")
+		}
 		return
 	}
 	t.table([]string{"points", "the agent", "seen", "expected", "of runs"}, rows)
 	t.say("%s points in all, with what counts little.", points(r.Score))
+}
+
+// signals tells what counts of what is said from outside. It stands beside what
+// the agent did, and the risk is the higher of the two.
+func (t *terminal) signals(all []schemas.RiskSaying) {
+	for _, s := range all {
+		weight := fmt.Sprintf("weighed %d points then, %d now", s.Points, s.Now)
+		if s.Points < 0 {
+			weight = fmt.Sprintf("took %d points off what others say then, %d now", -s.Points, s.Now)
+		}
+		t.say("%s says %s: %s; it %s. Said %s ago, at %s.", plain(s.Source), plain(s.Event), plain(s.Reason), weight,
+			span(t.now().Sub(s.Time).Round(time.Millisecond)), t.clock(s.Time))
+	}
 }
 
 // since says from when on the risk was as serious as it is now: enough to be

@@ -33,8 +33,11 @@ func TestRiskIsToldInWords(t *testing.T) {
 			{ID: "base", Points: -4 << 16}, {ID: "recipient", Points: 1 << 16, Observed: "to mallory", Expected: "a value from the task", Support: 12},
 			{ID: "tool", Points: 10, Observed: "call:pay"}}},
 		History: []schemas.RiskPoint{at(time.Hour, 80), at(50*time.Minute, 10), at(3*time.Minute, 72), at(0, 85)}}
-	term.risk(r)
-	for _, want := range []string{"shop is at risk 85 of 100, 70 or more since ", "One in 400 of harmless runs", "sends to somebody unknown", "to mallory", "a value from the task"} {
+	r.Signals = []schemas.RiskSaying{{Source: "edr", Event: "malware", Reason: "dropper found", Points: 95, Now: 85, Time: now.Add(-90 * time.Second)}}
+	term.risk(r, &riskCause{6, now, schemas.AgentViolation, "the server refused to let it publish out.x.call.bash"})
+	for _, want := range []string{"shop is at risk 85 of 100, 70 or more since ", "One in 400 of harmless runs", "sends to somebody unknown", "to mallory", "a value from the task",
+		"edr says malware: dropper found; it weighed 95 points then, 85 now. Said 1 min 30 s ago, at " + term.clock(now.Add(-90*time.Second)),
+		"Behind it: event 6, agent.violation: the server refused to let it publish out.x.call.bash."} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
@@ -53,7 +56,7 @@ func TestRiskIsToldInWords(t *testing.T) {
 }
 
 func TestEmptyListsOfARiskAreWritten(t *testing.T) {
-	raw, err := json.Marshal(riskDoc{schemas.RiskReply{AgentID: "a"}, list[schemas.Factor](nil), list[schemas.RiskPoint](nil), list[uint64](nil)})
+	raw, err := json.Marshal(riskDoc{schemas.RiskReply{AgentID: "a"}, list[schemas.Factor](nil), list[schemas.RiskPoint](nil), list[uint64](nil), list[schemas.RiskSaying](nil), nil})
 	if err != nil || !strings.Contains(string(raw), `"factors":[]`) || !strings.Contains(string(raw), `"history":[]`) || !strings.Contains(string(raw), `"causes":[]`) {
 		t.Errorf("%s, %v", raw, err)
 	}

@@ -167,7 +167,7 @@ func (s *Server) Listen() error {
 	}
 	s.srv.AcceptLoop(make(chan struct{}))
 	if s.srv.Addr() == nil {
-		return fmt.Errorf("start the NATS server: it can't listen on %s; is the port taken? Choose another with --listen", s.address)
+		return fmt.Errorf("start the NATS server: %w on %s; is the port taken?", ErrListen, s.address)
 	}
 	return nil
 }
@@ -279,6 +279,9 @@ func (s *Server) accountOf(cid uint64) string {
 	}
 	return ""
 }
+
+// ErrListen is matched where nobody can listen at the address.
+var ErrListen = errors.New("it can't listen")
 
 // ErrHeld is matched where another process has the data folder.
 var ErrHeld = errors.New("the data folder is in use")

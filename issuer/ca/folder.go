@@ -54,6 +54,15 @@ func Exists(data string) bool {
 	return err == nil
 }
 
+// On is Exists for who may not be allowed to look.
+func On(data string) (bool, error) {
+	_, err := os.Stat(dir(data))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // BundlePath is where clients of this machine find what they trust the server
 // by.
 func BundlePath(data string) string { return filepath.Join(data, "bundle.pem") }

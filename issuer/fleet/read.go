@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
@@ -8,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -45,6 +47,12 @@ func decode(data []byte, found *faults) *document {
 	if len(data) > MaxFile {
 		found.fail(pos{1, 1}, "the file has %d bytes; at most %d are read", len(data), MaxFile)
 		return nil
+	}
+	for i, line := range bytes.Split(data, []byte("\n")) {
+		if !utf8.Valid(line) { // the parser would put another character in its place
+			found.fail(pos{i + 1, 1}, "this line is not UTF-8; save the file in that encoding")
+			return nil
+		}
 	}
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey()) // the reader names all of them
 	switch {

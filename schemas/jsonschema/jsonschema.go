@@ -72,7 +72,7 @@ var (
 		reflect.TypeFor[schemas.HandOverRequest](), reflect.TypeFor[schemas.HandOverReply](),
 		reflect.TypeFor[schemas.RisksRequest](), reflect.TypeFor[schemas.RisksReply](), reflect.TypeFor[schemas.AgentRisk](),
 		reflect.TypeFor[schemas.ShadowRequest](), reflect.TypeFor[schemas.ShadowReply](), reflect.TypeFor[schemas.ShadowDifference](),
-		reflect.TypeFor[schemas.RiskRequest](), reflect.TypeFor[schemas.RiskReply](), reflect.TypeFor[schemas.RiskPoint](),
+		reflect.TypeFor[schemas.RiskRequest](), reflect.TypeFor[schemas.RiskReply](), reflect.TypeFor[schemas.RiskPoint](), reflect.TypeFor[schemas.RiskSaying](),
 		reflect.TypeFor[schemas.SignalRequest](), reflect.TypeFor[schemas.SignalReply](), reflect.TypeFor[schemas.TokenRequest](), reflect.TypeFor[schemas.TokenReply](),
 		reflect.TypeFor[schemas.Health](), reflect.TypeFor[schemas.Ack](), reflect.TypeFor[schemas.AckError](),
 	}

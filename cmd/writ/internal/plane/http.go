@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -61,6 +62,18 @@ func split(address string, secure bool) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// ErrListenHTTP is matched where nobody can listen at the address of the HTTP port.
+var ErrListenHTTP = errors.New("listen for HTTP")
+
+// CheckProxy reports what is no address of a proxy: scheme://host[:port].
+func CheckProxy(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is not http://host or https://host", address)
+	}
+	return nil
+}
+
 // TilesPath is where the ledger's tiles (C2SP tlog-tiles) are served.
 const TilesPath = "/log"
 
@@ -85,7 +98,7 @@ func (p *Process) startHTTP(ctx context.Context, i *issuer.Issuer, f face) error
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: %w", err)
+		return fmt.Errorf("%w: %w", ErrListenHTTP, err)
 	}
 	p.http = "http://" + embed.Reachable(l.Addr())
 	if f.tls != nil {
@@ -235,11 +248,12 @@ var (
 	refused               = prometheus.NewDesc("writ_ledger_witness_refused", "1 where the witness has seen another history.", []string{"witness"}, nil)
 	agentState            = prometheus.NewDesc("writ_agents", "Agents by state.", []string{"state"}, nil)
 	credentialEnds        = prometheus.NewDesc("writ_credential_expires_timestamp_seconds", "When a credential or key ends that ends soon; writ status says what renews it.", []string{"kind", "id"}, nil)
+	lockedDown            = prometheus.NewDesc("writ_lockdown", "1 while the fleet is locked down.", nil, nil)
 	agentRisk             = prometheus.NewDesc("writ_agent_risk_max", "Highest risk of any agent, 0 to 100.", nil, nil)
 )
 
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, published, unmet, refused, agentState, agentRisk, credentialEnds} {
+	for _, d := range []*prometheus.Desc{serviceUp, serviceSeq, serviceWarns, ledgerSize, ledgerVerified, ledgerVerifiedTime, ledgerVerifiedRecords, ledgerBadSeq, published, unmet, refused, agentState, agentRisk, lockedDown, credentialEnds} {
 		ch <- d
 	}
 }
@@ -265,11 +279,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		collectVerified(ch, head.Verified)
 		collectPublished(ch, head.Published)
 	}
+	locked := 0.0
 	states, risk, after := map[schemas.Lock]int{schemas.Active: 0, schemas.Paused: 0, schemas.Suspended: 0, schemas.Killed: 0}, 0, ""
 	for {
 		page, err := m.issuer.Status(ctx, schemas.StatusRequest{PageRequest: schemas.PageRequest{Limit: 1000, After: after}})
 		if err != nil {
 			return
+		}
+		if page.Lockdown != "" {
+			locked = 1
 		}
 		for _, x := range page.Expiring {
 			ch <- prometheus.MustNewConstMetric(credentialEnds, prometheus.GaugeValue, float64(x.Expires.Unix()), x.Kind, x.ID)
@@ -285,6 +303,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for s, n := range states {
 		ch <- prometheus.MustNewConstMetric(agentState, prometheus.GaugeValue, float64(n), string(s))
 	}
+	ch <- prometheus.MustNewConstMetric(lockedDown, prometheus.GaugeValue, locked)
 	ch <- prometheus.MustNewConstMetric(agentRisk, prometheus.GaugeValue, float64(risk))
 }
 

@@ -136,7 +136,7 @@ func TestAControlPlaneWithTLSServesHTTPS(t *testing.T) {
 	if err := json.Unmarshal([]byte(get("/.well-known/jwks.json")), &set); err != nil || len(set.Keys) == 0 {
 		t.Errorf("keys: %v", err)
 	}
-	if b := get("/metrics"); !strings.Contains(b, `writ_agents{state="active"} 2`) || !strings.Contains(b, `writ_service_up{service="intake"} 1`) {
+	if b := get("/metrics"); !strings.Contains(b, `writ_agents{state="active"} 2`) || !strings.Contains(b, `writ_service_up{service="intake"} 1`) || !strings.Contains(b, "writ_lockdown 0") {
 		t.Errorf("metrics: %s", b)
 	}
 	get("/readyz")

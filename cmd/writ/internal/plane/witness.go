@@ -27,6 +27,9 @@ import (
 // publish a checkpoint. Where it is missing, nobody's are asked for.
 const WitnessPolicy = "witness.policy"
 
+// ErrWitnesses is matched where a witness policy can't be read.
+var ErrWitnesses = errors.New("the witness policy")
+
 // lastRound bounds what is shown to witnesses at the end.
 const lastRound = time.Second
 
@@ -37,11 +40,11 @@ func readWitnesses(data string) (*witness.Policy, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the witness policy: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrWitnesses, err)
 	}
 	p, err := witness.ParsePolicy(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(data, WitnessPolicy), err)
+		return nil, fmt.Errorf("%w %s: %w", ErrWitnesses, filepath.Join(data, WitnessPolicy), err)
 	}
 	return p, nil
 }
@@ -53,13 +56,13 @@ func setWitnesses(data, file string) error {
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("the witness policy: %w", err)
+		return fmt.Errorf("%w: %w", ErrWitnesses, err)
 	}
 	if _, err := witness.ParsePolicy(text); err != nil {
-		return fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%w %s: %w", ErrWitnesses, file, err)
 	}
 	if err := checkLogs(data, string(text)); err != nil {
-		return fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%w %s: %w", ErrWitnesses, file, err)
 	}
 	path := filepath.Join(data, WitnessPolicy)
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
