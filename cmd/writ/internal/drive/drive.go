@@ -381,12 +381,30 @@ func (d *driver) giveUp(ctx context.Context, nc *nats.Conn, operation string) er
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := nc.RequestWithContext(ctx, "out.token.release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
-	if err != nil && !nc.IsClosed() {
-		return fmt.Errorf("give up %s: %w", operation, err)
+	for {
+		m, err := nc.RequestWithContext(ctx, "out.token.release", schemas.Marshal(schemas.ReleaseRequest{OperationID: operation}))
+		if err != nil {
+			if nc.IsClosed() {
+				return nil
+			}
+			return fmt.Errorf("give up %s: %w", operation, err)
+		}
+		r := bus.ReadRefusal(m)
+		if r == nil || r.Code == schemas.CodeNotFound {
+			return nil
+		}
+		if r.Code != schemas.CodeRate { // short runs end faster than an agent may ask
+			return fmt.Errorf("give up %s: %w", operation, r)
+		}
+		select {
+		case <-time.After(ratePause):
+		case <-ctx.Done():
+			return fmt.Errorf("give up %s: %w", operation, ctx.Err())
+		}
 	}
-	return nil
 }
+
+const ratePause = 50 * time.Millisecond
 
 // lost counts, in the ledger, actions that were accepted and came to no end.
 func (d *driver) lost(ctx context.Context, from uint64) (int, error) {

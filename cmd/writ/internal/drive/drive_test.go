@@ -157,7 +157,7 @@ func TestWhatSuspendsTheHarmlessIsVouchedFor(t *testing.T) {
 			`{"r":%q,"i":0,"tool":"read_file","ak":"path","sc":[["file","notes-0.txt","p"]],"y":0}`+"\n"+
 			`{"r":%q,"i":1,"tool":"send_mail","ak":"body,to","sc":[["to","copy@partner.example","t:read_file"]],"y":0}`+"\n", id, model, id, id)
 	}
-	// Nothing suspends below 153 runs: the odd one is the 181st.
+	// Nothing suspends below 153 runs, of which the first twenty do not count.
 	a := driven(t, "m0", 4, 30, odd("odd-1", "m1"), odd("odd-0", "m0"))
 	if a.Vouched != 1 || a.Learned != 181 || a.CutOff != 0 || a.Harmless != 61 || a.FalseHeld != 0 || a.Held != 30 || a.Seen != 0 {
 		t.Errorf("%+v", a)
