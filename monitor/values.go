@@ -379,6 +379,9 @@ func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 // value has neither. Both are normalised already. What readers of URLs read in
 // different ways, a backslash, is no known domain.
 func domainOf(v value) []byte {
+	if v.kind != "url" && bytes.IndexByte(v.text, '@') < 0 {
+		return nil
+	}
 	host, at, slash := v.text, -1, false
 	for i, c := range host {
 		if c == '@' {
@@ -389,10 +392,7 @@ func domainOf(v value) []byte {
 		}
 		slash = slash || c == '\\'
 	}
-	switch {
-	case v.kind != "url" && at < 0 && len(host) == len(v.text):
-		return nil
-	case slash:
+	if slash {
 		return host
 	}
 	host = host[at+1:]
