@@ -17,11 +17,12 @@ import (
 
 // Bounds of what can be asked for.
 const (
-	defaultTTL = 300      // seconds, where neither request nor ceiling says
-	maxTask    = 16 << 10 // bytes of a task's text
-	maxScopes  = 120      // scopes, tools and forbidden tools of one capability
-	maxActor   = 200      // bytes of an operator's name
-	maxOpen    = 1000     // operations of one agent that one agent has opened
+	defaultTTL = 300              // seconds, where neither request nor ceiling says
+	maxTask    = 16 << 10         // bytes of a task's text
+	maxScopes  = 120              // scopes, tools and forbidden tools of one capability
+	maxActor   = 200              // bytes of an operator's name
+	moment     = 10 * time.Second // within which a refresh that is asked for again is the same
+	maxOpen    = 1000             // operations of one agent that one agent has opened
 )
 
 // An asker is who asks for a capability: an agent, known by the account that
@@ -56,6 +57,9 @@ type fresh struct {
 	trace string // used where the request names none
 	free  int64  // tokens that are left of what the request is derived from
 	rails *guard.Rails
+	// signs reports whether a token says that the key signed it that signs now;
+	// where it is nil, none does.
+	signs func(token string) bool
 }
 
 // decideIssue says which capability a request gets: all of it, or none.
@@ -479,7 +483,7 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 	if !g.Expires.After(g.NotBefore) {
 		return schemas.Grant{}, schemas.Refuse(schemas.CodeUnauthorized, "the capability for operation %s can't be renewed: that of %s, from which it was derived, ends within this second", req.OperationID, g.ParentAgent)
 	}
-	if req == (schemas.RefreshRequest{OperationID: req.OperationID}) && repeats(g, old.Grant) {
+	if req == (schemas.RefreshRequest{OperationID: req.OperationID}) && f.signs != nil && f.signs(old.Token) && repeats(g, old.Grant) {
 		return old.Grant, nil
 	}
 	return g, nil
@@ -490,7 +494,7 @@ func decideRefresh(s *schemas.State, agent string, req schemas.RefreshRequest, f
 // refreshes in a row would void what was sent under the first of the three.
 func repeats(g, last schemas.Grant) bool {
 	life := last.Expires.Sub(last.NotBefore)
-	if last.Refreshes == "" || g.NotBefore.Sub(last.NotBefore) > life/10 || g.Expires.Sub(g.NotBefore) != life {
+	if last.Refreshes == "" || g.NotBefore.Sub(last.NotBefore) > min(life/10, moment) || g.Expires.Sub(g.NotBefore) != life {
 		return false
 	}
 	g.JTI, g.Refreshes, g.NotBefore, g.Expires, g.Token, g.Notes = last.JTI, last.Refreshes, last.NotBefore, last.Expires, last.Token, last.Notes

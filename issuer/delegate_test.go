@@ -391,7 +391,7 @@ func TestNoSequenceOfRefreshesWidens(t *testing.T) {
 				declareIn(t, s, p)
 			}
 			old := s.GrantOf(a.ID, op)
-			g, err := decideRefresh(s, a.ID, schemas.RefreshRequest{OperationID: op}, fresh{now: at, jti: fmt.Sprintf("j%d-%d-%d", round, i, step)})
+			g, err := decideRefresh(s, a.ID, schemas.RefreshRequest{OperationID: op}, fresh{now: at, jti: fmt.Sprintf("j%d-%d-%d", round, i, step), signs: func(string) bool { return true }})
 			if err != nil {
 				if old.Over(at) == "" && old.Parent() == nil {
 					t.Fatalf("seed %d: %v", seed, err)
@@ -427,6 +427,9 @@ func TestNoSequenceOfRefreshesWidens(t *testing.T) {
 		}
 	}
 	t.Logf("seed %d: %d refreshes, %d of them refused, %d asked a moment before", seed, done, ended, repeated)
+	if repeated < cases/200 {
+		t.Errorf("%d were asked for a moment before: the test shows too little", repeated)
+	}
 	if done-ended < cases/4 {
 		t.Errorf("%d refreshes were granted: the test shows too little", done-ended)
 	}

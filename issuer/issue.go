@@ -88,7 +88,7 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 	if err != nil {
 		return schemas.IssueReply{}, err
 	}
-	if g.Token != "" {
+	if g.Token != "" { // it was signed and logged a moment ago
 		return i.again(g, at)
 	}
 	old := view(i, func(s *schemas.State) schemas.Grant {
@@ -103,7 +103,7 @@ func (i *Issuer) refresh(ctx context.Context, who asker, req schemas.RefreshRequ
 // decided takes a decision on the present state, and says as whom the agent
 // stands in that very state.
 func (i *Issuer) decided(who asker, decide func(*schemas.State, fresh) (schemas.Grant, error)) (schemas.Grant, standing, error) {
-	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace()}
+	f := fresh{now: i.Now(), jti: newJTI(), trace: newTrace(), signs: i.signerNow().Names}
 	i.mu.RLock()
 	defer i.mu.RUnlock()
 	if err := who.stands(i.state); err != nil {
@@ -112,6 +112,12 @@ func (i *Issuer) decided(who asker, decide func(*schemas.State, fresh) (schemas.
 	f.rails = i.rails
 	g, err := decide(i.state, f)
 	return g, i.standingNow(g.Agent), err
+}
+
+func (i *Issuer) signerNow() *capability.Signer {
+	i.signing.RLock()
+	defer i.signing.RUnlock()
+	return i.signer
 }
 
 // grant signs both faces of a capability, logs it, and hands it out if it then

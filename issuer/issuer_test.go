@@ -142,10 +142,15 @@ func TestARefreshAskedForTwiceIsDoneOnce(t *testing.T) {
 	if last := p.lastEvent("ev.analyst-7.token.issued"); last.Seq != once.Seq {
 		t.Errorf("event %d was logged behind %d", last.Seq, once.Seq)
 	}
-	p.clock.advance(once.ExpiresAt.Sub(p.clock.now()) / 5)
+	p.clock.advance(time.Minute)
 	later := refresh()
 	if later.JTI == once.JTI {
 		t.Error("what is asked for later is the same again")
+	}
+	// Whoever has stolen the key must not keep anybody on what it signed.
+	call[schemas.RotateReply](p, schemas.CtlRotate, schemas.RotateRequest{Compromised: true, Reason: "stolen", Actor: "alice"})
+	if rotated := refresh(); rotated.JTI == later.JTI {
+		t.Error("behind a rotation what the former key signed is handed out again")
 	}
 	call[schemas.Receipt](p, schemas.CtlLock, schemas.LockRequest{AgentID: "analyst-7", Lock: schemas.Paused, Reason: "why", Actor: "alice"})
 	if r := ask(t, nc, "out.token.refresh", schemas.RefreshRequest{OperationID: "report"}); r == nil || r.Code != schemas.CodeHeld {

@@ -21,7 +21,7 @@
 // # Without a control plane
 //
 // An identity that loses its connection, or is refused, comes again for as long
-// as it lives, at most every 22 seconds. Who asks meanwhile waits; only where the
+// as it lives, with pauses of up to 22 seconds. Who asks meanwhile waits; only where the
 // server did not admit the identity is it told so at once.
 //
 // # What arrives
@@ -91,7 +91,7 @@ func Connect(_ context.Context, o Options) (*Agent, error) {
 		nats.UserCredentialBytes(o.Creds),
 		nats.MaxReconnects(-1),
 		nats.Timeout(dialWithin),
-		nats.IgnoreAuthErrorAbort(), // who is refused now may be let in again: a lockdown ends
+		nats.IgnoreAuthErrorAbort(), // who is refused now may be let in again: see above
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.ReconnectBufSize(-1), // what is asked while there is no connection is asked anew, not twice
 	}, o.NATS...)...)

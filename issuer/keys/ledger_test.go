@@ -108,6 +108,29 @@ func TestTheLedgersKeyHasASuccessorThatSignsNothingBeforeItsTurn(t *testing.T) {
 	}
 }
 
+// halfway is a folder in which a change got as far as these steps: a file is as it
+// is behind the whole of the change, or, with a "-" before its name, gone.
+func halfway(t *testing.T, first, whole string, steps []string) string {
+	t.Helper()
+	part := copied(t, first)
+	for _, name := range steps {
+		if gone, ok := strings.CutPrefix(name, "-"); ok {
+			if err := os.Remove(filepath.Join(part, Dir, gone)); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(whole, Dir, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(part, Dir, name), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return part
+}
+
 // The machine stops behind any of the files that a rotation of the ledger's key
 // writes or removes: what opens is one pair, the former's or the successor's,
 // and what is run again ends at the successor.
@@ -124,22 +147,7 @@ func TestAnInterruptedRotationOfTheLedgersKeyIsDoneAgain(t *testing.T) {
 	}
 	steps := []string{ledgerTurn, LedgerPolicy, ledgerPub, ledgerNote, "-" + ledgerNext, "-" + nextPub}
 	for n := range len(steps) + 1 {
-		part := copied(t, first)
-		for _, name := range steps[:n] {
-			if gone, ok := strings.CutPrefix(name, "-"); ok {
-				if err := os.Remove(filepath.Join(part, Dir, gone)); err != nil {
-					t.Fatal(err)
-				}
-				continue
-			}
-			b, err := os.ReadFile(filepath.Join(whole, Dir, name))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(part, Dir, name), b, 0o600)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		part := halfway(t, first, whole, steps[:n])
 		want := former
 		if n >= 3 {
 			want = next.Verifier

@@ -132,16 +132,7 @@ func TestAnInterruptedRotationOfTheOperatorsKeyIsDoneAgain(t *testing.T) {
 	}
 	written = append(written, operatorFile, "operator.jwt")
 	for n := range len(written) + 1 {
-		part := copied(t, first)
-		for _, name := range written[:n] {
-			b, err := os.ReadFile(filepath.Join(whole, Dir, name))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(part, Dir, name), b, 0o600)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		part := halfway(t, first, whole, written[:n])
 		if _, err := RotateOperator(part, "root/ada", "test"); err != nil {
 			t.Fatalf("behind %v: %v", written[:n], err)
 		}

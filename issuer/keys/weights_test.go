@@ -118,22 +118,7 @@ func TestAnInterruptedRotationOfTheKeyOfWeightsIsDoneAgain(t *testing.T) {
 	}
 	steps := []string{weightsTurn, weightsPublic, weightsSecret, "-" + weightsNext, "-" + weightsNexts}
 	for n := range len(steps) + 1 {
-		part := copied(t, first)
-		for _, name := range steps[:n] {
-			if gone, ok := strings.CutPrefix(name, "-"); ok {
-				if err := os.Remove(filepath.Join(part, Dir, gone)); err != nil {
-					t.Fatal(err)
-				}
-				continue
-			}
-			b, err := os.ReadFile(filepath.Join(whole, Dir, name))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(part, Dir, name), b, 0o600)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		part := halfway(t, first, whole, steps[:n])
 		if !takes(t, part, kept) {
 			t.Errorf("behind %v: what was signed anew does not serve", steps[:n])
 		}

@@ -59,6 +59,9 @@ func NewSigner(trustDomain string, key ed25519.PrivateKey) (*Signer, error) {
 // KeyID is the kid under which the signer's tokens are verified.
 func (s *Signer) KeyID() string { return s.kid }
 
+// Names reports whether a token of our own says that this key signed it.
+func (s *Signer) Names(token string) bool { return strings.HasPrefix(token, s.head+".") }
+
 // Sign gives the token in compact form (RFC 7515, section 7.1). Claims that no
 // verifier would accept, and tokens over MaxToken, are errors that match
 // ErrMalformed. The first part is go-jose's, which would make it anew for each
